@@ -1,0 +1,3 @@
+//! The `outjet` program.
+
+fn main() {}
