@@ -2,4 +2,8 @@
 
 pub mod error;
 pub mod event;
+pub mod format;
+pub mod guard;
 pub mod lsn;
+pub mod route;
+pub mod window;
