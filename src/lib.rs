@@ -5,5 +5,7 @@ pub mod event;
 pub mod format;
 pub mod guard;
 pub mod lsn;
+pub mod pg;
+pub mod preflight;
 pub mod route;
 pub mod window;

@@ -1,0 +1,4 @@
+//! Postgres.
+
+pub mod catalog;
+pub mod ddl;
