@@ -1,10 +1,12 @@
 //! Streams a Postgres outbox to NATS JetStream from the write-ahead log.
 
+pub mod assemble;
 pub mod error;
 pub mod event;
 pub mod format;
 pub mod guard;
 pub mod lsn;
+pub mod mapping;
 pub mod pg;
 pub mod preflight;
 pub mod route;
