@@ -1,6 +1,7 @@
 //! Streams a Postgres outbox to NATS JetStream from the write-ahead log.
 
 pub mod assemble;
+pub mod command;
 pub mod error;
 pub mod event;
 pub mod format;

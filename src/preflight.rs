@@ -98,8 +98,8 @@ impl Verdict {
 pub fn judge(facts: &Facts, options: &Options) -> Vec<Check> {
     let mut checks = judge_server(facts);
     checks.extend(judge_tables(facts, options));
-    checks.extend(publication::judge(facts, options));
-    checks.extend(slot::judge(facts, options));
+    checks.extend(judge_publication(facts, options));
+    checks.extend(judge_slot(facts, options));
     checks
 }
 
@@ -111,6 +111,11 @@ pub fn judge_server(facts: &Facts) -> Vec<Check> {
 /// The tables alone, without what is published of them.
 pub fn judge_tables(facts: &Facts, options: &Options) -> Vec<Check> {
     table::judge(facts, options)
+}
+
+/// The publication alone, and what it publishes of the tables.
+pub fn judge_publication(facts: &Facts, options: &Options) -> Vec<Check> {
+    publication::judge(facts, options)
 }
 
 /// The slot alone.
@@ -142,13 +147,13 @@ fn nearest<'a>(wanted: &str, candidates: impl Iterator<Item = &'a str>) -> Optio
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::error::Disposition;
     use crate::lsn::Lsn;
     use crate::pg::catalog::{Column, Publication, Server, Slot, Table};
 
-    pub(super) fn options() -> Options {
+    pub(crate) fn options() -> Options {
         let column = |field: &str| RequiredColumn {
             field: field.to_owned(),
             column: field.to_owned(),
@@ -184,6 +189,7 @@ mod tests {
             replication: true,
             rds_replication: false,
             schema_installed: true,
+            schema_owned: true,
         }
     }
 
@@ -218,7 +224,7 @@ mod tests {
     }
 
     /// Everything as it should be.
-    pub(super) fn facts() -> Facts {
+    pub(crate) fn facts() -> Facts {
         Facts {
             server: server(),
             slot: Some(Slot {

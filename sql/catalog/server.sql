@@ -22,10 +22,13 @@ SELECT
     SELECT FROM pg_catalog.pg_roles g
     WHERE g.rolname = 'rds_replication' AND pg_has_role(r.oid, g.oid, 'MEMBER')
   ) AS rds_replication,
-  -- Not to_regclass, which fails without USAGE on the schema.
-  EXISTS (
-    SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-    WHERE n.nspname = 'outbox' AND c.relname = 'schema_version'
-  ) AS schema_installed
+  schema.owned IS NOT NULL AS schema_installed,
+  coalesce(schema.owned, false) AS schema_owned
 FROM pg_catalog.pg_roles r
+-- Not to_regclass, which fails without USAGE on the schema.
+LEFT JOIN LATERAL (
+  SELECT pg_has_role(r.oid, c.relowner, 'USAGE') AS owned
+  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+  WHERE n.nspname = 'outbox' AND c.relname = 'schema_version'
+) schema ON true
 WHERE r.rolname = session_user

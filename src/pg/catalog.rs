@@ -115,6 +115,8 @@ pub struct Server {
     pub rds_replication: bool,
     /// The table `outbox.schema_version` exists.
     pub schema_installed: bool,
+    /// We may do with it what its owner may.
+    pub schema_owned: bool,
 }
 
 impl Server {
@@ -154,6 +156,7 @@ impl Server {
             replication: row.try_get("replication")?,
             rds_replication: row.try_get("rds_replication")?,
             schema_installed: row.try_get("schema_installed")?,
+            schema_owned: row.try_get("schema_owned")?,
         })
     }
 }

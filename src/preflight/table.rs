@@ -167,8 +167,7 @@ fn unusable(field: &str, column: &Column) -> Option<&'static str> {
     let (usable, needed) = match field {
         "created_at" | "deliver_at" | "expires_at" => (among(&[&TIME]), "a timestamp"),
         "headers" | "metadata" | "carrier" => (among(&[&JSON, &TEXT]), "json or jsonb"),
-        "payload_raw" => (among(&[&[BYTEA]]), "bytea"),
-        "payload" => (true, ""),
+        "payload" | "payload_raw" => (true, ""),
         _ => (column.type_oid != BYTEA, "text or a number"),
     };
     (!usable).then_some(needed)
