@@ -68,9 +68,15 @@ impl Process {
         }
     }
 
-    /// Stops it where it stands, as a hung machine would.
-    pub(crate) fn pause(&mut self) {
+    /// Stops it where it stands, as a hung machine would; waits until all its threads stand.
+    pub(crate) async fn pause(&mut self) {
         self.signal(Signal::STOP);
+        let what = format!("{} has stopped", self.name);
+        until_sync(&what, Duration::from_secs(10), || {
+            let state = state(self.child.id());
+            Wait::ready_if(state.starts_with('T'), state)
+        })
+        .await;
     }
 
     /// Lets a paused process go on.
@@ -171,6 +177,19 @@ pub(crate) fn tail(path: &Path) -> String {
 /// Sends a signal to a process that is not our child, such as a server's backend.
 pub(crate) fn signal_process(id: u32, signal: Signal) {
     kill_process(pid(id), signal).unwrap_or_else(|error| panic!("signal process {id}: {error}"));
+}
+
+/// The state of a process: T is stopped, Z has ended and waits to be reaped, "" is gone.
+pub(crate) fn state(id: u32) -> String {
+    if Path::new("/proc/self/status").exists() {
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+        let state = status.lines().find_map(|line| line.strip_prefix("State:"));
+        return state.unwrap_or("").trim().to_owned();
+    }
+    let mut ps = Command::new("ps");
+    let looked = ps.args(["-o", "stat=", "-p", &id.to_string()]).output();
+    let state = looked.expect("run ps").stdout;
+    String::from_utf8_lossy(&state).trim().to_owned()
 }
 
 fn pid(id: u32) -> Pid {

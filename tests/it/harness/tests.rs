@@ -122,7 +122,7 @@ async fn a_paused_server_is_silent_and_goes_on_when_resumed() {
     let mut nats = Nats::start().await;
     let jetstream = nats.jetstream().await;
     jetstream.query_account().await.expect("an answer");
-    nats.process().pause();
+    nats.process().pause().await;
     let silent = tokio::time::timeout(Duration::from_millis(200), jetstream.query_account());
     assert!(silent.await.is_err());
     nats.process().resume();
@@ -185,7 +185,7 @@ async fn servers_and_their_directories_are_gone_soon_after_a_test_was_killed() {
     let claim = "servers_and_their_directories_are_gone_soon_after_a_test_was_killed";
     if let Ok(report) = std::env::var(VICTIM) {
         let (mut postgres, mut nats) = (Postgres::start().await, Nats::start().await);
-        nats.process().pause();
+        nats.process().pause().await;
         let ids = [postgres.process().id(), nats.process().id()];
         let homes = [postgres.host(), nats.home().display().to_string()];
         let words = format!("{} {} {} {}", ids[0], ids[1], homes[0], homes[1]);
@@ -226,13 +226,9 @@ async fn servers_and_their_directories_are_gone_soon_after_a_test_was_killed() {
 }
 
 fn is_running(id: &str) -> bool {
-    let looked = Command::new("ps")
-        .args(["-o", "stat=", "-p", id])
-        .output()
-        .expect("run ps");
-    let state = String::from_utf8_lossy(&looked.stdout);
+    let state = process::state(id.parse().expect("a process id"));
     // A zombie waits for an init that reaps; it runs no more.
-    !state.trim().is_empty() && !state.trim().starts_with('Z')
+    !state.is_empty() && !state.starts_with('Z')
 }
 
 #[test]
