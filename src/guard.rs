@@ -72,7 +72,7 @@ impl Lineage {
     }
 
     /// Whether an entry belongs to the history that the cluster has now.
-    fn holds(&self, mark: &Mark) -> bool {
+    pub fn holds(&self, mark: &Mark) -> bool {
         if !mark.source.same_slot(&self.source) {
             return false;
         }

@@ -1,6 +1,7 @@
 //! Streams a Postgres outbox to NATS JetStream from the write-ahead log.
 
 pub mod assemble;
+pub mod backoff;
 pub mod command;
 pub mod error;
 pub mod event;
@@ -11,4 +12,5 @@ pub mod mapping;
 pub mod pg;
 pub mod preflight;
 pub mod route;
+pub mod sink;
 pub mod window;
