@@ -2,6 +2,7 @@
 
 pub mod assemble;
 pub mod backoff;
+pub mod command;
 pub mod error;
 pub mod event;
 pub mod format;
@@ -9,6 +10,7 @@ pub mod guard;
 pub mod lsn;
 pub mod mapping;
 pub mod pg;
+pub mod preflight;
 pub mod route;
 pub mod sink;
 pub mod window;
