@@ -1,0 +1,3 @@
+//! The commands: what each does with what was typed and configured.
+
+pub mod config;
