@@ -198,12 +198,6 @@ impl Config {
         layers::secret_files(&mut raw, source.as_ref())?;
         check::config(raw, source.as_ref())
     }
-
-    /// Calls `visit` with each key, how its value is shown (secrets redacted; `None`: it has none)
-    /// and where that came from.
-    pub fn each(&self, visit: &mut dyn FnMut(&str, Option<(String, &Origin)>)) {
-        self.raw.each("", visit);
-    }
 }
 
 /// The configuration file, if there is one.

@@ -82,6 +82,12 @@ pub(super) enum SetError {
     Yaml(Box<serde_saphyr::Error>),
 }
 
+/// A value for a person: as YAML without secrets, and where it came from.
+pub(super) type Shown<'a> = (String, &'a Origin);
+
+/// Takes each key with its path and, if it has one, its value.
+pub(super) type Visit<'a> = &'a mut dyn FnMut(&str, Option<Shown<'_>>);
+
 /// A section of keys, or one key.
 pub(super) trait Node {
     /// Adds every key from here on.
@@ -92,9 +98,8 @@ pub(super) trait Node {
     fn set(&mut self, path: &str, text: &str, origin: Origin) -> Result<(), SetError>;
     /// Marks everything here as the default.
     fn make_default(&mut self);
-    /// Calls `visit` for each key with its path and, if it has a value, how that is shown and where
-    /// it came from.
-    fn each(&self, path: &str, visit: &mut dyn FnMut(&str, Option<(String, &Origin)>));
+    /// Calls `visit` for each key.
+    fn each(&self, path: &str, visit: Visit<'_>);
 }
 
 impl<T: Setting> Node for Option<Given<T>> {
@@ -127,7 +132,7 @@ impl<T: Setting> Node for Option<Given<T>> {
         }
     }
 
-    fn each(&self, path: &str, visit: &mut dyn FnMut(&str, Option<(String, &Origin)>)) {
+    fn each(&self, path: &str, visit: Visit<'_>) {
         let shown = |given: &Given<T>| T::shown(&given.written);
         visit(
             path,
@@ -181,7 +186,7 @@ macro_rules! section {
                 $(self.$key.make_default();)+
             }
 
-            fn each(&self, path: &str, visit: &mut dyn FnMut(&str, Option<(String, &Origin)>)) {
+            fn each(&self, path: &str, visit: Visit<'_>) {
                 $(self.$key.each(&join(path, stringify!($key)), visit);)+
             }
         }

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::raw::Node;
 use super::{Config, Origin};
 
 impl Config {
@@ -9,7 +10,7 @@ impl Config {
     pub fn show(&self) -> String {
         let mut text = String::new();
         let mut open: Vec<String> = Vec::new();
-        self.each(&mut |path, value| {
+        self.raw.each("", &mut |path, value| {
             let mut sections: Vec<&str> = path.split('.').collect();
             let key = sections.pop().unwrap_or_default();
             let common = open
@@ -17,8 +18,8 @@ impl Config {
                 .zip(&sections)
                 .take_while(|(a, b)| a == *b)
                 .count();
-            for depth in common..sections.len() {
-                text.push_str(&format!("{}{}:\n", "  ".repeat(depth), sections[depth]));
+            for (depth, section) in sections.iter().enumerate().skip(common) {
+                text.push_str(&format!("{}{section}:\n", "  ".repeat(depth)));
             }
             open = sections
                 .iter()

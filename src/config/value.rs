@@ -300,7 +300,7 @@ impl fmt::Display for Bytes {
         const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
         let mut number = self.0;
         let mut unit = 0;
-        while number != 0 && number % 1024 == 0 && unit + 1 < UNITS.len() {
+        while number != 0 && number.is_multiple_of(1024) && unit + 1 < UNITS.len() {
             number /= 1024;
             unit += 1;
         }
@@ -349,7 +349,7 @@ pub fn duration_text(duration: Duration) -> String {
     let millis = duration.as_millis();
     let unit = UNITS
         .iter()
-        .find(|(_, size)| millis % size == 0 && millis != 0);
+        .find(|(_, size)| millis.is_multiple_of(*size) && millis != 0);
     match unit {
         Some((unit, size)) => format!("{}{unit}", millis / size),
         None if millis == 0 => "0s".to_owned(),
