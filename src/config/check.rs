@@ -73,11 +73,9 @@ impl Check<'_> {
     fn postgres(&self) -> Result<Postgres, Failure> {
         Ok(Postgres {
             url: read!(self.postgres.url).optional().map(|Url(url)| url),
-            slot: read!(self.postgres.slot)
-                .and(|slot: &String| check_slot(slot))?
-                .required(),
+            slot: read!(self.postgres.slot).and_text(check_slot)?.required(),
             publication: read!(self.postgres.publication)
-                .and(|name: &String| check_publication(name))?
+                .and_text(check_publication)?
                 .required(),
             sslmode: read!(self.postgres.sslmode).optional(),
             sslrootcert: read!(self.postgres.sslrootcert).optional(),
@@ -137,7 +135,7 @@ impl Check<'_> {
             tls: self.tls()?,
             connect_timeout: read!(self.nats.connect_timeout).within(WAITS)?.required(),
             inbox_prefix: read!(self.nats.inbox_prefix)
-                .and(|prefix: &String| check_prefix(prefix))?
+                .and_text(check_prefix)?
                 .required(),
             jetstream_domain: read!(self.nats.jetstream_domain).optional(),
         })
@@ -176,9 +174,7 @@ impl Check<'_> {
             .and(|bytes: &Bytes| within(bytes, &(Bytes(0)..=Bytes(i64::MAX.unsigned_abs()))))?
             .required();
         Ok(Stream {
-            name: read!(self.stream.name)
-                .and(|name: &String| check_stream(name))?
-                .required(),
+            name: read!(self.stream.name).and_text(check_stream)?.required(),
             subjects: read!(self.stream.subjects)
                 .and(check_subjects)?
                 .required()
@@ -197,10 +193,10 @@ impl Check<'_> {
             .within(IN_FLIGHT_BYTES)?
             .required();
         Ok(Publish {
-            subject: read!(self.publish.subject).and(not_empty)?.required(),
+            subject: read!(self.publish.subject).and_text(not_empty)?.required(),
             routes: read!(self.publish.routes).and(check_routes)?.required().0,
             format: read!(self.publish.format).required(),
-            source: read!(self.publish.source).and(not_empty)?.optional(),
+            source: read!(self.publish.source).and_text(not_empty)?.optional(),
             on_reject: read!(self.publish.on_reject).required(),
             in_flight_max: read!(self.publish.in_flight_max)
                 .within(IN_FLIGHT)?
@@ -301,6 +297,10 @@ impl<T> Read<T> {
 }
 
 impl Read<String> {
+    fn and_text(self, test: fn(&str) -> Result<(), Refusal>) -> Result<Self, Failure> {
+        self.and(|text| test(text))
+    }
+
     fn file(self) -> Option<PathBuf> {
         self.value.map(PathBuf::from)
     }
@@ -352,7 +352,7 @@ fn within<T: Limited>(value: &T, range: &RangeInclusive<T>) -> Result<(), Refusa
     }
 }
 
-fn not_empty(text: &String) -> Result<(), Refusal> {
+fn not_empty(text: &str) -> Result<(), Refusal> {
     match text.is_empty() {
         true => Err(Refusal::new(
             "is empty",

@@ -1,0 +1,3 @@
+//! What outjet knows of Postgres. Knows nothing of events, sinks, the relay or the configuration.
+
+pub mod pgoutput;
