@@ -2,7 +2,9 @@
 
 pub mod assemble;
 pub mod backoff;
+pub mod cli;
 pub mod command;
+pub mod config;
 pub mod error;
 pub mod event;
 pub mod format;

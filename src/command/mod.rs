@@ -2,6 +2,7 @@
 //! a failure; the program turns that into an exit code.
 
 pub mod check;
+pub mod config;
 pub mod drop;
 pub mod emit;
 pub mod setup;
