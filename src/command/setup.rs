@@ -20,9 +20,15 @@ pub async fn setup(
     out: Out<'_>,
 ) -> Result<(), Failure> {
     let facts = read(client, options).await?;
-    let version = catalog::schema_version(client, &facts.server)
-        .await
-        .map_err(|error| error.failure())?;
+    let native = options
+        .table_names()
+        .contains(&TableName::new("outbox", "events"));
+    let version = if native {
+        let version = catalog::schema_version(client, &facts.server).await;
+        version.map_err(|error| error.failure())?
+    } else {
+        None
+    };
     for step in plan(&facts, version, options)? {
         match step {
             Step::Exists(what) if dry_run => writeln!(out, "-- {what}: exists"),

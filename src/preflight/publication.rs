@@ -1,7 +1,7 @@
 //! The publication, and what it publishes of the tables.
 
 use super::{Check, Options, TableRequirement, Verdict};
-use crate::pg::catalog::{Facts, Publication, Table, TableName};
+use crate::pg::catalog::{Facts, Publication, Server, Table, TableName};
 use crate::pg::ddl;
 
 /// Nothing about the tables if there is no publication: one thing to put right at a time.
@@ -27,7 +27,10 @@ pub(super) fn judge(facts: &Facts, options: &Options) -> Vec<Check> {
         checks.push(check("tables", member(publication, table)));
         if table.published {
             checks.push(check("rows", rows(publication, table)));
-            checks.push(check("columns", columns(publication, wanted, table)));
+            checks.push(check(
+                "columns",
+                columns(publication, wanted, table, &facts.server),
+            ));
         }
     }
     checks.push(check("strangers", strangers(publication, options)));
@@ -113,13 +116,23 @@ fn rows(publication: &Publication, table: &Table) -> Verdict {
     )
 }
 
-fn columns(publication: &Publication, wanted: &TableRequirement, table: &Table) -> Verdict {
+fn columns(
+    publication: &Publication,
+    wanted: &TableRequirement,
+    table: &Table,
+    server: &Server,
+) -> Verdict {
     let exists = |name: &str| table.columns.iter().any(|column| column.name == *name);
-    let hidden = |name: &str| match &table.published_columns {
-        Some(published) => !published.iter().any(|column| column == name),
-        // 14 has no column lists, and publishes no generated columns.
-        None => table.columns.iter().any(|c| c.name == *name && c.generated),
+    // Before 18 generated columns are never published, although attnames lists them.
+    let never = |name: &str| {
+        let generated = table.columns.iter().any(|c| c.name == *name && c.generated);
+        generated && server.major() < 18
     };
+    let unlisted = |name: &str| {
+        let published = table.published_columns.as_ref();
+        published.is_some_and(|published| !published.iter().any(|column| column == name))
+    };
+    let hidden = |name: &str| never(name) || unlisted(name);
     let hidden: Vec<&str> = wanted
         .columns
         .iter()
@@ -309,6 +322,7 @@ mod tests {
     fn generated_column_is_not_published() {
         let mut facts = facts();
         first(&mut facts).columns[2].generated = true;
+        facts.server.version_num = 170_010;
         let text = text(&facts);
         assert!(
             text.contains("hides columns of outbox.events: type\n"),
