@@ -34,7 +34,7 @@ BEGIN
   IF to_regclass('outbox.events') IS NOT NULL THEN
     RAISE EXCEPTION 'a table outbox.events exists that outjet did not make'
       USING ERRCODE = 'duplicate_table',
-        HINT = 'Map its columns in the configuration instead of installing the schema, or rename it.';
+        HINT = 'Map its columns in the configuration instead of installing this, or rename it.';
   END IF;
 
   -- Not CREATE SCHEMA IF NOT EXISTS: that wants CREATE on the database even if it exists.
@@ -94,10 +94,14 @@ END
 $install$;
 
 COMMENT ON SCHEMA outbox IS 'Transactional outbox, published by outjet.';
-COMMENT ON TABLE outbox.events IS 'One row per event; outjet publishes it when the inserting transaction has committed.';
-COMMENT ON COLUMN outbox.events.created_at IS 'When it happened; chooses the partition (days of UTC).';
-COMMENT ON COLUMN outbox.events.payload_raw IS 'Instead of payload: bytes that are sent untouched.';
-COMMENT ON COLUMN outbox.events.topic IS 'The subject; without it the subject comes from aggregatetype and type.';
+COMMENT ON TABLE outbox.events IS
+  'One row per event; outjet publishes it when the inserting transaction has committed.';
+COMMENT ON COLUMN outbox.events.created_at IS
+  'When it happened; chooses the partition (days of UTC).';
+COMMENT ON COLUMN outbox.events.payload_raw IS
+  'Instead of payload: bytes that are sent untouched.';
+COMMENT ON COLUMN outbox.events.topic IS
+  'The subject; without it the subject comes from aggregatetype and type.';
 
 -- Inserts one event and returns its id. Context that is not given comes from the settings
 -- outbox.tenant_id, outbox.correlation_id and outbox.traceparent.
@@ -171,8 +175,9 @@ BEGIN
 
     -- Postgres refuses a partition whose rows stand in DEFAULT. They stay there: moving them would
     -- be an insert, and an insert into the outbox is an event.
-    EXECUTE 'SELECT EXISTS (SELECT FROM outbox.events_default WHERE created_at >= $1 AND created_at < $2)'
-      INTO in_default USING lower::timestamptz, upper::timestamptz;
+    in_default := EXISTS (
+      SELECT FROM outbox.events_default
+      WHERE created_at >= lower::timestamptz AND created_at < upper::timestamptz);
     IF in_default THEN
       RAISE WARNING 'no partition for %: rows of that day are in outbox.events_default', day
         USING HINT = 'They are published from there, and expire_partitions() deletes them in time.';
@@ -183,14 +188,16 @@ BEGIN
     -- and every later writer waits behind it. ATTACH locks DEFAULT alone.
     BEGIN
       EXECUTE format(
-        'CREATE TABLE outbox.%I (LIKE outbox.events INCLUDING ALL) WITH (autovacuum_vacuum_insert_threshold = -1)',
+        'CREATE TABLE outbox.%I (LIKE outbox.events INCLUDING ALL)
+         WITH (autovacuum_vacuum_insert_threshold = -1)',
         part);
       EXECUTE format(
         'ALTER TABLE outbox.events ATTACH PARTITION outbox.%I FOR VALUES FROM (%L) TO (%L)',
         part, lower, upper);
       created := created + 1;
     EXCEPTION
-      WHEN check_violation OR lock_not_available OR duplicate_table OR invalid_object_definition THEN
+      WHEN check_violation OR lock_not_available OR duplicate_table
+        OR invalid_object_definition THEN
         RAISE WARNING 'no partition for %: %', day, SQLERRM;
     END;
   END LOOP;
@@ -226,7 +233,8 @@ DECLARE
 BEGIN
   -- A snapshot older than our locks would not show the rows that came in between.
   IF current_setting('transaction_isolation') <> 'read committed' THEN
-    RAISE EXCEPTION 'expire_partitions() in a % transaction', current_setting('transaction_isolation')
+    RAISE EXCEPTION 'expire_partitions() in a % transaction',
+        current_setting('transaction_isolation')
       USING ERRCODE = 'active_sql_transaction', HINT = 'Call it in a READ COMMITTED transaction.';
   END IF;
   PERFORM pg_advisory_xact_lock(hashtextextended('outbox', 0));
@@ -244,8 +252,8 @@ BEGIN
     SELECT i.inhrelid::regclass
     FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
     WHERE i.inhparent = 'outbox.events'::regclass AND c.relkind = 'r'
-      AND substring(pg_get_expr(c.relpartbound, c.oid) FROM $bound$TO \('([^']+)'\)$bound$)::timestamptz
-        <= cutoff
+      AND substring(pg_get_expr(c.relpartbound, c.oid)
+        FROM $bound$TO \('([^']+)'\)$bound$)::timestamptz <= cutoff
     ORDER BY 1
   LOOP
     BEGIN

@@ -38,8 +38,8 @@ pub async fn setup(
                 if what.starts_with(SLOT) {
                     tell_open_writers(client, out).await?;
                 }
-                execute(client, &what, &sql).await?;
-                writeln!(out, "created  {what}")
+                let done = execute(client, &what, &sql).await?;
+                writeln!(out, "{done}  {what}")
             }
         }
         .map_err(unwritten)?;
@@ -227,14 +227,20 @@ async fn tell_open_writers(client: &Client, out: Out<'_>) -> Result<(), Failure>
     out.flush().map_err(unwritten)
 }
 
-async fn execute(client: &Client, what: &str, sql: &str) -> Result<(), Failure> {
+/// Says what became of it: two copies may set up at once, and the later finds it there.
+async fn execute(client: &Client, what: &str, sql: &str) -> Result<&'static str, Failure> {
     let Err(error) = client.batch_execute(sql).await else {
-        return Ok(());
+        return Ok("created");
     };
     // install.sql has a transaction of its own, which is open still. If this fails, too, the
     // connection is gone, which `error` says better.
     let _gone = client.batch_execute("ROLLBACK").await;
-    let mut failure = Error::new(format!("create {what}"), error).failure();
+    let error = Error::new(format!("create {what}"), error);
+    // duplicate_object: a publication, a table in it, a slot.
+    if error.sqlstate() == Some("42710") {
+        return Ok("exists ");
+    }
+    let mut failure = error.failure();
     if failure.exit == Exit::NotPermitted {
         "outjet setup --dry-run prints the SQL: have the owner of the database execute it."
             .clone_into(&mut failure.problem.fix);

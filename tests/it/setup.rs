@@ -5,6 +5,7 @@ use std::time::Duration;
 use outjet::command::{check, drop, emit, setup, status};
 use outjet::error::{Disposition, Exit, Failure};
 use outjet::pg::catalog::TableName;
+use outjet::pg::ddl::INSTALL;
 use outjet::preflight::{Check, Options, RequiredColumn, TableRequirement, Verdict, first_failure};
 
 use crate::harness::postgres::Session;
@@ -82,6 +83,41 @@ async fn second_setup_finds_everything_and_check_passes() {
 }
 
 #[tokio::test]
+async fn two_copies_may_set_up_at_once() {
+    let postgres = Postgres::start().await;
+    let (one, two) = (postgres.connect().await, postgres.connect().await);
+    let native = native();
+    let (first, second) = tokio::join!(set_up(&one, &native), set_up(&two, &native));
+    first.expect("set up");
+    second.expect("set up");
+    assert_eq!(first_failure(&checks(&one, &native).await), None);
+}
+
+#[tokio::test]
+async fn standby_is_told_and_cannot_be_waited_on() {
+    let mut postgres = Postgres::start().await;
+    postgres.connect().await.run(INSTALL).await;
+    postgres.stop(Stop::Fast).await;
+    std::fs::write(postgres.data().join("standby.signal"), "").expect("write standby.signal");
+    postgres.start_again().await;
+    let client = postgres.connect().await;
+    let found = checks(&client, &native()).await;
+    let failure = first_failure(&found).expect("a standby");
+    assert_eq!(failure.disposition, Disposition::Retry);
+    assert_eq!(failure.problem.problem, "The server is a standby");
+    let refused = client.batch_execute("SELECT outbox.wait_published()").await;
+    let code = refused.expect_err("a standby").code().cloned();
+    assert_eq!(
+        code.map(|code| code.code().to_owned()).as_deref(),
+        Some("55000")
+    );
+    assert_eq!(
+        client.text("SELECT count(*) FROM outbox.slot_status").await,
+        "0"
+    );
+}
+
+#[tokio::test]
 async fn slot_fails_over_where_the_server_can_do_that() {
     let (postgres, client) = ready().await;
     let failover =
@@ -121,7 +157,10 @@ async fn odd_names_are_set_up_checked_and_found_in_the_slot() {
     let postgres = Postgres::start().await;
     let client = postgres.connect().await;
     client
-        .run(r#"CREATE SCHEMA "we""ird"; CREATE TABLE "we""ird"."Out.Box'" ("Id" uuid, "pay\load" json)"#)
+        .run(
+            r#"CREATE SCHEMA "we""ird";
+               CREATE TABLE "we""ird"."Out.Box'" ("Id" uuid, "pay\load" json)"#,
+        )
         .await;
     let mut options = options("we\"ird", "Out.Box'", &["Id", "pay\\load"]);
     options.publication = "Pub\"li'c".to_owned();

@@ -20,7 +20,10 @@ async fn installed() -> (Postgres, Session) {
 /// A slot that a test confirms by hand, with the publication before it.
 async fn with_slot(client: &Session) {
     client
-        .run("CREATE PUBLICATION outjet FOR TABLE outbox.events WITH (publish = 'insert', publish_via_partition_root = true)")
+        .run(
+            "CREATE PUBLICATION outjet FOR TABLE outbox.events
+             WITH (publish = 'insert', publish_via_partition_root = true)",
+        )
         .await;
     client
         .run("SELECT pg_create_logical_replication_slot('outjet', 'pgoutput')")
@@ -74,7 +77,7 @@ async fn installing_again_or_twice_at_once_changes_nothing() {
 
 #[tokio::test]
 async fn newer_schema_and_foreign_table_are_left_alone() {
-    let (_postgres, client) = installed().await;
+    let (postgres, client) = installed().await;
     client
         .run("INSERT INTO outbox.schema_version VALUES (99)")
         .await;
@@ -84,7 +87,7 @@ async fn newer_schema_and_foreign_table_are_left_alone() {
         "schema \"outbox\" is at version 99, this file installs version 1"
     );
     client.run("CREATE DATABASE other; ").await;
-    let other = Session::connect(&_postgres.url_as("postgres", "other")).await;
+    let other = Session::connect(&postgres.url_as("postgres", "other")).await;
     other
         .run("CREATE SCHEMA outbox; CREATE TABLE outbox.events (n int)")
         .await;
@@ -173,7 +176,8 @@ async fn message_is_seen_only_if_the_work_is_committed() {
 #[tokio::test]
 async fn emit_takes_given_context_before_that_of_the_session() {
     let (_postgres, client) = installed().await;
-    let context = "SELECT string_agg(concat_ws('/', aggregateid, tenant_id, correlation_id, traceparent), ' ' ORDER BY aggregateid) FROM outbox.events";
+    let context = "SELECT string_agg(concat_ws('/', aggregateid, tenant_id, correlation_id,
+        traceparent), ' ' ORDER BY aggregateid) FROM outbox.events";
     client.run("SELECT outbox.emit('a', '1', 't')").await;
     client
         .run(
@@ -240,7 +244,8 @@ async fn partitions_are_days_of_utc_whatever_the_session_says() {
     let bound = format!(
         "SELECT pg_get_expr(relpartbound, oid) =
            format('FOR VALUES FROM (%L) TO (%L)',
-             {DAY} + 9, 'YYYY-MM-DD') || ' 00:00:00+00', {DAY} + 10, 'YYYY-MM-DD') || ' 00:00:00+00')
+             {DAY} + 9, 'YYYY-MM-DD') || ' 00:00:00+00',
+             {DAY} + 10, 'YYYY-MM-DD') || ' 00:00:00+00')
          FROM pg_class WHERE relname = 'events_' || {DAY} + 9, 'YYYYMMDD')"
     );
     client
@@ -295,7 +300,8 @@ async fn old_rows_in_default_go_when_they_are_confirmed() {
     let (_postgres, client) = installed().await;
     with_slot(&client).await;
     let old = "INSERT INTO outbox.events (aggregatetype, aggregateid, type, created_at)
-               VALUES ('a', '1', 't', now() - interval '8 days'), ('a', '2', 't', now() - interval '6 days')";
+               VALUES ('a', '1', 't', now() - interval '8 days'),
+                      ('a', '2', 't', now() - interval '6 days')";
     client.run(old).await;
     client.run("SELECT outbox.expire_partitions()").await;
     assert_eq!(client.text("SELECT count(*) FROM outbox.events").await, "2");
