@@ -13,6 +13,8 @@ pub mod lsn;
 pub mod mapping;
 pub mod pg;
 pub mod preflight;
+pub mod relay;
 pub mod route;
 pub mod sink;
+pub mod term;
 pub mod window;
