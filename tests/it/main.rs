@@ -3,3 +3,4 @@
 mod harness;
 mod setup;
 mod sql;
+mod tidy;
