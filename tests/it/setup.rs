@@ -47,7 +47,7 @@ async fn dropped(client: &Session, force: bool) -> Result<String, Failure> {
 }
 
 async fn checks(client: &Session, options: &Options) -> Vec<Check> {
-    check::check(client, options).await.expect("facts")
+    check::check(client, options).await.expect("facts").0
 }
 
 /// The first failure of a check, in its three lines.
@@ -262,7 +262,7 @@ async fn role_with_replication_alone_can_check_but_not_set_up() {
     assert_eq!(failure.exit, Exit::NotPermitted);
     assert_eq!(failure.problem.problem, "Role plain may not replicate");
     let repl = Session::connect(&postgres.url_as("repl", "postgres")).await;
-    let found = check::check(&repl, &native()).await.expect("facts");
+    let found = check::check(&repl, &native()).await.expect("facts").0;
     assert_eq!(first_failure(&found), None);
     client.run("CREATE TABLE public.mine (id uuid)").await;
     let failure = set_up(&repl, &options("public", "mine", &["id"])).await;
@@ -373,7 +373,7 @@ async fn assert_mended(client: &Session, problem: &str) {
     let failure = first_failure(&checks).expect("something fails");
     assert!(failure.problem.problem.contains(problem), "{failure}");
     client.run(&failure.problem.fix).await;
-    let checks = check::check(client, &native()).await.expect("facts");
+    let checks = check::check(client, &native()).await.expect("facts").0;
     assert_eq!(first_failure(&checks), None);
 }
 
