@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 use crate::cli;
 use crate::config::{Config, DEFAULTS, Override, SEARCHED, Sources, json_schema};
-use crate::error::{Exit, Failure, Problem};
+use crate::error::Failure;
 
 /// Reads the configuration that the command line asks for.
 pub fn load(
@@ -64,14 +64,7 @@ pub(super) fn print(out: &mut dyn Write, text: &[u8]) -> Result<(), Failure> {
         Ok(()) => Ok(()),
         // `outjet config default | head`: whoever reads has enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        Err(error) => Err(Failure::halt(
-            Exit::Unavailable,
-            Problem::new(
-                "cannot write the output",
-                error.to_string(),
-                "make room or another place for it",
-            ),
-        )),
+        Err(error) => Err(super::unwritten(error)),
     }
 }
 
@@ -80,6 +73,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+    use crate::error::Exit;
 
     fn printed(typed: &[&str]) -> Result<String, Failure> {
         let cli = cli::Cli::try_parse_from(typed).unwrap();

@@ -1,1 +1,4 @@
 //! Integration tests: the real binary against real servers.
+
+mod harness;
+mod tidy;
