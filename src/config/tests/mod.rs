@@ -1,7 +1,10 @@
 //! What a person meets: values from every source, and the exact text of every complaint.
 
+#[cfg(test)]
 mod mistakes;
+#[cfg(test)]
 mod sources;
+#[cfg(test)]
 mod values;
 
 use std::collections::BTreeMap;
