@@ -77,14 +77,15 @@ impl Params {
         let sslrootcert = given.take("sslrootcert").map(RootCert::from);
         let passfile = given.take("passfile").map(PathBuf::from);
         given.refuse_unsupported()?;
+        let sslmode = given.sslmode(sslrootcert.as_ref())?;
         Ok(Self {
             hosts: given.hosts()?,
             password: given.take("password").map(Secret::new),
             passfile: passfile.or_else(|| Some(home.as_ref()?.join(".pgpass"))),
             dbname: given.take("dbname").unwrap_or_else(|| user.clone()),
             user,
-            sslmode: given.sslmode(sslrootcert.as_ref())?,
-            sslnegotiation: given.parse_or_default("sslnegotiation")?,
+            sslmode,
+            sslnegotiation: given.sslnegotiation(sslmode)?,
             sslrootcert,
             sslcert: given.take("sslcert").map(PathBuf::from),
             sslkey: given.take("sslkey").map(PathBuf::from),
@@ -113,8 +114,8 @@ impl fmt::Display for Params {
     }
 }
 
-/// libpq waits for ever; a standby must get on to the next host. Ten seconds is libpq's documentation's
-/// own example, and more than a TLS login across the world takes.
+/// libpq waits for ever; a standby must get on to the next host. A TLS login across the world takes
+/// one or two seconds.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One server. `Display` is `host:port`.
@@ -587,6 +588,17 @@ impl Given {
                 Err(ParamsError::WeakSslMode(sslmode))
             }
             sslmode => Ok(sslmode),
+        }
+    }
+
+    /// libpq: with a weaker mode one could not fall back.
+    fn sslnegotiation(&mut self, sslmode: SslMode) -> Result<SslNegotiation, ParamsError> {
+        match self.parse_or_default("sslnegotiation")? {
+            SslNegotiation::Direct if sslmode < SslMode::Require => Err(ParamsError::Unsupported {
+                keyword: "sslnegotiation",
+                reason: "direct needs sslmode=require or stronger",
+            }),
+            negotiation => Ok(negotiation),
         }
     }
 

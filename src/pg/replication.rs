@@ -1,8 +1,8 @@
 //! A walsender session: commands first, then the stream of one slot, with status updates going the
 //! other way. Knows the CopyData layer, not what pgoutput says inside it.
 //!
-//! Invariant: a status update never confirms less than an earlier one, nor more than the server
-//! has sent. Postgres checks neither, and loses events silently at the next connect.
+//! Invariant: a status update never confirms less than an earlier one, nor more than where the slot
+//! stood or the server has sent. Postgres checks neither, and loses events silently at the next connect.
 
 use std::fmt::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -230,6 +230,8 @@ pub struct Stream {
     conn: Box<Conn>,
     /// The latest status update that has not left for the queue yet; a newer one takes its place.
     status: Option<Status>,
+    /// Of the first status update: where the slot stood, before anything was sent.
+    confirmed_first: Option<Lsn>,
     /// Of the last status update queued.
     confirmed: Lsn,
     /// Highest position seen in any header.
@@ -248,6 +250,7 @@ impl Stream {
         Self {
             conn,
             status: None,
+            confirmed_first: None,
             confirmed: Lsn::ZERO,
             sent: Lsn::ZERO,
         }
@@ -294,8 +297,8 @@ impl Stream {
     /// nothing, only the latest is kept.
     ///
     /// # Panics
-    /// If `confirmed` goes back or is ahead of everything the server sent: both are bugs that lose
-    /// events.
+    /// If `confirmed` goes back, or on from the first one given to beyond everything the server
+    /// sent: both are bugs that lose events.
     pub fn queue_status(
         &mut self,
         received: Lsn,
@@ -308,8 +311,9 @@ impl Stream {
             "confirmed goes back from {} to {confirmed}",
             self.confirmed
         );
+        let first = *self.confirmed_first.get_or_insert(confirmed);
         assert!(
-            confirmed <= self.sent || confirmed == Lsn::ZERO,
+            confirmed <= self.sent || confirmed == first,
             "confirmed {confirmed} is ahead of {}, the last that the server sent",
             self.sent
         );

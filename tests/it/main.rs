@@ -1,6 +1,8 @@
 //! Integration tests: the real binary against real servers.
 
+mod auth_tls;
 mod harness;
+mod replication;
 mod setup;
 mod sql;
 mod tidy;

@@ -148,14 +148,15 @@ impl Told<'_> {
     }
 
     fn untrusted(&self, reason: &rustls::CertificateError) -> Failure {
-        use rustls::CertificateError::{NotValidForName, NotValidForNameContext, UnknownIssuer};
+        use rustls::CertificateError as Reason;
         let fix = match reason {
-            NotValidForName | NotValidForNameContext { .. } => {
+            Reason::NotValidForName | Reason::NotValidForNameContext { .. } => {
                 "connect by a name in its subjectAltName (a common name alone does not count), issue \
                  it again with that name, or check the authority only: sslmode=verify-ca"
                     .to_owned()
             }
-            UnknownIssuer => format!(
+            // The latter if an authority of the same name signed it.
+            Reason::UnknownIssuer | Reason::BadSignature => format!(
                 "name its authority's certificate with sslrootcert=/path/to/root.crt; who signed \
                  it: openssl s_client -starttls postgres -connect {} </dev/null",
                 self.at
