@@ -261,8 +261,9 @@ async fn execute(client: &Client, what: &str, sql: &str) -> Result<&'static str,
     // connection is gone, which `error` says better.
     let _gone = client.batch_execute("ROLLBACK").await;
     let error = Error::new(format!("create {what}"), error);
-    // duplicate_object: a publication, a table in it, a slot.
-    if error.sqlstate() == Some("42710") {
+    // duplicate_object; or unique_violation, in the catalog, if it came just between Postgres's own
+    // look and its insert. If it is another thing under our name, the checks afterwards say so.
+    if matches!(error.sqlstate(), Some("42710" | "23505")) {
         return Ok("exists ");
     }
     let mut failure = error.failure();
