@@ -2,7 +2,8 @@
 //! other way. Knows the CopyData layer, not what pgoutput says inside it.
 //!
 //! Invariant: a status update never confirms less than an earlier one, nor more than where the slot
-//! stood or the server has sent. Postgres checks neither, and loses events silently at the next connect.
+//! stood or the server has sent. Postgres checks neither, and loses events silently at the next
+//! connect.
 
 use std::fmt::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -184,12 +184,10 @@ async fn session_identifies_the_cluster_and_quiets_what_its_role_was_set_to() {
     assert!(session.timeline_history(1).await.expect("none").is_empty());
     let error = session.timeline_history(2).await.expect_err("no such file");
     assert_eq!(error.sqlstate(), Some("58P01"));
-    let sql = r"SELECT now()::text LIKE '____-__-__ %+00', '\x00ff'::bytea, 0.1::float4 + 0.2::float8, \
-                current_setting('statement_timeout'), current_setting('idle_session_timeout'), NULL";
-    let rows = session
-        .query(&sql.replace("\\\n", ""))
-        .await
-        .expect("a row");
+    let sql = r"SELECT now()::text LIKE '____-__-__ %+00', '\x00ff'::bytea,
+                0.1::float4 + 0.2::float8, current_setting('statement_timeout'),
+                current_setting('idle_session_timeout'), NULL";
+    let rows = session.query(sql).await.expect("a row");
     let expected = ["t", r"\x00ff", "0.30000000149011613", "0", "0"];
     let mut expected = expected.map(|value| Some(value.to_owned())).to_vec();
     expected.push(None);
