@@ -3,3 +3,5 @@
 mod auth_tls;
 mod harness;
 mod replication;
+mod sql;
+mod tidy;
