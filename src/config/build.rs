@@ -80,6 +80,17 @@ impl Config {
         })
     }
 
+    /// A subject as the template and the routes make it, to see whether a stream covers it.
+    pub fn sample_subject(&self) -> Result<String, Failure> {
+        let options = self.assemble_options("")?;
+        let mut subject = String::new();
+        options.subject.render(&mut subject, |_| Some("x"));
+        let mut routes = options.routes.iter();
+        Ok(routes
+            .find_map(|route| route.apply(&subject))
+            .unwrap_or(subject))
+    }
+
     /// Where events go.
     pub fn sink_options(&self) -> jetstream::Options {
         let (nats, stream) = (&self.nats, &self.stream);
