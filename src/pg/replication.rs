@@ -1,8 +1,8 @@
 //! A walsender session: commands first, then the stream of one slot, with status updates going the
 //! other way. Knows the CopyData layer, not what pgoutput says inside it.
 //!
-//! Invariant: a status update never confirms less than an earlier one, nor more than where the slot
-//! stood or the server has sent. Postgres checks neither, and loses events silently at the next connect.
+//! Invariant: a status update never confirms less than an earlier one, nor more than the server
+//! has sent. Postgres checks neither, and loses events silently at the next connect.
 
 use std::fmt::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -230,8 +230,6 @@ pub struct Stream {
     conn: Box<Conn>,
     /// The latest status update that has not left for the queue yet; a newer one takes its place.
     status: Option<Status>,
-    /// Of the first status update: where the slot stood, before anything was sent.
-    confirmed_first: Option<Lsn>,
     /// Of the last status update queued.
     confirmed: Lsn,
     /// Highest position seen in any header.
@@ -250,7 +248,6 @@ impl Stream {
         Self {
             conn,
             status: None,
-            confirmed_first: None,
             confirmed: Lsn::ZERO,
             sent: Lsn::ZERO,
         }
@@ -292,36 +289,26 @@ impl Stream {
     }
 
     /// Says what we have: `received` of what the server sent, `confirmed` of what it may forget;
-    /// `None` leaves the slot where it is.
+    /// `None` before anything was leaves the slot where it is.
     /// It leaves with the next [`Stream::recv`] or [`Stream::flush`]; while the server takes
     /// nothing, only the latest is kept.
     ///
     /// # Panics
-    /// If `confirmed` goes back, or on from the first one given to beyond everything the server
-    /// sent: both are bugs that lose events.
+    /// If `confirmed` goes back or is ahead of everything the server sent: both are bugs that lose
+    /// events.
     pub fn queue_status(
         &mut self,
         received: Lsn,
         confirmed: Option<Confirmed>,
         reply_requested: bool,
     ) {
-        let confirmed = confirmed.map_or(Lsn::ZERO, Confirmed::lsn);
-        assert!(
-            confirmed >= self.confirmed,
-            "confirmed goes back from {} to {confirmed}",
-            self.confirmed
-        );
-        let first = *self.confirmed_first.get_or_insert(confirmed);
-        assert!(
-            confirmed <= self.sent || confirmed == first,
-            "confirmed {confirmed} is ahead of {}, the last that the server sent",
-            self.sent
-        );
+        if let Some(confirmed) = confirmed {
+            self.confirm(confirmed.lsn());
+        }
         let reply_requested = reply_requested || self.status.is_some_and(|s| s.reply_requested);
-        self.confirmed = confirmed;
         self.status = Some(Status {
-            received: received.max(confirmed),
-            confirmed,
+            received: received.max(self.confirmed),
+            confirmed: self.confirmed,
             reply_requested,
         });
         self.move_status();
@@ -349,6 +336,20 @@ impl Stream {
     pub async fn close(mut self) {
         self.move_status();
         self.conn.close().await;
+    }
+
+    fn confirm(&mut self, confirmed: Lsn) {
+        assert!(
+            confirmed >= self.confirmed,
+            "confirmed goes back from {} to {confirmed}",
+            self.confirmed
+        );
+        assert!(
+            confirmed <= self.sent,
+            "confirmed {confirmed} is ahead of {}, the last that the server sent",
+            self.sent
+        );
+        self.confirmed = confirmed;
     }
 
     /// A status update is queued only when the one before it is gone, so that they cannot pile up.

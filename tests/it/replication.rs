@@ -7,6 +7,7 @@ use outjet::lsn::Lsn;
 use outjet::pg::control::Control;
 use outjet::pg::params::Params;
 use outjet::pg::replication::{Frame, Session, Stream};
+use outjet::window::{Limits, Window};
 use tokio::time::timeout;
 
 use crate::harness::{Postgres, Stop, Wait, until};
@@ -59,6 +60,16 @@ async fn until_commit(stream: &mut Stream) -> Lsn {
     }
 }
 
+/// Only a window makes what is confirmed.
+fn confirm(stream: &mut Stream, lsn: Lsn) {
+    let limits = Limits {
+        events_max: 1,
+        bytes_max: 1,
+    };
+    let window = Window::new(limits, lsn);
+    stream.queue_status(lsn, Some(window.confirmed()), false);
+}
+
 const CONFIRMED: &str = "SELECT confirmed_flush_lsn FROM pg_replication_slots";
 
 #[tokio::test]
@@ -71,7 +82,7 @@ async fn confirmed_position_reaches_the_slot_and_what_was_confirmed_is_not_sent_
     client
         .run("INSERT INTO t SELECT generate_series(2, 1000)")
         .await;
-    stream.queue_status(first, first, false);
+    confirm(&mut stream, first);
     stream.flush().await.expect("written");
     client.until_text(CONFIRMED, &first.to_string(), SOON).await;
     let second = until_commit(&mut stream).await;
@@ -87,7 +98,7 @@ async fn confirmed_position_reaches_the_slot_and_what_was_confirmed_is_not_sent_
         second,
         "the first is not sent again"
     );
-    stream.queue_status(second, second, false);
+    confirm(&mut stream, second);
     stream.close().await;
     client
         .until_text(CONFIRMED, &second.to_string(), SOON)
@@ -137,9 +148,7 @@ async fn server_that_stops_ends_the_stream_in_order_and_one_that_crashes_does_no
         let error = loop {
             match timeout(SOON, stream.recv()).await.expect("an end in time") {
                 // A fast stop waits until all that was sent is confirmed.
-                Ok(Frame::Keepalive { wal_end, .. }) => {
-                    stream.queue_status(wal_end, wal_end, false)
-                }
+                Ok(Frame::Keepalive { wal_end, .. }) => confirm(&mut stream, wal_end),
                 Ok(_) => {}
                 Err(error) => break error,
             }
@@ -184,12 +193,10 @@ async fn session_identifies_the_cluster_and_quiets_what_its_role_was_set_to() {
     assert!(session.timeline_history(1).await.expect("none").is_empty());
     let error = session.timeline_history(2).await.expect_err("no such file");
     assert_eq!(error.sqlstate(), Some("58P01"));
-    let sql = r"SELECT now()::text LIKE '____-__-__ %+00', '\x00ff'::bytea, 0.1::float4 + 0.2::float8, \
-                current_setting('statement_timeout'), current_setting('idle_session_timeout'), NULL";
-    let rows = session
-        .query(&sql.replace("\\\n", ""))
-        .await
-        .expect("a row");
+    let sql = r"SELECT now()::text LIKE '____-__-__ %+00', '\x00ff'::bytea,
+                0.1::float4 + 0.2::float8, current_setting('statement_timeout'),
+                current_setting('idle_session_timeout'), NULL";
+    let rows = session.query(sql).await.expect("a row");
     let expected = ["t", r"\x00ff", "0.30000000149011613", "0", "0"];
     let mut expected = expected.map(|value| Some(value.to_owned())).to_vec();
     expected.push(None);

@@ -3,6 +3,7 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 use super::*;
+use crate::error::{Disposition, Exit};
 use crate::pg::error::Error;
 use crate::pg::socket::Socket;
 
@@ -202,5 +203,48 @@ async fn stranger_cannot_make_us_buffer_much() {
     assert!(
         error.to_string().contains("larger than the limit of 30000"),
         "{error}"
+    );
+}
+
+#[tokio::test]
+async fn pooler_is_recognised_by_its_answer_to_the_startup_packet() {
+    let refuse = async |peer: &mut DuplexStream| {
+        let fields = b"SFATAL\0C08P01\0Munsupported startup parameter: replication\0\0";
+        let len = u32::try_from(fields.len() + 4).unwrap().to_be_bytes();
+        peer.write_all(&[b"E", &len[..], fields].concat())
+            .await
+            .unwrap();
+        Vec::new()
+    };
+    let (error, _) = log_in(Protection::None, "", refuse).await;
+    let failure = error.failure(&params(""));
+    assert_eq!(
+        (failure.disposition, failure.exit),
+        (Disposition::Halt, Exit::Config)
+    );
+    let told = failure.to_string();
+    assert!(told.contains("h:5432 is a connection pooler"), "{told}");
+    assert!(
+        told.contains("unsupported startup parameter: replication"),
+        "{told}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn silent_server_is_given_up_after_the_connect_timeout() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let params = Params::parse(&format!("host=127.0.0.1 port={port} user=u"), &|_| None).unwrap();
+    let error = Conn::connect(&params, &[])
+        .await
+        .err()
+        .expect("nobody answers");
+    let failure = error.failure(&params);
+    assert_eq!(failure.disposition, Disposition::Retry);
+    let told = failure.to_string();
+    assert!(told.contains("no answer within 10 s"), "{told}");
+    assert!(
+        told.contains(&format!("pg_isready -h 127.0.0.1 -p {port}")),
+        "{told}"
     );
 }

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 use super::*;
+use crate::window::{Limits, Window};
 
 /// Large enough for what these tests send, small enough to be refused.
 const MESSAGE_BYTES_MAX: usize = 1000;
@@ -38,11 +39,14 @@ fn words(code: &str) -> ServerMessage {
     }
 }
 
+/// A server that has sent up to 0/9 already.
 fn streaming() -> (Stream, DuplexStream) {
     let (ours, theirs) = tokio::io::duplex(1 << 16);
     let mut conn = Conn::scripted(ours, MESSAGE_BYTES_MAX);
     conn.phase = Phase::Stream;
-    (Stream::new(Box::new(conn)), theirs)
+    let mut stream = Stream::new(Box::new(conn));
+    stream.sent = Lsn::new(9);
+    (stream, theirs)
 }
 
 /// What `recv` makes of these bytes, followed by the end of the connection.
@@ -162,9 +166,7 @@ async fn one_read_brings_all_frames_that_are_there() {
 #[tokio::test]
 async fn status_update_is_laid_out_as_the_server_reads_it() {
     let (mut stream, mut peer) = streaming();
-    peer.write_all(&keepalive(9, 1)).await.unwrap();
-    stream.recv().await.unwrap();
-    stream.queue_status(Lsn::new(9), Lsn::new(7), true);
+    queue_status(&mut stream, Lsn::new(9), Lsn::new(7), true);
     assert!(stream.wants_flush());
     stream.flush().await.unwrap();
     assert!(!stream.wants_flush());
@@ -179,7 +181,7 @@ async fn status_update_is_laid_out_as_the_server_reads_it() {
 #[tokio::test]
 async fn waiting_for_a_frame_writes_what_is_queued() {
     let (mut stream, mut peer) = streaming();
-    stream.queue_status(Lsn::new(3), Lsn::new(3), false);
+    queue_status(&mut stream, Lsn::new(3), Lsn::new(3), false);
     let answer = async {
         let mut status = [0; 39];
         peer.read_exact(&mut status).await.unwrap();
@@ -197,7 +199,7 @@ async fn status_updates_do_not_pile_up_while_the_server_takes_none() {
     let mut stream = Stream::new(Box::new(conn));
     stream.sent = Lsn::new(1000);
     for lsn in 1..=1000 {
-        stream.queue_status(Lsn::new(lsn), Lsn::new(lsn), lsn == 500);
+        queue_status(&mut stream, Lsn::new(lsn), Lsn::new(lsn), lsn == 500);
         tokio::select! {
             biased;
             _ = stream.flush() => panic!("39 bytes do not fit into 16"),
@@ -218,25 +220,22 @@ async fn status_updates_do_not_pile_up_while_the_server_takes_none() {
 #[should_panic(expected = "confirmed goes back from 0/2 to 0/1")]
 async fn confirmed_that_goes_back_is_a_bug() {
     let (mut stream, _peer) = streaming();
-    stream.queue_status(Lsn::new(2), Lsn::new(2), false);
-    stream.queue_status(Lsn::new(2), Lsn::new(1), false);
+    queue_status(&mut stream, Lsn::new(2), Lsn::new(2), false);
+    queue_status(&mut stream, Lsn::new(2), Lsn::new(1), false);
 }
 
 #[tokio::test]
 #[should_panic(expected = "confirmed 0/A is ahead of 0/9")]
 async fn confirmed_ahead_of_what_was_sent_is_a_bug() {
-    let (mut stream, mut peer) = streaming();
-    stream.queue_status(Lsn::ZERO, Lsn::ZERO, false);
-    peer.write_all(&keepalive(9, 0)).await.unwrap();
-    stream.recv().await.unwrap();
-    stream.queue_status(Lsn::new(9), Lsn::new(9), false);
-    stream.queue_status(Lsn::new(10), Lsn::new(10), false);
+    let (mut stream, _peer) = streaming();
+    queue_status(&mut stream, Lsn::new(9), Lsn::new(9), false);
+    queue_status(&mut stream, Lsn::new(10), Lsn::new(10), false);
 }
 
 #[tokio::test]
 async fn closing_says_goodbye_and_reads_to_the_end() {
     let (mut stream, mut peer) = streaming();
-    stream.queue_status(Lsn::new(2), Lsn::new(2), false);
+    queue_status(&mut stream, Lsn::new(2), Lsn::new(2), false);
     let server = async {
         let mut bytes = [0; 39 + 5];
         peer.read_exact(&mut bytes).await.unwrap();
@@ -245,6 +244,16 @@ async fn closing_says_goodbye_and_reads_to_the_end() {
         peer.shutdown().await.unwrap();
     };
     tokio::join!(stream.close(), server);
+}
+
+/// Only a window makes what is confirmed.
+fn queue_status(stream: &mut Stream, received: Lsn, confirmed: Lsn, reply_requested: bool) {
+    let limits = Limits {
+        events_max: 1,
+        bytes_max: 1,
+    };
+    let window = Window::new(limits, confirmed);
+    stream.queue_status(received, Some(window.confirmed()), reply_requested);
 }
 
 fn session() -> (Session, DuplexStream) {
