@@ -1,8 +1,157 @@
 //! An event as it leaves: a subject, headers, a body, and its place in the commit order. Knows
 //! neither SQL nor NATS.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::str::FromStr;
+
+use bytes::Bytes;
+
+/// One event, ready to be sent. Cheap to keep until it is settled: the body is shared with the
+/// buffer that it was read into.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Event {
+    /// Its place in the commit order.
+    pub position: Position,
+    /// What consumers and the replay guard know it by.
+    pub id: String,
+    /// Where it goes.
+    pub subject: String,
+    /// Headers of the format and of the row; what the sink needs for itself, it adds.
+    pub headers: Headers,
+    /// The body, as it stood in the row.
+    pub payload: Bytes,
+}
+
+impl Event {
+    /// What it costs to hold, in bytes: its texts, its body and the structures around them.
+    pub fn size(&self) -> usize {
+        self.id.len()
+            + self.subject.len()
+            + self.headers.size()
+            + self.payload.len()
+            + size_of::<Self>()
+    }
+}
+
+/// Shows no payload: it may be anything, and logs are read by others.
+impl fmt::Debug for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            position,
+            id,
+            subject,
+            ..
+        } = self;
+        write!(
+            f,
+            "Event({position} {id} on {subject}, {} bytes)",
+            self.payload.len()
+        )
+    }
+}
+
+/// Header names and values in the order in which they were added; a name may appear again. All
+/// values share one buffer: an event has a dozen of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Headers {
+    values: String,
+    entries: Vec<(HeaderName, usize)>,
+}
+
+/// The name of a header.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HeaderName {
+    /// One of ours.
+    Known(&'static str),
+    /// One from the row.
+    Custom(Box<str>),
+}
+
+impl HeaderName {
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Known(name) => name,
+            Self::Custom(name) => name,
+        }
+    }
+}
+
+impl Headers {
+    /// Room for what a CloudEvents header set takes.
+    pub fn with_capacity(entries: usize, bytes: usize) -> Self {
+        Self {
+            values: String::with_capacity(bytes),
+            entries: Vec::with_capacity(entries),
+        }
+    }
+
+    /// Adds a header of ours.
+    pub fn push(&mut self, name: &'static str, value: impl fmt::Display) {
+        write!(self.values, "{value}").expect("a String takes all text");
+        self.entries
+            .push((HeaderName::Known(name), self.values.len()));
+    }
+
+    /// Adds a header of ours whose value is text already.
+    pub fn push_str(&mut self, name: &'static str, value: &str) {
+        self.values.push_str(value);
+        self.entries
+            .push((HeaderName::Known(name), self.values.len()));
+    }
+
+    /// Adds a header of ours whose value `write` appends.
+    pub fn push_with(&mut self, name: &'static str, write: impl FnOnce(&mut String)) {
+        write(&mut self.values);
+        self.entries
+            .push((HeaderName::Known(name), self.values.len()));
+    }
+
+    /// Adds a header from a row. The caller has checked name and value ([`header_is_sound`]).
+    pub fn push_custom(&mut self, name: &str, value: &str) {
+        self.values.push_str(value);
+        self.entries
+            .push((HeaderName::Custom(name.into()), self.values.len()));
+    }
+
+    /// The headers, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&HeaderName, &str)> {
+        let mut start = 0;
+        self.entries.iter().map(move |(name, end)| {
+            let value = &self.values[start..*end];
+            start = *end;
+            (name, value)
+        })
+    }
+
+    /// The first value of a name, compared as the server does: exactly.
+    pub fn find(&self, name: &str) -> Option<&str> {
+        self.iter()
+            .find(|(known, _)| known.as_str() == name)
+            .map(|(_, value)| value)
+    }
+
+    /// Bytes that the headers take on the wire: names, values, `: ` and line ends.
+    pub fn wire_len(&self) -> usize {
+        self.values.len()
+            + self
+                .entries
+                .iter()
+                .map(|(n, _)| n.as_str().len() + 4)
+                .sum::<usize>()
+    }
+
+    fn size(&self) -> usize {
+        self.values.len() + self.entries.len() * size_of::<(HeaderName, usize)>()
+    }
+}
+
+/// Whether a header can be sent as it is: a name of printable ASCII without `:` (ADR-4), a value
+/// without control characters. The server checks neither and consumers break.
+pub fn header_is_sound(name: &str, value: &str) -> bool {
+    let name_ok = !name.is_empty() && name.bytes().all(|b| b.is_ascii_graphic() && b != b':');
+    name_ok && !value.chars().any(|c| c.is_control() && c != '\t')
+}
 
 /// An event's place in the commit order of its source: the LSN of its commit record and its index
 /// among the rows and messages of that transaction. The text form
@@ -43,5 +192,71 @@ impl FromStr for Position {
             commit: hex(commit, 16)?,
             index,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn headers_come_back_in_order_with_repeats() {
+        let mut headers = Headers::default();
+        headers.push("a", 1);
+        headers.push_custom("b", "");
+        headers.push_str("a", "two");
+        let all: Vec<_> = headers
+            .iter()
+            .map(|(name, value)| (name.as_str(), value))
+            .collect();
+        assert_eq!(all, [("a", "1"), ("b", ""), ("a", "two")]);
+        assert_eq!(headers.find("a"), Some("1"));
+        assert_eq!(headers.wire_len(), "a: 1\r\nb: \r\na: two\r\n".len());
+    }
+
+    #[test]
+    fn a_header_that_would_break_framing_is_not_sound() {
+        assert!(header_is_sound("X-Trace", "grün, 100 %"));
+        for (name, value) in [
+            ("", "x"),
+            ("a b", "x"),
+            ("a:b", "x"),
+            ("ü", "x"),
+            ("a\r", "x"),
+            ("a", "x\r\nNats-Rollup: all"),
+            ("a", "\0"),
+        ] {
+            assert!(!header_is_sound(name, value), "{name:?}: {value:?}");
+        }
+    }
+
+    #[test]
+    fn text_that_is_no_position_is_refused() {
+        for text in [
+            "",
+            "-",
+            "00000000017B8480",
+            "17B8480-1",
+            "+0000000017B8480-00000001",
+            "00000000017B8480-000000001",
+            "00000000017B8480_00000001",
+        ] {
+            assert_eq!(
+                text.parse::<Position>(),
+                Err(ParsePositionError),
+                "{text:?}"
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn positions_sort_as_their_text(a: (u64, u32), b: (u64, u32)) {
+            let position = |(commit, index)| Position { commit, index };
+            let (a, b) = (position(a), position(b));
+            prop_assert_eq!(a.cmp(&b), a.to_string().cmp(&b.to_string()));
+            prop_assert_eq!(a.to_string().parse(), Ok(a));
+        }
     }
 }

@@ -1,0 +1,7 @@
+-- Looks at most at about $3 changes that slot $1 has not confirmed, without consuming them: how
+-- many there were, and how many of them are inserts ('I', pgoutput's message type).
+SELECT
+  count(*)::bigint AS changes,
+  count(*) FILTER (WHERE get_byte(data, 0) = ascii('I'))::bigint AS inserts
+FROM pg_logical_slot_peek_binary_changes(
+  $1::text::name, NULL, $3::int, 'proto_version', '1', 'publication_names', $2::text)

@@ -1,0 +1,537 @@
+//! From pgoutput messages to events: the only module that knows both. Keeps the relations that the
+//! server described and the open transaction; pure.
+//!
+//! An event's position counts every row and message that the slot sends in its transaction,
+//! published or not, so that a changed mapping does not move it.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::event::{Event, Headers, Position, header_is_sound};
+use crate::format::{Fields, Format, rfc3339};
+use crate::lsn::Lsn;
+use crate::mapping::{Field, Mapping, MappingError, Plan, Row, Value};
+use crate::pg::pgoutput::{DecodeError, Message, PgTime, Relation, Tuple, decode};
+use crate::route::{Route, RouteError, Template, check_subject};
+
+/// What events are made of.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The outbox tables.
+    pub tables: Vec<Mapping>,
+    /// The subject of a row without a topic.
+    pub subject: Template,
+    /// What becomes of subjects; the first match wins.
+    pub routes: Vec<Route>,
+    /// The headers.
+    pub format: Format,
+    /// `ce-source`; `/<database>/<schema>.<table>` if `None`.
+    pub source: Option<String>,
+    /// The database's name.
+    pub database: String,
+}
+
+impl Options {
+    /// The default subject template (DESIGN §8).
+    pub fn default_subject() -> Result<Template, RouteError> {
+        Template::parse("events.{aggregatetype}.{type}")
+    }
+}
+
+/// What a message means for the relay.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing.
+    Nothing,
+    /// A transaction starts.
+    Begin,
+    /// An event of the open transaction.
+    Event(Event),
+    /// A row of the open transaction that cannot become an event.
+    Rejected(Rejection),
+    /// The transaction ends; this is what may be confirmed for it.
+    Commit(Lsn),
+}
+
+/// A row that cannot become an event: wrong in itself, whatever is configured.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("row {id:?} of {table} at {position}: {reason}")]
+pub struct Rejection {
+    /// The row's place in the commit order.
+    pub position: Position,
+    /// `schema.table`.
+    pub table: String,
+    /// The row's id, as far as it can be read.
+    pub id: String,
+    /// What is wrong with it.
+    pub reason: Reason,
+}
+
+/// What is wrong with a row.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Reason {
+    /// Nothing could tell it from others.
+    #[error("its id is NULL")]
+    NoId,
+    /// Text in another encoding, as `SQL_ASCII` databases hold it.
+    #[error("{0} is not valid UTF-8")]
+    NotUtf8(&'static str),
+    /// Two bodies.
+    #[error("both payload and payload_raw are set")]
+    TwoPayloads,
+    /// A bytea that is not printed as `bytea_output = hex` does.
+    #[error("{0} is not in the hex format of bytea")]
+    Bytea(&'static str),
+    /// The headers column does not hold a JSON object of strings, numbers, booleans or arrays of
+    /// these.
+    #[error("headers is not a JSON object of texts: {0}")]
+    Headers(String),
+    /// A header that would break the framing.
+    #[error("header {0:?} has a name or a value that NATS cannot carry")]
+    Header(String),
+    /// No server takes this subject.
+    #[error("subject {subject:?} cannot be published to: {why}")]
+    Subject {
+        /// The subject.
+        subject: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+}
+
+/// Why the stream cannot be read on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AssembleError {
+    /// The bytes are not a message.
+    #[error("decode a pgoutput message")]
+    Decode(#[from] DecodeError),
+    /// The messages do not come in the order of the protocol.
+    #[error("{0} came out of turn")]
+    OutOfTurn(&'static str),
+    /// A row of a relation that was never described.
+    #[error("a row of relation {0} came before its description")]
+    Undescribed(u32),
+    /// A row of a table that the configuration does not name.
+    #[error("the publication sends rows of {0}, which is not configured")]
+    Unmapped(String),
+    /// A column is missing.
+    #[error(transparent)]
+    Mapping(#[from] MappingError),
+    /// A row that does not fit its relation.
+    #[error("a row of {0} does not have the columns of its description")]
+    Row(String),
+}
+
+/// What was passed over; for counting.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Passed {
+    /// Headers of rows with a reserved name.
+    pub headers: u64,
+    /// Logical messages.
+    pub messages: u64,
+    /// Updates, deletes and truncates, which the publication should not send.
+    pub changes: u64,
+}
+
+/// The state of one term.
+#[derive(Debug)]
+pub struct Assembler {
+    options: Options,
+    relations: HashMap<u32, Known>,
+    open: Option<Transaction>,
+    newest_commit: Lsn,
+    passed: Passed,
+}
+
+#[derive(Debug)]
+enum Known {
+    Outbox { plan: Plan, source: String },
+    Other(String),
+}
+
+#[derive(Debug)]
+struct Transaction {
+    commit_lsn: Lsn,
+    commit_time: PgTime,
+    /// RFC 3339; made for the first event.
+    committed: Option<String>,
+    next_index: u32,
+}
+
+impl Assembler {
+    /// For a stream that starts now.
+    pub fn new(options: Options) -> Self {
+        Self {
+            options,
+            relations: HashMap::new(),
+            open: None,
+            newest_commit: Lsn::ZERO,
+            passed: Passed::default(),
+        }
+    }
+
+    /// Takes the next message. An event's body shares `body`.
+    pub fn take(&mut self, body: &Bytes) -> Result<Step, AssembleError> {
+        match decode(body)? {
+            Message::Begin {
+                commit_lsn,
+                commit_time,
+                ..
+            } => self.begin(commit_lsn, commit_time),
+            Message::Commit {
+                commit_lsn,
+                end_lsn,
+                ..
+            } => self.commit(commit_lsn, end_lsn),
+            Message::Relation(relation) => self.describe(&relation),
+            Message::Insert { relation, tuple } => self.insert(relation, tuple, body),
+            Message::Update { .. } | Message::Delete { .. } | Message::Truncate { .. } => {
+                self.passed.changes += 1;
+                self.next_position("a change").map(|_| Step::Nothing)
+            }
+            Message::Logical(message) => {
+                self.passed.messages += 1;
+                if message.transactional {
+                    self.next_position("a transactional message")?;
+                }
+                Ok(Step::Nothing)
+            }
+            Message::Origin { .. } | Message::Type { .. } => Ok(Step::Nothing),
+        }
+    }
+
+    /// What was passed over so far.
+    pub fn passed(&self) -> Passed {
+        self.passed
+    }
+
+    fn begin(&mut self, commit_lsn: Lsn, commit_time: PgTime) -> Result<Step, AssembleError> {
+        // Commit LSNs strictly increase on the wire; the guard and the window rest on it.
+        if self.open.is_some() || commit_lsn <= self.newest_commit {
+            return Err(AssembleError::OutOfTurn("Begin"));
+        }
+        self.newest_commit = commit_lsn;
+        self.open = Some(Transaction {
+            commit_lsn,
+            commit_time,
+            committed: None,
+            next_index: 0,
+        });
+        Ok(Step::Begin)
+    }
+
+    fn commit(&mut self, commit_lsn: Lsn, end_lsn: Lsn) -> Result<Step, AssembleError> {
+        let open = self
+            .open
+            .take()
+            .filter(|open| open.commit_lsn == commit_lsn);
+        if open.is_none() || end_lsn <= commit_lsn {
+            return Err(AssembleError::OutOfTurn("Commit"));
+        }
+        Ok(Step::Commit(end_lsn))
+    }
+
+    fn describe(&mut self, relation: &Relation<'_>) -> Result<Step, AssembleError> {
+        let Relation {
+            oid,
+            namespace: schema,
+            name: table,
+            ..
+        } = *relation;
+        let mut tables = self.options.tables.iter();
+        let mapping = tables.find(|known| known.schema() == schema && known.table() == table);
+        let known = match mapping {
+            Some(mapping) => {
+                let plan = Plan::resolve(mapping, relation, self.options.subject.fields())?;
+                let source = self.options.source.clone();
+                let source =
+                    source.unwrap_or_else(|| format!("/{}/{}", self.options.database, plan.table));
+                Known::Outbox { plan, source }
+            }
+            // Leaf partitions are described, too; their rows come as the root's.
+            None => Known::Other(format!("{schema}.{table}")),
+        };
+        self.relations.insert(oid, known);
+        Ok(Step::Nothing)
+    }
+
+    fn insert(
+        &mut self,
+        relation: u32,
+        tuple: Tuple<'_>,
+        body: &Bytes,
+    ) -> Result<Step, AssembleError> {
+        let position = self.next_position("Insert")?;
+        let (plan, source) = match self.relations.get(&relation) {
+            Some(Known::Outbox { plan, source }) => (plan, source),
+            Some(Known::Other(table)) => return Err(AssembleError::Unmapped(table.clone())),
+            None => return Err(AssembleError::Undescribed(relation)),
+        };
+        let row = Row::read(tuple).ok_or_else(|| AssembleError::Row(plan.table.clone()))?;
+        let open = self
+            .open
+            .as_mut()
+            .ok_or(AssembleError::OutOfTurn("Insert"))?;
+        let committed = open
+            .committed
+            .get_or_insert_with(|| timestamp(open.commit_time));
+        let reader = RowReader {
+            options: &self.options,
+            plan,
+            source,
+            row,
+            body,
+        };
+        match reader.event(position, committed, &mut self.passed.headers) {
+            Ok(event) => Ok(Step::Event(event)),
+            Err(reason) => Ok(Step::Rejected(Rejection {
+                position,
+                table: plan.table.clone(),
+                id: reader.lossy_id(),
+                reason,
+            })),
+        }
+    }
+
+    fn next_position(&mut self, what: &'static str) -> Result<Position, AssembleError> {
+        let open = self.open.as_mut().ok_or(AssembleError::OutOfTurn(what))?;
+        let index = open.next_index;
+        open.next_index = index.checked_add(1).ok_or(AssembleError::OutOfTurn(what))?;
+        Ok(Position {
+            commit: open.commit_lsn.as_u64(),
+            index,
+        })
+    }
+}
+
+/// RFC 3339 with microseconds, UTC.
+fn timestamp(time: PgTime) -> String {
+    let nanos = i128::from(time.to_unix_micros()) * 1000;
+    let time = OffsetDateTime::from_unix_timestamp_nanos(nanos).ok();
+    time.and_then(|time| time.format(&Rfc3339).ok())
+        .unwrap_or_default()
+}
+
+/// One row on its way to an event.
+struct RowReader<'a> {
+    options: &'a Options,
+    plan: &'a Plan,
+    source: &'a str,
+    row: Row<'a>,
+    body: &'a Bytes,
+}
+
+impl RowReader<'_> {
+    fn event(
+        &self,
+        position: Position,
+        committed: &str,
+        reserved: &mut u64,
+    ) -> Result<Event, Reason> {
+        let id = self.text(Field::Id)?.ok_or(Reason::NoId)?;
+        let (payload, content_type) = self.payload()?;
+        let created = self.text(Field::CreatedAt)?.and_then(rfc3339);
+        let fields = Fields {
+            id,
+            source: self.source,
+            kind: self.text(Field::Type)?,
+            aggregatetype: self.text(Field::AggregateType)?,
+            aggregateid: self.text(Field::AggregateId)?,
+            created: created.as_deref(),
+            committed,
+            content_type: self.text(Field::ContentType)?.or(content_type),
+            tenant: self.text(Field::TenantId)?,
+            correlation: self.text(Field::CorrelationId)?,
+            dedup_key: self.text(Field::DedupKey)?,
+            traceparent: self.text(Field::Traceparent)?,
+            tracestate: self.text(Field::Tracestate)?,
+            baggage: self.text(Field::Baggage)?,
+        };
+        for value in [
+            fields.dedup_key,
+            fields.traceparent,
+            fields.tracestate,
+            fields.baggage,
+        ] {
+            if let Some(value) = value.filter(|value| !header_is_sound("x", value)) {
+                return Err(Reason::Header(value.to_owned()));
+            }
+        }
+        let mut headers = Headers::with_capacity(16, 512);
+        self.options.format.dress(&mut headers, &fields);
+        self.custom_headers(&mut headers, reserved)?;
+        let id = message_id(&self.plan.table, id);
+        if !header_is_sound("Nats-Msg-Id", &id) {
+            return Err(Reason::Header(id));
+        }
+        Ok(Event {
+            position,
+            id,
+            subject: self.subject()?,
+            headers,
+            payload,
+        })
+    }
+
+    fn text(&self, field: Field) -> Result<Option<&str>, Reason> {
+        let value = self.plan.value(&self.row, field);
+        value.map(|value| utf8(value, field.key())).transpose()
+    }
+
+    fn lossy_id(&self) -> String {
+        let id = self.plan.value(&self.row, Field::Id);
+        id.map(|id| String::from_utf8_lossy(id.text).into_owned())
+            .unwrap_or_default()
+    }
+
+    fn subject(&self) -> Result<String, Reason> {
+        let mut subject = String::with_capacity(64);
+        if let Some(topic) = self.text(Field::Topic)? {
+            crate::route::push_value(&mut subject, topic, false);
+        } else {
+            // A value that is not UTF-8 becomes underscores, like all that a subject cannot hold.
+            self.options.subject.render(&mut subject, |number| {
+                let value = self.plan.subject_value(&self.row, number)?;
+                Some(std::str::from_utf8(value.text).unwrap_or("_"))
+            });
+        }
+        let mut routes = self.options.routes.iter();
+        let subject = routes
+            .find_map(|route| route.apply(&subject))
+            .unwrap_or(subject);
+        match check_subject(&subject) {
+            Ok(()) => Ok(subject),
+            Err(why) => Err(Reason::Subject { subject, why }),
+        }
+    }
+
+    /// The body and the media type that its column's type suggests.
+    fn payload(&self) -> Result<(Bytes, Option<&'static str>), Reason> {
+        let payload = self.plan.value(&self.row, Field::Payload);
+        let raw = self.plan.value(&self.row, Field::PayloadRaw);
+        let (value, key) = match (payload, raw) {
+            (Some(_), Some(_)) => return Err(Reason::TwoPayloads),
+            (Some(value), None) => (value, Field::Payload.key()),
+            (None, Some(value)) => (value, Field::PayloadRaw.key()),
+            (None, None) => return Ok((Bytes::new(), None)),
+        };
+        let bytes = match value.type_oid {
+            BYTEA => unhex(value.text).ok_or(Reason::Bytea(key))?,
+            0 => Bytes::copy_from_slice(value.text),
+            _ => self.body.slice_ref(value.text),
+        };
+        Ok((bytes, media_type(value.type_oid)))
+    }
+
+    /// Passes the row's own headers on, except those that the server, a format or we give a
+    /// meaning: `Nats-Rollup` would purge the stream.
+    fn custom_headers(&self, headers: &mut Headers, reserved: &mut u64) -> Result<(), Reason> {
+        let Some(value) = self.plan.value(&self.row, Field::Headers) else {
+            return Ok(());
+        };
+        let not_an_object = |error: serde_json::Error| Reason::Headers(error.to_string());
+        let object: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_slice(value.text).map_err(not_an_object)?;
+        for (name, value) in &object {
+            if is_reserved(name) || headers.find(name).is_some() {
+                *reserved += 1;
+                continue;
+            }
+            match value {
+                serde_json::Value::Array(values) => {
+                    for value in values {
+                        push_custom(headers, name, value)?;
+                    }
+                }
+                value => push_custom(headers, name, value)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn push_custom(headers: &mut Headers, name: &str, value: &serde_json::Value) -> Result<(), Reason> {
+    let text = match value {
+        serde_json::Value::String(text) => text.clone(),
+        serde_json::Value::Number(_) | serde_json::Value::Bool(_) => value.to_string(),
+        serde_json::Value::Null => return Ok(()),
+        serde_json::Value::Array(_) | serde_json::Value::Object(_) => {
+            return Err(Reason::Headers(format!(
+                "{name:?} is neither text nor an array of texts"
+            )));
+        }
+    };
+    if !header_is_sound(name, &text) {
+        return Err(Reason::Header(name.to_owned()));
+    }
+    headers.push_custom(name, &text);
+    Ok(())
+}
+
+fn is_reserved(name: &str) -> bool {
+    let starts = |prefix: &str| {
+        name.get(..prefix.len())
+            .is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+    };
+    starts("nats-") || starts("outjet-") || starts("ce-")
+}
+
+fn utf8<'a>(value: Value<'a>, name: &'static str) -> Result<&'a str, Reason> {
+    std::str::from_utf8(value.text).map_err(|_| Reason::NotUtf8(name))
+}
+
+/// A UUID is unique by itself; other ids are within their table.
+fn message_id(table: &str, id: &str) -> String {
+    if is_uuid(id) {
+        id.to_owned()
+    } else {
+        format!("{table}:{id}")
+    }
+}
+
+fn is_uuid(text: &str) -> bool {
+    text.len() == 36
+        && text.bytes().enumerate().all(|(at, byte)| match at {
+            8 | 13 | 18 | 23 => byte == b'-',
+            _ => byte.is_ascii_hexdigit(),
+        })
+}
+
+/// `pg_type.oid` of the types that matter (`pg_type.dat`).
+const BYTEA: u32 = 17;
+const JSON: u32 = 114;
+const XML: u32 = 142;
+const JSONB: u32 = 3802;
+const TEXT: u32 = 25;
+const VARCHAR: u32 = 1043;
+
+fn media_type(type_oid: u32) -> Option<&'static str> {
+    match type_oid {
+        JSON | JSONB => Some("application/json"),
+        BYTEA => Some("application/octet-stream"),
+        XML => Some("application/xml"),
+        TEXT | VARCHAR => Some("text/plain"),
+        _ => None,
+    }
+}
+
+/// Reads the hex form of bytea: `\x` and two digits a byte.
+fn unhex(text: &[u8]) -> Option<Bytes> {
+    let digits = text.strip_prefix(b"\\x")?;
+    let digit = |byte: u8| {
+        char::from(byte)
+            .to_digit(16)
+            .and_then(|value| u8::try_from(value).ok())
+    };
+    let (pairs, rest) = digits.as_chunks::<2>();
+    let bytes = pairs
+        .iter()
+        .map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?));
+    rest.is_empty()
+        .then(|| bytes.collect::<Option<Vec<u8>>>())
+        .flatten()
+        .map(Bytes::from)
+}

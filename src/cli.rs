@@ -1,0 +1,247 @@
+//! The command line: what can be typed, and nothing about what it does.
+
+use std::path::PathBuf;
+
+use clap::{Args, ColorChoice, Parser, Subcommand};
+
+/// Carries a Postgres outbox to NATS JetStream, from the write-ahead log.
+#[derive(Debug, Parser)]
+#[command(
+    name = "outjet",
+    version,
+    arg_required_else_help = true,
+    propagate_version = true,
+    after_help = "\
+Examples:
+  export DATABASE_URL=postgres://outjet@db/app NATS_URL=nats://nats:4222
+  outjet setup --dry-run   show the SQL and the stream that setup would make
+  outjet setup             make them
+  outjet check             say what is missing, with the command that mends it
+  outjet run               publish; start a second copy anywhere to stand by
+
+Exit codes: 0 done, 1 a check failed, 2 usage, 65 halted (--exit-on-halt), 69 a server cannot be
+reached, 70 a bug in outjet, 77 not permitted, 78 configuration."
+)]
+pub struct Cli {
+    /// What every command takes.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What every command takes.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// Configuration file [default: ./outjet.yaml, else /etc/outjet/outjet.yaml, else none]
+    #[arg(short, long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Set a key of the configuration, as in --set stream.name=ORDERS (repeatable)
+    #[arg(long, global = true, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Least severe message to log: error, warn, info, debug or trace
+    #[arg(long, global = true, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+    /// How log lines look: auto, text or json
+    #[arg(long, global = true, value_name = "FORMAT")]
+    pub log_format: Option<String>,
+    /// Colours: auto (on a terminal, unless NO_COLOR is set), always or never
+    #[arg(
+        long,
+        global = true,
+        value_name = "WHEN",
+        default_value = "auto",
+        hide_default_value = true
+    )]
+    pub color: ColorChoice,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Publish, or stand by while another copy does
+    Run(Run),
+    /// Create what is missing: schema, publication, slot, stream
+    Setup(Setup),
+    /// Check every prerequisite; each failure comes with its fix
+    Check,
+    /// Show the slot, the stream and how far publishing has come
+    Status(Status),
+    /// Write test events into the outbox
+    Emit(Emit),
+    /// Show the configuration
+    #[command(subcommand)]
+    Config(Config),
+    /// Remove the slot, then the publication
+    Drop(Drop),
+    /// Print the completions for a shell
+    #[command(after_help = "Example: outjet completions bash > /etc/bash_completion.d/outjet")]
+    Completions(Completions),
+    /// Print the manual page
+    #[command(after_help = "Example: outjet man | man -l -")]
+    Man,
+}
+
+/// `run`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+A SIGTERM or an interrupt ends it cleanly: what is under way is stored and confirmed first.
+It waits for ever for servers that are away. Halted, it stays up and goes on once the cause is gone.")]
+pub struct Run {
+    /// Do what `outjet setup` does first
+    #[arg(long)]
+    pub setup: bool,
+    /// Exit with 65 instead of waiting when a person must act
+    #[arg(long)]
+    pub exit_on_halt: bool,
+}
+
+/// `setup`.
+#[derive(Args, Debug)]
+#[command(after_help = "It can be run again at any time: what exists is left as it is.")]
+pub struct Setup {
+    /// Print the SQL and the stream's configuration; change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// `status`.
+#[derive(Args, Debug)]
+pub struct Status {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `emit`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  outjet emit
+  outjet emit --aggregatetype order --aggregateid 42 --type OrderPlaced --payload '{\"total\": 9.5}'
+  outjet emit --count 1000 --header priority=low")]
+pub struct Emit {
+    /// What kind of thing the event is about
+    #[arg(long, value_name = "TEXT", default_value = "test")]
+    pub aggregatetype: String,
+    /// Which one
+    #[arg(long, value_name = "TEXT", default_value = "1")]
+    pub aggregateid: String,
+    /// What happened
+    #[arg(long = "type", value_name = "TEXT", default_value = "TestEvent")]
+    pub event_type: String,
+    /// Body
+    #[arg(
+        long,
+        value_name = "JSON",
+        default_value = r#"{"from": "outjet emit"}"#
+    )]
+    pub payload: String,
+    /// Subject, instead of the one that publish.subject makes
+    #[arg(long, value_name = "SUBJECT")]
+    pub topic: Option<String>,
+    /// Header of the message (repeatable)
+    #[arg(long = "header", value_name = "KEY=VALUE", value_parser = header)]
+    pub headers: Vec<(String, String)>,
+    /// Whose event it is
+    #[arg(long, value_name = "TEXT")]
+    pub tenant: Option<String>,
+    /// Number of events, each in a transaction of its own
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: u64,
+}
+
+/// `config`.
+#[derive(Debug, Subcommand)]
+pub enum Config {
+    /// The values in effect, each with where it came from; secrets are hidden
+    Show,
+    /// Every key with its default and its meaning: a file to start from
+    #[command(after_help = "Example: outjet config default > outjet.yaml")]
+    Default,
+    /// The JSON Schema of the file, for editors
+    Schema,
+}
+
+/// `drop`.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Tables and stream stay. Events that were not published yet are lost to a new slot."
+)]
+pub struct Drop {
+    /// Even if there are events that were not published yet
+    #[arg(long)]
+    pub force: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    pub yes: bool,
+}
+
+/// `completions`.
+#[derive(Args, Debug)]
+pub struct Completions {
+    /// bash, zsh, fish, elvish or powershell
+    pub shell: clap_complete::Shell,
+}
+
+/// `KEY=VALUE`.
+fn header(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("write KEY=VALUE".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn every_argument_is_declared_consistently() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_options_stand_before_and_after_the_command() {
+        let typed = [
+            "outjet",
+            "-c",
+            "a.yaml",
+            "run",
+            "--set",
+            "log.level=warn",
+            "--exit-on-halt",
+        ];
+        let cli = Cli::try_parse_from(typed).unwrap();
+        assert_eq!(cli.global.config, Some(PathBuf::from("a.yaml")));
+        assert_eq!(cli.global.set, ["log.level=warn"]);
+        assert!(matches!(
+            cli.command,
+            Command::Run(Run {
+                setup: false,
+                exit_on_halt: true
+            })
+        ));
+    }
+
+    #[test]
+    fn a_header_keeps_every_equals_sign_but_the_first() {
+        let cli = Cli::try_parse_from(["outjet", "emit", "--header", "a=b=c"]).unwrap();
+        let Command::Emit(emit) = cli.command else {
+            panic!("not emit: {:?}", cli.command);
+        };
+        assert_eq!(emit.headers, [("a".to_owned(), "b=c".to_owned())]);
+    }
+
+    #[test]
+    fn no_line_of_help_is_wider_than_a_terminal() {
+        let mut command = Cli::command().term_width(100);
+        for line in command.render_long_help().to_string().lines() {
+            assert!(line.chars().count() <= 100, "{line}");
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! `outjet drop`: slot first, then publication, as a slot without its publication is no more good.
+//! Refuses while events would be lost by it. Leaves the schema and its rows alone.
+
+use tokio_postgres::Client;
+
+use super::{Out, unwritten};
+use crate::error::{Exit, Failure, Problem};
+use crate::pg::catalog::{self, Error, Facts, Slot, Unconfirmed};
+use crate::pg::ddl;
+use crate::preflight::Options;
+
+/// Changes that are looked at for an unconfirmed event; more is too much to look through (14 shows
+/// two for each transaction that touches other tables).
+const CHANGES_MAX: i32 = 100_000;
+
+/// Drops the slot and the publication, as far as they exist. `force` drops a slot with unconfirmed
+/// events, never one in use.
+pub async fn drop(
+    client: &Client,
+    options: &Options,
+    force: bool,
+    out: Out<'_>,
+) -> Result<(), Failure> {
+    let facts = Facts::read(client, &options.slot, &options.publication, &[])
+        .await
+        .map_err(|error| error.failure())?;
+    match &facts.slot {
+        Some(slot) => {
+            refuse_foreign(slot, &facts)?;
+            refuse_active(slot)?;
+            if !force {
+                refuse_unconfirmed(client, slot, &facts).await?;
+            }
+            let what = format!("replication slot {}", slot.name);
+            execute(client, &what, &ddl::drop_slot(&slot.name)).await?;
+            writeln!(out, "dropped  {what}").map_err(unwritten)?;
+        }
+        None => writeln!(out, "absent   replication slot {}", options.slot).map_err(unwritten)?,
+    }
+    let what = format!("publication {}", options.publication);
+    if facts.publication.is_some() {
+        execute(client, &what, &ddl::drop_publication(&options.publication)).await?;
+        writeln!(out, "dropped  {what}").map_err(unwritten)?;
+    } else {
+        writeln!(out, "absent   {what}").map_err(unwritten)?;
+    }
+    if facts.server.schema_installed {
+        let hint = "kept     schema outbox, with its rows; sql/uninstall.sql removes it";
+        writeln!(out, "{hint}").map_err(unwritten)?;
+    }
+    Ok(())
+}
+
+fn refuse_foreign(slot: &Slot, facts: &Facts) -> Result<(), Failure> {
+    let (plugin, database) = (slot.plugin.as_deref(), slot.database.as_deref());
+    if plugin == Some("pgoutput") && database == Some(&facts.server.database) {
+        return Ok(());
+    }
+    Err(Failure::halt(
+        Exit::CheckFailed,
+        Problem::new(
+            format!("Replication slot \"{}\" is not outjet's", slot.name),
+            format!(
+                "its output plugin is {}, its database {}; ours are pgoutput and {}",
+                plugin.unwrap_or("none"),
+                database.unwrap_or("none"),
+                facts.server.database
+            ),
+            "Name outjet's slot in postgres.slot, and its database in DATABASE_URL.",
+        ),
+    ))
+}
+
+fn refuse_active(slot: &Slot) -> Result<(), Failure> {
+    if !slot.active {
+        return Ok(());
+    }
+    let holder = match &slot.holder {
+        Some(holder) => format!("held by {holder}"),
+        None => "held by a backend that is just ending".to_owned(),
+    };
+    Err(Failure::halt(
+        Exit::CheckFailed,
+        Problem::new(
+            format!("Replication slot \"{}\" is in use", slot.name),
+            holder,
+            "Stop every outjet first, then: outjet drop",
+        ),
+    ))
+}
+
+/// Looks into the slot. It may be dropped only if all of what it holds was seen, and no insert.
+async fn refuse_unconfirmed(client: &Client, slot: &Slot, facts: &Facts) -> Result<(), Failure> {
+    let name = &slot.name;
+    let refused = |cause: String| {
+        Failure::halt(
+            Exit::CheckFailed,
+            Problem::new(
+                format!("Dropping replication slot \"{name}\" may lose events"),
+                cause,
+                "outjet run publishes them; or, to lose them: outjet drop --force",
+            ),
+        )
+    };
+    if slot.lost() {
+        return Err(refused(
+            "it is lost, so that nobody knows what it held".into(),
+        ));
+    }
+    let Some(publication) = &facts.publication else {
+        return Err(refused(
+            "its publication is missing, so that nobody knows what it holds".into(),
+        ));
+    };
+    let found = catalog::unconfirmed(client, name, &publication.name, CHANGES_MAX)
+        .await
+        .map_err(|error| refused(format!("looking into it failed: {}", error.cause())))?;
+    judge(found).map_or(Ok(()), |cause| Err(refused(cause)))
+}
+
+/// Why not to drop a slot that holds this.
+fn judge(found: Unconfirmed) -> Option<String> {
+    let all_seen = found.changes < i64::from(CHANGES_MAX);
+    match (found.inserts, all_seen) {
+        (0, true) => None,
+        (0, false) => Some(format!(
+            "it holds more than {CHANGES_MAX} changes, too many to look through"
+        )),
+        (events, true) => Some(format!("{events} events are not confirmed")),
+        (events, false) => Some(format!("more than {events} events are not confirmed")),
+    }
+}
+
+async fn execute(client: &Client, what: &str, sql: &str) -> Result<(), Failure> {
+    let done = client.batch_execute(sql).await;
+    done.map_err(|error| Error::new(format!("drop {what}"), error).failure())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slot_is_free_of_events_only_if_all_of_it_was_seen() {
+        let judge = |changes, inserts| judge(Unconfirmed { changes, inserts });
+        let full = i64::from(CHANGES_MAX);
+        assert_eq!(judge(0, 0), None);
+        assert_eq!(judge(full - 1, 0), None);
+        assert!(judge(full, 0).is_some_and(|cause| cause.contains("too many")));
+        assert_eq!(judge(9, 3).as_deref(), Some("3 events are not confirmed"));
+        assert!(judge(full, 3).is_some_and(|cause| cause.starts_with("more than 3")));
+    }
+}

@@ -1,0 +1,356 @@
+//! `outjet setup`, the part in Postgres: schema, publication, slot, in this order. The publication
+//! comes before the slot, as rows written between slot and publication cannot be decoded.
+//!
+//! A pure plan is made first; a dry run prints it, a run executes the same text.
+
+use tokio_postgres::Client;
+
+use super::{Out, unwritten};
+use crate::error::{Disposition, Exit, Failure, Problem};
+use crate::pg::catalog::{self, Error, Facts, Publication, TableName};
+use crate::pg::ddl;
+use crate::preflight::{self, Check, Options};
+
+/// Sets up what is missing, or only prints the SQL that would do it. What is found wrong stops it
+/// before anything is changed.
+pub async fn setup(
+    client: &Client,
+    options: &Options,
+    dry_run: bool,
+    out: Out<'_>,
+) -> Result<(), Failure> {
+    let facts = read(client, options).await?;
+    let version = catalog::schema_version(client, &facts.server)
+        .await
+        .map_err(|error| error.failure())?;
+    for step in plan(&facts, version, options)? {
+        match step {
+            Step::Exists(what) if dry_run => writeln!(out, "-- {what}: exists"),
+            Step::Exists(what) => writeln!(out, "exists   {what}"),
+            Step::Execute { what, sql } if dry_run => writeln!(out, "-- {what}\n{}", sql.trim()),
+            Step::Execute { what, sql } => {
+                if what.starts_with(SLOT) {
+                    tell_open_writers(client, out).await?;
+                }
+                execute(client, &what, &sql).await?;
+                writeln!(out, "created  {what}")
+            }
+        }
+        .map_err(unwritten)?;
+    }
+    if dry_run {
+        return Ok(());
+    }
+    let checks = preflight::judge(&read(client, options).await?, options);
+    refuse(&checks)
+}
+
+/// One thing that setup sees to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing to do.
+    Exists(String),
+    /// `sql` is executed as it stands.
+    Execute {
+        /// What it creates.
+        what: String,
+        /// One statement or several, each with its semicolon.
+        sql: String,
+    },
+}
+
+/// How the step that makes the slot begins.
+const SLOT: &str = "replication slot";
+
+/// What there is to do, in order; `version` is the installed one of the schema `outbox`.
+pub fn plan(facts: &Facts, version: Option<i32>, options: &Options) -> Result<Vec<Step>, Failure> {
+    refuse(&preflight::judge_server(facts))?;
+    let schema = plan_schema(facts, version, options)?;
+    let (facts, installed) = after_install(facts, options, &schema);
+    refuse(&preflight::judge_tables(&facts, &installed))?;
+    let publication = plan_publication(&facts, options, &installed)?;
+    let slot = plan_slot(&facts, options)?;
+    Ok([schema, publication, slot].concat())
+}
+
+fn plan_schema(
+    facts: &Facts,
+    version: Option<i32>,
+    options: &Options,
+) -> Result<Vec<Step>, Failure> {
+    let ours = TableName::new("outbox", "events");
+    let Some(place) = options.tables.iter().position(|t| t.name == ours) else {
+        return Ok(Vec::new());
+    };
+    let known = ddl::SCHEMA_VERSION;
+    match version {
+        None if facts.tables[place].is_some() => Ok(vec![Step::Exists(format!(
+            "table {ours}, made by somebody else"
+        ))]),
+        Some(version) if version > known => Err(Failure::halt(
+            Exit::CheckFailed,
+            Problem::new(
+                format!("Schema outbox is at version {version}"),
+                format!("this outjet knows version {known}"),
+                "Use the outjet that installed it, or a newer one.",
+            ),
+        )),
+        Some(version) if version == known => {
+            let mut steps = vec![Step::Exists(format!("schema outbox, version {version}"))];
+            if facts.server.schema_owned {
+                steps.push(Step::Execute {
+                    what: "partitions of the days ahead".to_owned(),
+                    sql: "SELECT outbox.ensure_partitions();".to_owned(),
+                });
+            }
+            Ok(steps)
+        }
+        None | Some(_) => Ok(vec![Step::Execute {
+            what: format!("schema outbox, version {known}"),
+            sql: ddl::INSTALL.to_owned(),
+        }]),
+    }
+}
+
+/// Facts and options without the table that the first steps are about to make: it will be as it
+/// should be, and nothing can be said of it yet.
+fn after_install(facts: &Facts, options: &Options, schema: &[Step]) -> (Facts, Options) {
+    let (mut facts, mut options) = (facts.clone(), options.clone());
+    let made = TableName::new("outbox", "events");
+    if let Some(place) = options.tables.iter().position(|t| t.name == made)
+        && facts.tables[place].is_none()
+        && schema.iter().any(|s| matches!(s, Step::Execute { .. }))
+    {
+        facts.tables.remove(place);
+        options.tables.remove(place);
+    }
+    (facts, options)
+}
+
+/// `options` names all tables, `installed` those that exist, as `facts` has them.
+fn plan_publication(
+    facts: &Facts,
+    options: &Options,
+    installed: &Options,
+) -> Result<Vec<Step>, Failure> {
+    let name = &options.publication;
+    let what = format!("publication {name}");
+    let Some(publication) = &facts.publication else {
+        if facts.slot.is_some() {
+            // Without its publication the slot is no more good, and a new publication no help.
+            refuse(&preflight::judge_publication(facts, installed))?;
+        }
+        return Ok(vec![Step::Execute {
+            what,
+            sql: ddl::create_publication(name, &options.table_names()),
+        }]);
+    };
+    let mut steps = vec![Step::Exists(what)];
+    let mut then = facts.clone();
+    for wanted in options.table_names() {
+        let found = then.tables.iter_mut().flatten().find(|t| t.name == wanted);
+        match found {
+            Some(table) if table.published || by_partition(publication, table) => {}
+            found => {
+                if let Some(table) = found {
+                    table.published = true;
+                }
+                steps.push(Step::Execute {
+                    what: format!(
+                        "{wanted} in publication {name}, for what is inserted from now on"
+                    ),
+                    sql: ddl::add_table(name, &wanted),
+                });
+            }
+        }
+    }
+    // Whatever else is wrong with a publication that somebody made is theirs to mend.
+    refuse(&preflight::judge_publication(&then, installed))?;
+    Ok(steps)
+}
+
+/// Adding the table would not help: its partitions come under their own names.
+fn by_partition(publication: &Publication, table: &catalog::Table) -> bool {
+    table.published_by_partition && !publication.via_root
+}
+
+fn plan_slot(facts: &Facts, options: &Options) -> Result<Vec<Step>, Failure> {
+    let name = &options.slot;
+    let mut checks = preflight::judge_slot(facts, options);
+    if facts.slot.is_some() {
+        refuse(&checks)?;
+        return Ok(vec![Step::Exists(format!("{SLOT} {name}"))]);
+    }
+    // The first is that it does not exist.
+    refuse(&checks.split_off(1))?;
+    Ok(vec![Step::Execute {
+        what: format!("{SLOT} {name}"),
+        sql: ddl::create_slot(name, &facts.server),
+    }])
+}
+
+/// A slot in use is no reason not to set up: there is a leader.
+fn refuse(checks: &[Check]) -> Result<(), Failure> {
+    checks
+        .iter()
+        .filter_map(Check::failure)
+        .find(|failure| failure.disposition != Disposition::Standby)
+        .map_or(Ok(()), |failure| Err(failure.clone()))
+}
+
+async fn read(client: &Client, options: &Options) -> Result<Facts, Failure> {
+    let names = options.table_names();
+    Facts::read(client, &options.slot, &options.publication, &names)
+        .await
+        .map_err(|error| error.failure())
+}
+
+/// Creating a slot waits for these, and says nothing.
+async fn tell_open_writers(client: &Client, out: Out<'_>) -> Result<(), Failure> {
+    let writers = catalog::open_writers(client).await;
+    for writer in writers.map_err(|error| error.failure())? {
+        writeln!(
+            out,
+            "waiting  for a transaction to end: pid {}, application \"{}\", begun {}",
+            writer.pid,
+            writer.application_name.unwrap_or_default(),
+            writer.since.as_deref().unwrap_or("at an unknown time")
+        )
+        .map_err(unwritten)?;
+    }
+    out.flush().map_err(unwritten)
+}
+
+async fn execute(client: &Client, what: &str, sql: &str) -> Result<(), Failure> {
+    let Err(error) = client.batch_execute(sql).await else {
+        return Ok(());
+    };
+    // install.sql has a transaction of its own, which is open still. If this fails, too, the
+    // connection is gone, which `error` says better.
+    let _gone = client.batch_execute("ROLLBACK").await;
+    let mut failure = Error::new(format!("create {what}"), error).failure();
+    if failure.exit == Exit::NotPermitted {
+        "outjet setup --dry-run prints the SQL: have the owner of the database execute it."
+            .clone_into(&mut failure.problem.fix);
+    }
+    Err(failure)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::preflight::tests::{facts, options};
+
+    /// A server on which nothing is set up.
+    fn empty() -> Facts {
+        let mut facts = facts();
+        facts.server.schema_installed = false;
+        facts.tables = vec![None];
+        facts.publication = None;
+        facts.slot = None;
+        facts
+    }
+
+    fn whats(steps: &[Step]) -> Vec<String> {
+        let what = |step: &Step| match step {
+            Step::Exists(what) => format!("= {what}"),
+            Step::Execute { what, .. } => format!("+ {what}"),
+        };
+        steps.iter().map(what).collect()
+    }
+
+    #[test]
+    fn publication_comes_before_the_slot() {
+        let steps = plan(&empty(), None, &options()).expect("a plan");
+        assert_eq!(
+            whats(&steps),
+            [
+                "+ schema outbox, version 1",
+                "+ publication outjet",
+                "+ replication slot outjet"
+            ]
+        );
+    }
+
+    #[test]
+    fn second_setup_looks_after_the_partitions_alone() {
+        let steps = plan(&facts(), Some(1), &options()).expect("a plan");
+        assert_eq!(
+            whats(&steps),
+            [
+                "= schema outbox, version 1",
+                "+ partitions of the days ahead",
+                "= publication outjet",
+                "= replication slot outjet"
+            ]
+        );
+    }
+
+    #[test]
+    fn held_slot_is_no_reason_not_to_set_up() {
+        let mut facts = facts();
+        if let Some(slot) = &mut facts.slot {
+            slot.active = true;
+        }
+        assert!(plan(&facts, Some(1), &options()).is_ok());
+    }
+
+    #[test]
+    fn table_that_the_publication_lacks_is_added() {
+        let mut facts = facts();
+        if let Some(table) = &mut facts.tables[0] {
+            table.published = false;
+        }
+        let steps = plan(&facts, Some(1), &options()).expect("a plan");
+        let add = "ALTER PUBLICATION \"outjet\" ADD TABLE \"outbox\".\"events\";";
+        assert!(
+            steps
+                .iter()
+                .any(|step| matches!(step, Step::Execute { sql, .. } if sql == add)),
+            "{steps:?}"
+        );
+    }
+
+    #[test]
+    fn publication_is_not_made_beside_an_older_slot() {
+        let mut facts = facts();
+        facts.publication = None;
+        let failure = plan(&facts, Some(1), &options()).expect_err("no plan");
+        assert!(failure.problem.cause.contains("slot \"outjet\" exists"));
+    }
+
+    #[test]
+    fn publication_of_somebody_else_is_not_altered() {
+        let mut facts = facts();
+        if let Some(publication) = &mut facts.publication {
+            publication.insert = false;
+        }
+        let failure = plan(&facts, Some(1), &options()).expect_err("no plan");
+        assert!(failure.problem.problem.contains("does not publish inserts"));
+    }
+
+    #[test]
+    fn missing_table_that_is_not_ours_stops_before_anything_is_made() {
+        let mut options = options();
+        options.tables[0].name = TableName::new("public", "outboxes");
+        let failure = plan(&empty(), None, &options).expect_err("no plan");
+        assert_eq!(
+            failure.problem.problem,
+            "Table public.outboxes does not exist"
+        );
+    }
+
+    #[test]
+    fn newer_schema_is_left_alone() {
+        let failure = plan(&facts(), Some(2), &options()).expect_err("no plan");
+        assert_eq!(failure.problem.problem, "Schema outbox is at version 2");
+    }
+
+    #[test]
+    fn no_room_for_a_slot_stops_before_anything_is_made() {
+        let mut facts = empty();
+        facts.server.slots_used = facts.server.slots_max;
+        let failure = plan(&facts, None, &options()).expect_err("no plan");
+        assert!(failure.problem.problem.contains("no room"), "{failure}");
+    }
+}

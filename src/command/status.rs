@@ -1,0 +1,226 @@
+//! `outjet status`, the part in Postgres: the slot, who holds it, how far behind it is and how much
+//! WAL that costs.
+
+use std::io;
+
+use serde::Serialize;
+use tokio_postgres::Client;
+
+use super::Out;
+use crate::error::Failure;
+use crate::pg::catalog::{Facts, Server, Slot};
+use crate::preflight::Options;
+
+/// What `status --json` prints of Postgres. Fields are added, never renamed; LSNs are text as in
+/// Postgres, sizes are bytes, what is not known is null.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Status {
+    /// The database.
+    pub database: String,
+    /// The server's version.
+    pub server_version: String,
+    /// The end of the WAL.
+    pub current_lsn: String,
+    /// The publication's name.
+    pub publication: String,
+    /// Whether it exists.
+    pub publication_exists: bool,
+    /// The slot's name.
+    pub slot: String,
+    /// Null if there is no such slot.
+    pub slot_status: Option<SlotStatus>,
+}
+
+/// A slot, for `status --json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SlotStatus {
+    /// Somebody holds it: there is a leader.
+    pub active: bool,
+    /// Null if nobody holds it.
+    pub holder: Option<HolderStatus>,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: Option<String>,
+    /// Why it was lost (Postgres 17 and newer).
+    pub invalidation_reason: Option<String>,
+    /// What ends before it is published.
+    pub confirmed_flush_lsn: Option<String>,
+    /// WAL from here on is kept.
+    pub restart_lsn: Option<String>,
+    /// Written and not confirmed.
+    pub lag_bytes: Option<u64>,
+    /// WAL that the slot makes the server keep.
+    pub retained_wal_bytes: Option<u64>,
+    /// WAL that may still be written before the slot may be lost; null without a limit.
+    pub safe_wal_size_bytes: Option<i64>,
+    /// Standbys keep it in step (Postgres 17 and newer).
+    pub failover: bool,
+}
+
+/// Who holds the slot, for `status --json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct HolderStatus {
+    /// Its process id on the server.
+    pub pid: i32,
+    /// What it calls itself.
+    pub application_name: Option<String>,
+    /// Null for a unix socket, and where we may not see it.
+    pub client_addr: Option<String>,
+}
+
+/// Reads the slot and what belongs to it.
+pub async fn status(client: &Client, options: &Options) -> Result<Status, Failure> {
+    let facts = Facts::read(client, &options.slot, &options.publication, &[])
+        .await
+        .map_err(|error| error.failure())?;
+    Ok(Status::new(&facts, options))
+}
+
+impl Status {
+    fn new(facts: &Facts, options: &Options) -> Self {
+        Status {
+            database: facts.server.database.clone(),
+            server_version: facts.server.version.clone(),
+            current_lsn: facts.server.current.to_string(),
+            publication: options.publication.clone(),
+            publication_exists: facts.publication.is_some(),
+            slot: options.slot.clone(),
+            slot_status: facts
+                .slot
+                .as_ref()
+                .map(|slot| SlotStatus::new(slot, &facts.server)),
+        }
+    }
+
+    /// Writes it as lines of a name and a value.
+    pub fn write(&self, out: Out<'_>) -> io::Result<()> {
+        let missing = if self.publication_exists {
+            ""
+        } else {
+            " (does not exist)"
+        };
+        writeln!(
+            out,
+            "database      {}, Postgres {}",
+            self.database, self.server_version
+        )?;
+        writeln!(out, "publication   {}{missing}", self.publication)?;
+        let Some(slot) = &self.slot_status else {
+            return writeln!(out, "slot          {} (does not exist)", self.slot);
+        };
+        let state = slot.wal_status.as_deref().unwrap_or("being made");
+        let reason = slot.invalidation_reason.as_deref();
+        let reason = reason
+            .map(|reason| format!(" ({reason})"))
+            .unwrap_or_default();
+        writeln!(out, "slot          {}, {state}{reason}", self.slot)?;
+        writeln!(out, "leader        {}", slot.leader())?;
+        let confirmed = slot.confirmed_flush_lsn.as_deref().unwrap_or("nothing");
+        writeln!(out, "confirmed     {confirmed} of {}", self.current_lsn)?;
+        writeln!(out, "lag           {}", size(slot.lag_bytes))?;
+        writeln!(out, "retained WAL  {}", size(slot.retained_wal_bytes))?;
+        match slot.safe_wal_size_bytes {
+            Some(left) => {
+                let left = size(u64::try_from(left).ok().or(Some(0)));
+                writeln!(out, "may grow by   {left}, then the slot may be lost")
+            }
+            None => writeln!(out, "may grow by   no limit (max_slot_wal_keep_size)"),
+        }
+    }
+}
+
+impl SlotStatus {
+    fn new(slot: &Slot, server: &Server) -> Self {
+        SlotStatus {
+            active: slot.active,
+            holder: slot.holder.as_ref().map(|holder| HolderStatus {
+                pid: holder.pid,
+                application_name: holder.application_name.clone(),
+                client_addr: holder.client_addr.clone(),
+            }),
+            wal_status: slot.wal_status.clone(),
+            invalidation_reason: slot.invalidation_reason.clone(),
+            confirmed_flush_lsn: slot.confirmed_flush.map(|lsn| lsn.to_string()),
+            restart_lsn: slot.restart.map(|lsn| lsn.to_string()),
+            lag_bytes: slot.lag_bytes(server.current),
+            retained_wal_bytes: slot.retained_wal_bytes(server.current),
+            safe_wal_size_bytes: slot.safe_wal_size,
+            failover: slot.failover,
+        }
+    }
+
+    fn leader(&self) -> String {
+        let Some(holder) = &self.holder else {
+            return "none".to_owned();
+        };
+        let name = holder.application_name.as_deref().unwrap_or("unknown");
+        let addr = holder.client_addr.as_deref().unwrap_or("a local socket");
+        format!("{name}, pid {}, from {addr}", holder.pid)
+    }
+}
+
+/// Three digits and a unit.
+fn size(bytes: Option<u64>) -> String {
+    let Some(bytes) = bytes else {
+        return "unknown".to_owned();
+    };
+    let units = ["KiB", "MiB", "GiB", "TiB"];
+    let mut scaled = bytes as f64;
+    let mut unit = "B";
+    for larger in units {
+        if scaled < 1024.0 {
+            break;
+        }
+        scaled /= 1024.0;
+        unit = larger;
+    }
+    if unit == "B" {
+        format!("{bytes} B")
+    } else {
+        format!("{scaled:.1} {unit}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::preflight::tests::{facts, options};
+
+    fn text(facts: &Facts) -> String {
+        let mut out = Vec::new();
+        let status = Status::new(facts, &options());
+        status.write(&mut out).expect("memory takes everything");
+        String::from_utf8(out).expect("text")
+    }
+
+    #[test]
+    fn lag_is_what_is_written_and_not_confirmed() {
+        assert_eq!(
+            text(&facts()),
+            "database      app, Postgres 18.6\n\
+             publication   outjet\n\
+             slot          outjet, reserved\n\
+             leader        none\n\
+             confirmed     0/200 of 0/300\n\
+             lag           256 B\n\
+             retained WAL  512 B\n\
+             may grow by   no limit (max_slot_wal_keep_size)\n"
+        );
+    }
+
+    #[test]
+    fn missing_slot_is_said_and_null_in_json() {
+        let mut facts = facts();
+        facts.slot = None;
+        assert!(text(&facts).ends_with("slot          outjet (does not exist)\n"));
+        let json = serde_json::to_value(Status::new(&facts, &options())).expect("JSON");
+        assert_eq!(json["slot_status"], serde_json::Value::Null);
+    }
+
+    #[test]
+    fn sizes_have_the_unit_that_leaves_them_short() {
+        assert_eq!(size(Some(1023)), "1023 B");
+        assert_eq!(size(Some(1024)), "1.0 KiB");
+        assert_eq!(size(Some(3 << 30)), "3.0 GiB");
+        assert_eq!(size(None), "unknown");
+    }
+}

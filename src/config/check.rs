@@ -1,0 +1,408 @@
+//! From what is written to what is meant: every value is read, held against its limits and against
+//! the others. The first mistake ends it, with its place.
+
+use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::lists::{Routes, Tables, Texts};
+use super::names::{check_pattern, check_prefix, check_publication, check_slot, check_stream};
+use super::problem::{Source, config_failure, origin_place};
+use super::raw::{Given, Raw};
+use super::value::{Bytes, Refusal, Setting, Url, duration_text, redact_url};
+use super::{Config, Log, Nats, Postgres, Publish, Stream, Table, Tls};
+use crate::error::Failure;
+
+/// Limits of the durations that the world has to keep. Below, networks are slower than that; above,
+/// a typo is likelier than the wish.
+const WAITS: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(600);
+/// From the briefest that Postgres's own timer is good for, to where a takeover is no takeover.
+const TAKEOVERS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+const DRAINS: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
+/// nats-server refuses shorter ones (`JSStreamDuplicateWindow`, minimum 100 ms).
+const STREAM_TIME_MIN: Duration = Duration::from_millis(100);
+/// More than that in flight only waits in the server's queue.
+const IN_FLIGHT: RangeInclusive<u32> = 1..=16_384;
+/// Below, one ordinary event fills the window; above, memory is no longer small.
+const IN_FLIGHT_BYTES: RangeInclusive<Bytes> = Bytes(64 << 10)..=Bytes(1 << 30);
+/// nats-server's `StreamMaxReplicas`.
+const REPLICAS: RangeInclusive<u32> = 1..=5;
+/// The prefix of outjet's own messages (`replay`); never an application's.
+const OWN_PREFIX: &str = "outjet";
+
+/// Checks the whole.
+pub(super) fn config(raw: Raw, source: Option<&Source>) -> Result<Config, Failure> {
+    let check = Check { raw: &raw, source };
+    let (postgres, nats, stream) = (check.postgres()?, check.nats()?, check.stream()?);
+    let (tables, message_prefixes) = (check.tables()?, check.message_prefixes()?);
+    let (publish, log) = (check.publish()?, check.log()?);
+    if tables.is_empty() && message_prefixes.is_empty() {
+        return Err(config_failure(
+            "there is nothing to publish",
+            "tables and messages.prefixes are both empty",
+            "name the outbox table in tables, or leave tables out: then it is outbox.events",
+        ));
+    }
+    Ok(Config {
+        postgres,
+        tables,
+        message_prefixes,
+        nats,
+        stream,
+        publish,
+        log,
+        file: source.map(|source| source.path.clone()),
+        raw,
+    })
+}
+
+struct Check<'a> {
+    raw: &'a Raw,
+    source: Option<&'a Source>,
+}
+
+/// Reads `$check.raw.a.b` under the name `a.b`.
+macro_rules! read {
+    ($check:ident . $first:ident $(. $next:ident)*) => {
+        $check.read(concat!(stringify!($first) $(, ".", stringify!($next))*), &$check.raw.$first $(.$next)*)?
+    };
+}
+
+impl Check<'_> {
+    fn postgres(&self) -> Result<Postgres, Failure> {
+        Ok(Postgres {
+            url: read!(self.postgres.url).optional().map(|Url(url)| url),
+            slot: read!(self.postgres.slot).and_text(check_slot)?.required(),
+            publication: read!(self.postgres.publication)
+                .and_text(check_publication)?
+                .required(),
+            sslmode: read!(self.postgres.sslmode).optional(),
+            sslrootcert: read!(self.postgres.sslrootcert).optional(),
+            sslcert: read!(self.postgres.sslcert).optional(),
+            sslkey: read!(self.postgres.sslkey).optional(),
+            takeover_after: read!(self.postgres.takeover_after)
+                .within(TAKEOVERS)?
+                .required(),
+            connect_timeout: read!(self.postgres.connect_timeout)
+                .within(WAITS)?
+                .optional(),
+        })
+    }
+
+    fn tables(&self) -> Result<Vec<Table>, Failure> {
+        let twice = |Tables(tables): &Tables| {
+            let mut seen = BTreeSet::new();
+            match tables.iter().find(|table| !seen.insert(&table.name)) {
+                None => Ok(()),
+                Some(table) => Err(Refusal::new(
+                    format!("names {} twice", table.name),
+                    "remove one of the two",
+                )),
+            }
+        };
+        Ok(read!(self.tables).and(twice)?.required().0)
+    }
+
+    fn message_prefixes(&self) -> Result<Vec<String>, Failure> {
+        let test = |Texts(prefixes): &Texts| {
+            let refusal = |what| Err(Refusal::new(what, "write another prefix, such as outbox"));
+            if prefixes.iter().any(|prefix| prefix == OWN_PREFIX) {
+                return refusal("holds `outjet`, the prefix of outjet's own messages");
+            }
+            match prefixes.iter().any(String::is_empty) {
+                true => refusal("holds an empty prefix"),
+                false => Ok(()),
+            }
+        };
+        Ok(read!(self.messages.prefixes).and(test)?.required().0)
+    }
+
+    fn nats(&self) -> Result<Nats, Failure> {
+        let user = read!(self.nats.user).optional();
+        let password = read!(self.nats.password);
+        if user.is_none() && password.value.is_some() {
+            return Err(password.refuse("a password without a user", "give nats.user, too"));
+        }
+        Ok(Nats {
+            url: read!(self.nats.url).and(check_servers)?.required().0,
+            name: read!(self.nats.name).required(),
+            creds: read!(self.nats.creds).file(),
+            nkey: read!(self.nats.nkey).optional(),
+            user,
+            password: password.optional(),
+            token: read!(self.nats.token).optional(),
+            tls: self.tls()?,
+            connect_timeout: read!(self.nats.connect_timeout).within(WAITS)?.required(),
+            inbox_prefix: read!(self.nats.inbox_prefix)
+                .and_text(check_prefix)?
+                .required(),
+            jetstream_domain: read!(self.nats.jetstream_domain).optional(),
+        })
+    }
+
+    fn tls(&self) -> Result<Tls, Failure> {
+        let cert = read!(self.nats.tls.cert);
+        let key = read!(self.nats.tls.key);
+        match (&cert.value, &key.value) {
+            (Some(_), None) => {
+                return Err(cert.refuse("a certificate without its key", "give nats.tls.key, too"));
+            }
+            (None, Some(_)) => {
+                return Err(key.refuse("a key without its certificate", "give nats.tls.cert, too"));
+            }
+            (Some(_), Some(_)) | (None, None) => {}
+        }
+        Ok(Tls {
+            ca: read!(self.nats.tls.ca).file(),
+            identity: cert.file().zip(key.file()),
+            first: read!(self.nats.tls.first).required(),
+        })
+    }
+
+    fn stream(&self) -> Result<Stream, Failure> {
+        let max_age = read!(self.stream.max_age)
+            .and(|age: &Duration| match *age {
+                Duration::ZERO => Ok(()),
+                age => within(&age, &(STREAM_TIME_MIN..=Duration::MAX)),
+            })?
+            .required();
+        let max_age = (!max_age.is_zero()).then_some(max_age);
+        let window = read!(self.stream.duplicate_window)
+            .within(STREAM_TIME_MIN..=max_age.unwrap_or(Duration::MAX))?;
+        let Bytes(max_bytes) = read!(self.stream.max_bytes)
+            .and(|bytes: &Bytes| within(bytes, &(Bytes(0)..=Bytes(i64::MAX.unsigned_abs()))))?
+            .required();
+        Ok(Stream {
+            name: read!(self.stream.name).and_text(check_stream)?.required(),
+            subjects: read!(self.stream.subjects)
+                .and(check_subjects)?
+                .required()
+                .0,
+            replicas: read!(self.stream.replicas).within(REPLICAS)?.required(),
+            storage: read!(self.stream.storage).required(),
+            manage: read!(self.stream.manage).required(),
+            duplicate_window: window.required(),
+            max_age,
+            max_bytes: (max_bytes != 0).then_some(max_bytes),
+        })
+    }
+
+    fn publish(&self) -> Result<Publish, Failure> {
+        let Bytes(in_flight_bytes_max) = read!(self.publish.in_flight_bytes_max)
+            .within(IN_FLIGHT_BYTES)?
+            .required();
+        Ok(Publish {
+            subject: read!(self.publish.subject).and_text(not_empty)?.required(),
+            routes: read!(self.publish.routes).and(check_routes)?.required().0,
+            format: read!(self.publish.format).required(),
+            source: read!(self.publish.source).and_text(not_empty)?.optional(),
+            on_reject: read!(self.publish.on_reject).required(),
+            in_flight_max: read!(self.publish.in_flight_max)
+                .within(IN_FLIGHT)?
+                .required(),
+            in_flight_bytes_max,
+            ack_timeout: read!(self.publish.ack_timeout).within(WAITS)?.required(),
+            drain_timeout: read!(self.publish.drain_timeout).within(DRAINS)?.required(),
+        })
+    }
+
+    fn log(&self) -> Result<Log, Failure> {
+        Ok(Log {
+            level: read!(self.log.level).required(),
+            format: read!(self.log.format).required(),
+        })
+    }
+
+    fn read<T: Setting>(
+        &self,
+        key: &'static str,
+        given: &Option<Given<T>>,
+    ) -> Result<Read<T>, Failure> {
+        let Some(given) = given else {
+            return Ok(Read::absent(key));
+        };
+        let shown = T::quoted(&given.written);
+        // Of a text in quotes, the backticks around it have the same width.
+        let marked = shown.chars().count().saturating_sub(2);
+        let marked = if T::SECRET { 1 } else { marked };
+        let mut read = Read {
+            key,
+            place: origin_place(&given.origin, self.source, marked),
+            shown,
+            value: None,
+        };
+        match T::read(&given.written) {
+            Ok(value) => read.value = Some(value),
+            Err(refusal) => {
+                if let (Some(place), Some(source), super::Origin::File(_)) =
+                    (refusal.place, self.source, &given.origin)
+                {
+                    read.place = source.place(place, 1);
+                }
+                return Err(read.refuse(&refusal.what, refusal.fix));
+            }
+        }
+        Ok(read)
+    }
+}
+
+/// A value that has been read, with what an error about it needs.
+struct Read<T> {
+    key: &'static str,
+    place: String,
+    shown: String,
+    value: Option<T>,
+}
+
+impl<T> Read<T> {
+    fn absent(key: &'static str) -> Self {
+        Self {
+            key,
+            place: String::new(),
+            shown: String::new(),
+            value: None,
+        }
+    }
+
+    fn optional(self) -> Option<T> {
+        self.value
+    }
+
+    fn required(self) -> T {
+        self.value
+            .expect("config/outjet.yaml gives every such key a value")
+    }
+
+    /// Demands what `test` demands of the value, if there is one.
+    fn and(self, test: impl FnOnce(&T) -> Result<(), Refusal>) -> Result<Self, Failure> {
+        match self.value.as_ref().map(test) {
+            Some(Err(refusal)) => {
+                Err(self.refuse(&format!("{} {}", self.shown, refusal.what), refusal.fix))
+            }
+            Some(Ok(())) | None => Ok(self),
+        }
+    }
+
+    fn within(self, range: RangeInclusive<T>) -> Result<Self, Failure>
+    where
+        T: Limited,
+    {
+        self.and(|value| within(value, &range))
+    }
+
+    fn refuse(&self, what: &str, fix: impl Into<String>) -> Failure {
+        config_failure(format!("{}: {what}", self.key), self.place.clone(), fix)
+    }
+}
+
+impl Read<String> {
+    fn and_text(self, test: fn(&str) -> Result<(), Refusal>) -> Result<Self, Failure> {
+        self.and(|text| test(text))
+    }
+
+    fn file(self) -> Option<PathBuf> {
+        self.value.map(PathBuf::from)
+    }
+}
+
+/// What has a smallest and a largest value.
+trait Limited: PartialOrd {
+    const MAX: Self;
+
+    fn text(&self) -> String;
+}
+
+impl Limited for Duration {
+    const MAX: Self = Self::MAX;
+
+    fn text(&self) -> String {
+        duration_text(*self)
+    }
+}
+
+impl Limited for Bytes {
+    const MAX: Self = Self(i64::MAX.unsigned_abs());
+
+    fn text(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Limited for u32 {
+    const MAX: Self = Self::MAX;
+
+    fn text(&self) -> String {
+        self.to_string()
+    }
+}
+
+fn within<T: Limited>(value: &T, range: &RangeInclusive<T>) -> Result<(), Refusal> {
+    let (least, most) = (range.start().text(), range.end().text());
+    let fix = match *range.end() == T::MAX {
+        true => format!("write {least} or more"),
+        false => format!("write {least} to {most}"),
+    };
+    if value < range.start() {
+        return Err(Refusal::new("is too little", fix));
+    }
+    match value > range.end() {
+        true => Err(Refusal::new("is too much", fix)),
+        false => Ok(()),
+    }
+}
+
+fn not_empty(text: &str) -> Result<(), Refusal> {
+    match text.is_empty() {
+        true => Err(Refusal::new(
+            "is empty",
+            "write something, or leave the key out",
+        )),
+        false => Ok(()),
+    }
+}
+
+fn check_servers(Url(url): &Url) -> Result<(), Refusal> {
+    const FIX: &str = "write nats://host:4222 or tls://host:4222, several separated by commas";
+    for server in url.expose().split(',') {
+        let (scheme, host) = server.split_once("://").unwrap_or(("nats", server));
+        if host.trim().is_empty() {
+            return Err(Refusal::new(
+                "has an empty place where a server should stand",
+                FIX,
+            ));
+        }
+        if !matches!(scheme.trim(), "nats" | "tls") {
+            let what = format!("has an unknown scheme: {}", redact_url(server));
+            return Err(Refusal::new(what, FIX));
+        }
+    }
+    Ok(())
+}
+
+fn check_subjects(Texts(subjects): &Texts) -> Result<(), Refusal> {
+    if subjects.is_empty() {
+        return Err(Refusal::new(
+            "is empty",
+            "write at least one subject: [events.>]",
+        ));
+    }
+    subjects
+        .iter()
+        .try_for_each(|subject| named(subject, check_pattern(subject)))
+}
+
+fn check_routes(Routes(routes): &Routes) -> Result<(), Refusal> {
+    routes.iter().try_for_each(|route| {
+        named(&route.pattern, check_pattern(&route.pattern))?;
+        named(&route.to, not_empty(&route.to))
+    })
+}
+
+/// Says which entry of the list it is.
+fn named(entry: &str, result: Result<(), Refusal>) -> Result<(), Refusal> {
+    result.map_err(|refusal| Refusal {
+        what: format!("has `{entry}`, which {}", refusal.what),
+        ..refusal
+    })
+}

@@ -1,0 +1,328 @@
+//! The values that are lists: texts, tables with their mapped columns, routes. Knows what one entry
+//! may be; whether the entries fit together is `check`'s to say.
+
+use std::fmt;
+
+use serde::de::{DeserializeOwned, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Value, json};
+use serde_saphyr::Spanned;
+
+use super::names::TableName;
+use super::value::{Column, Columns, Field, Preset, Refusal, Scalar, Setting};
+
+/// A list of texts.
+#[derive(Debug)]
+pub(super) struct Texts(pub(super) Vec<String>);
+
+impl Setting for Texts {
+    type Written = Vec<Spanned<String>>;
+
+    fn from_text(text: &str) -> Result<Self::Written, Box<serde_saphyr::Error>> {
+        yaml(text)
+    }
+
+    fn read(written: &Self::Written) -> Result<Self, Refusal> {
+        let texts = written.iter().map(read_scalar::<String>);
+        Ok(Self(texts.collect::<Result<_, _>>()?))
+    }
+
+    fn shown(written: &Self::Written) -> String {
+        flow(written)
+    }
+
+    fn schema() -> Value {
+        json!({"type": "array", "items": {"type": "string"}})
+    }
+}
+
+/// A rule that changes a subject.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// The subjects that it changes.
+    pub pattern: String,
+    /// What they become.
+    pub to: String,
+}
+
+/// `publish.routes`.
+#[derive(Debug)]
+pub(super) struct Routes(pub(super) Vec<Route>);
+
+/// A [`Route`] as it is written.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawRoute {
+    #[serde(rename = "match")]
+    pattern: Spanned<String>,
+    to: Spanned<String>,
+}
+
+impl Setting for Routes {
+    type Written = Vec<RawRoute>;
+
+    fn from_text(text: &str) -> Result<Self::Written, Box<serde_saphyr::Error>> {
+        yaml(text)
+    }
+
+    fn read(written: &Self::Written) -> Result<Self, Refusal> {
+        let route = |raw: &RawRoute| {
+            Ok(Route {
+                pattern: read_scalar(&raw.pattern)?,
+                to: read_scalar(&raw.to)?,
+            })
+        };
+        Ok(Self(written.iter().map(route).collect::<Result<_, _>>()?))
+    }
+
+    fn shown(written: &Self::Written) -> String {
+        flow(written)
+    }
+
+    fn schema() -> Value {
+        json!({"type": "array", "items": {
+            "type": "object",
+            "properties": {"match": {"type": "string"}, "to": {"type": "string"}},
+            "required": ["match", "to"],
+            "additionalProperties": false,
+        }})
+    }
+}
+
+/// An outbox table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    /// Which one.
+    pub name: TableName,
+    /// The layout that it starts from.
+    pub preset: Preset,
+    /// What differs from the preset, or is added to it.
+    pub columns: Columns,
+}
+
+/// `tables`.
+#[derive(Debug)]
+pub(super) struct Tables(pub(super) Vec<Table>);
+
+/// A [`Table`] as it is written.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawTable {
+    name: Spanned<String>,
+    preset: Option<Spanned<String>>,
+    #[serde(default)]
+    columns: RawColumns,
+}
+
+impl Setting for Tables {
+    type Written = Vec<RawTable>;
+
+    fn from_text(text: &str) -> Result<Self::Written, Box<serde_saphyr::Error>> {
+        yaml(text)
+    }
+
+    fn read(written: &Self::Written) -> Result<Self, Refusal> {
+        let tables = written.iter().map(RawTable::read);
+        Ok(Self(tables.collect::<Result<_, _>>()?))
+    }
+
+    fn shown(written: &Self::Written) -> String {
+        flow(written)
+    }
+
+    fn schema() -> Value {
+        let fields = Field::WORDS
+            .iter()
+            .map(|word| ((*word).to_owned(), RawColumn::schema()));
+        json!({"type": "array", "items": {
+            "type": "object",
+            "properties": {
+                "name": {"type": "string"},
+                "preset": <Preset as Scalar>::schema(),
+                "columns": {
+                    "type": "object",
+                    "properties": fields.collect::<serde_json::Map<_, _>>(),
+                    "additionalProperties": false,
+                },
+            },
+            "required": ["name"],
+            "additionalProperties": false,
+        }})
+    }
+}
+
+impl RawTable {
+    fn read(&self) -> Result<Table, Refusal> {
+        let preset = match &self.preset {
+            Some(preset) => read_scalar(preset)?,
+            None => Preset::Native,
+        };
+        let mut columns = Columns::new();
+        for (field, column) in &self.columns.0 {
+            if columns
+                .insert(read_scalar(field)?, read_column(column)?)
+                .is_some()
+            {
+                let what = format!("`{}` is mapped twice", field.value);
+                return Err(at(field, Refusal::new(what, "remove one of the two")));
+            }
+        }
+        let table = Table {
+            name: read_scalar(&self.name)?,
+            preset,
+            columns,
+        };
+        table.check().map_err(|refusal| at(&self.name, refusal))?;
+        Ok(table)
+    }
+}
+
+impl Table {
+    /// Whether events can be made of the rows at all.
+    fn check(&self) -> Result<(), Refusal> {
+        let name = &self.name;
+        if let Some(Column::Constant(_)) = self.columns.get(&Field::Id) {
+            let what = format!("all events of {name} would have the same id");
+            return Err(Refusal::new(
+                what,
+                "map id to the column that identifies a row",
+            ));
+        }
+        if self.preset == Preset::Native {
+            return Ok(());
+        }
+        if !self.columns.contains_key(&Field::Id) {
+            let what = format!("{name} has neither a preset nor a column for `id`");
+            let fix = "add `columns: {id: <column>, ...}`, with the column that identifies a row";
+            return Err(Refusal::new(what, fix));
+        }
+        let body = [Field::Payload, Field::PayloadRaw];
+        if !body.iter().any(|field| self.columns.contains_key(field)) {
+            let what = format!("{name} has neither a preset nor a column for `payload`");
+            let fix = "add `payload: <column>` (text or JSON) or `payload_raw: <column>` (bytea)";
+            return Err(Refusal::new(what, fix));
+        }
+        Ok(())
+    }
+}
+
+/// `columns` in the order in which it is written.
+#[derive(Debug, Default)]
+struct RawColumns(Vec<(Spanned<String>, Spanned<RawColumn>)>);
+
+impl<'de> Deserialize<'de> for RawColumns {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+
+        impl<'de> Visitor<'de> for Entries {
+            type Value = RawColumns;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a mapping from fields to columns")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawColumns, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(RawColumns(entries))
+            }
+        }
+
+        deserializer.deserialize_map(Entries)
+    }
+}
+
+impl Serialize for RawColumns {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(
+            self.0
+                .iter()
+                .map(|(field, column)| (&field.value, &column.value)),
+        )
+    }
+}
+
+/// A [`Column`] as it is written: its name, or `{value: text}`.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum RawColumn {
+    Named(String),
+    Constant(RawConstant),
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct RawConstant {
+    value: String,
+}
+
+impl<'de> Deserialize<'de> for RawColumn {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+
+        impl<'de> Visitor<'de> for Either {
+            type Value = RawColumn;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the name of a column, or {value: text}")
+            }
+
+            fn visit_str<E>(self, name: &str) -> Result<RawColumn, E> {
+                Ok(RawColumn::Named(name.to_owned()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RawColumn, A::Error> {
+                let map = serde::de::value::MapAccessDeserializer::new(map);
+                RawConstant::deserialize(map).map(RawColumn::Constant)
+            }
+        }
+
+        deserializer.deserialize_any(Either)
+    }
+}
+
+impl RawColumn {
+    fn schema() -> Value {
+        json!({"oneOf": [
+            {"type": "string"},
+            {
+                "type": "object",
+                "properties": {"value": {"type": "string"}},
+                "required": ["value"],
+                "additionalProperties": false,
+            },
+        ]})
+    }
+}
+
+fn read_column(column: &Spanned<RawColumn>) -> Result<Column, Refusal> {
+    match &column.value {
+        RawColumn::Named(name) if name.is_empty() => {
+            let refusal = Refusal::new("a column has no name", "write the name of the column");
+            Err(at(column, refusal))
+        }
+        RawColumn::Named(name) => Ok(Column::Named(name.clone())),
+        RawColumn::Constant(constant) => Ok(Column::Constant(constant.value.clone())),
+    }
+}
+
+/// A scalar inside a list.
+fn read_scalar<T: Scalar>(text: &Spanned<String>) -> Result<T, Refusal> {
+    <T as Setting>::read(&text.value).map_err(|refusal| at(text, refusal))
+}
+
+fn at<T>(spanned: &Spanned<T>, refusal: Refusal) -> Refusal {
+    let place = Some(spanned.referenced);
+    Refusal { place, ..refusal }
+}
+
+fn yaml<T: DeserializeOwned>(text: &str) -> Result<T, Box<serde_saphyr::Error>> {
+    serde_saphyr::from_str(text).map_err(Box::new)
+}
+
+/// JSON, which is YAML on one line.
+fn flow<T: Serialize>(written: &T) -> String {
+    serde_json::to_string(written).expect("lists hold texts and maps of texts only")
+}

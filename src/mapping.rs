@@ -1,0 +1,296 @@
+//! Which columns of an outbox table mean what, by name; resolved to column numbers whenever the
+//! server describes the table. Pure.
+
+use crate::pg::pgoutput::{Relation, Tuple, TupleValue};
+
+/// What a column can mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Field {
+    /// The event's id. Must not be NULL.
+    Id,
+    /// An explicit subject, before routes; the template if NULL.
+    Topic,
+    /// The type of the aggregate.
+    AggregateType,
+    /// The id of the aggregate.
+    AggregateId,
+    /// The event type.
+    Type,
+    /// The body: json, jsonb, text, anything that has a text form; bytea as its bytes.
+    Payload,
+    /// A second place for the body, for rows whose `Payload` is NULL.
+    PayloadRaw,
+    /// The media type of the body.
+    ContentType,
+    /// A JSON object of headers: `{"name": "value"}` or `{"name": ["v1", "v2"]}`.
+    Headers,
+    /// The tenant.
+    TenantId,
+    /// The correlation id.
+    CorrelationId,
+    /// W3C trace context.
+    Traceparent,
+    /// W3C trace context.
+    Tracestate,
+    /// W3C baggage.
+    Baggage,
+    /// When the event occurred.
+    CreatedAt,
+    /// A business key by which consumers may drop repeats.
+    DedupKey,
+}
+
+impl Field {
+    /// Every field, with the key it has in the configuration and in templates.
+    pub const ALL: [(Self, &'static str); 16] = [
+        (Self::Id, "id"),
+        (Self::Topic, "topic"),
+        (Self::AggregateType, "aggregatetype"),
+        (Self::AggregateId, "aggregateid"),
+        (Self::Type, "type"),
+        (Self::Payload, "payload"),
+        (Self::PayloadRaw, "payload_raw"),
+        (Self::ContentType, "content_type"),
+        (Self::Headers, "headers"),
+        (Self::TenantId, "tenant_id"),
+        (Self::CorrelationId, "correlation_id"),
+        (Self::Traceparent, "traceparent"),
+        (Self::Tracestate, "tracestate"),
+        (Self::Baggage, "baggage"),
+        (Self::CreatedAt, "created_at"),
+        (Self::DedupKey, "dedup_key"),
+    ];
+
+    /// The field with this key.
+    pub fn named(key: &str) -> Option<Self> {
+        Self::ALL
+            .iter()
+            .find(|(_, known)| *known == key)
+            .map(|(field, _)| *field)
+    }
+
+    /// The key in the configuration and in templates.
+    pub fn key(self) -> &'static str {
+        Self::ALL
+            .iter()
+            .find(|(field, _)| *field == self)
+            .map_or("", |(_, key)| key)
+    }
+}
+
+/// Where a field's value comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The column of this name.
+    Column(String),
+    /// The same for every row.
+    Constant(String),
+}
+
+/// How the rows of one table are read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    schema: String,
+    table: String,
+    fields: Vec<(Field, Origin)>,
+}
+
+impl Mapping {
+    /// A table of which nothing is known yet.
+    pub fn new(schema: impl Into<String>, table: impl Into<String>) -> Self {
+        Self {
+            schema: schema.into(),
+            table: table.into(),
+            fields: Vec::new(),
+        }
+    }
+
+    /// A table with the columns of `outbox.events` as `sql/install.sql` makes it.
+    pub fn native(schema: impl Into<String>, table: impl Into<String>) -> Self {
+        let mut mapping = Self::new(schema, table);
+        let absent = [Field::Tracestate, Field::Baggage];
+        for (field, key) in Field::ALL {
+            if !absent.contains(&field) {
+                mapping.set(field, Origin::Column(key.to_owned()));
+            }
+        }
+        mapping
+    }
+
+    /// Says where a field comes from, instead of what was said before.
+    pub fn set(&mut self, field: Field, origin: Origin) {
+        self.fields.retain(|(known, _)| *known != field);
+        self.fields.push((field, origin));
+    }
+
+    /// Whether anything is said of a field.
+    pub fn has(&self, field: Field) -> bool {
+        self.fields.iter().any(|(known, _)| *known == field)
+    }
+
+    /// The schema.
+    pub fn schema(&self) -> &str {
+        &self.schema
+    }
+
+    /// The table's name.
+    pub fn table(&self) -> &str {
+        &self.table
+    }
+
+    /// The columns that must exist, with what they are for.
+    pub fn columns(&self) -> impl Iterator<Item = (Field, &str)> {
+        self.fields
+            .iter()
+            .filter_map(|(field, origin)| match origin {
+                Origin::Column(name) => Some((*field, name.as_str())),
+                Origin::Constant(_) => None,
+            })
+    }
+
+    fn origin(&self, key: &str) -> Option<Origin> {
+        let field = Field::named(key)?;
+        self.fields
+            .iter()
+            .find(|(known, _)| *known == field)
+            .map(|(_, origin)| origin.clone())
+    }
+}
+
+/// A column that the mapping or the subject template names does not exist.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("table {table} has no column {column:?}, which is mapped to {field}; it has {found}")]
+pub struct MappingError {
+    /// `schema.table`.
+    pub table: String,
+    /// The column that is missing.
+    pub column: String,
+    /// The field that it stands for.
+    pub field: String,
+    /// The columns there are, separated by commas.
+    pub found: String,
+}
+
+/// A mapping, resolved against the columns that a table has now.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// `schema.table`.
+    pub table: String,
+    picks: Vec<(Field, Pick)>,
+    subject: Vec<Option<Pick>>,
+}
+
+/// Where a value stands in a row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Pick {
+    Column { number: usize, type_oid: u32 },
+    Constant(String),
+}
+
+/// A value of a row: its text form and the oid of its type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Value<'a> {
+    /// As Postgres gives it.
+    pub text: &'a [u8],
+    /// In `pg_type`; 0 for a constant.
+    pub type_oid: u32,
+}
+
+impl Plan {
+    /// Resolves a mapping, and the fields of the subject template: fields of the mapping or, failing
+    /// that, columns of the table.
+    pub fn resolve<'t>(
+        mapping: &Mapping,
+        relation: &Relation<'_>,
+        template: impl Iterator<Item = &'t str>,
+    ) -> Result<Self, MappingError> {
+        let table = format!("{}.{}", mapping.schema, mapping.table);
+        let pick = |origin: &Origin, field: &str| match origin {
+            Origin::Constant(value) => Ok(Pick::Constant(value.clone())),
+            Origin::Column(name) => find(relation, name).ok_or_else(|| MappingError {
+                table: table.clone(),
+                column: name.clone(),
+                field: field.to_owned(),
+                found: relation
+                    .columns
+                    .iter()
+                    .map(|c| c.name)
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            }),
+        };
+        let picks = mapping.fields.iter();
+        let picks = picks.map(|(field, origin)| Ok((*field, pick(origin, field.key())?)));
+        let picks = picks.collect::<Result<_, _>>()?;
+        let subject = template.map(|name| match mapping.origin(name) {
+            Some(origin) => pick(&origin, name).map(Some),
+            // A field that this table does not map is an empty value, not a missing column.
+            None if Field::named(name).is_some() => Ok(find(relation, name)),
+            None => pick(&Origin::Column(name.to_owned()), "the subject").map(Some),
+        });
+        let subject = subject.collect::<Result<_, _>>()?;
+        Ok(Self {
+            table,
+            picks,
+            subject,
+        })
+    }
+
+    /// The value of a field; `None` if NULL or not mapped.
+    pub fn value<'a>(&'a self, row: &Row<'a>, field: Field) -> Option<Value<'a>> {
+        let (_, pick) = self.picks.iter().find(|(known, _)| *known == field)?;
+        row.value(pick)
+    }
+
+    /// The value of a field of the subject template, by its number.
+    pub fn subject_value<'a>(&'a self, row: &Row<'a>, number: usize) -> Option<Value<'a>> {
+        row.value(self.subject.get(number)?.as_ref()?)
+    }
+}
+
+fn find(relation: &Relation<'_>, name: &str) -> Option<Pick> {
+    let mut columns = relation.columns.iter().enumerate();
+    let (number, column) = columns.find(|(_, column)| column.name == name)?;
+    Some(Pick::Column {
+        number,
+        type_oid: column.type_oid,
+    })
+}
+
+/// The values of one inserted row.
+#[derive(Debug)]
+pub struct Row<'a> {
+    values: Vec<Option<&'a [u8]>>,
+}
+
+impl<'a> Row<'a> {
+    /// Takes the values of an Insert. `None` if one of them has no text form, which an Insert
+    /// without the option `binary` never has.
+    pub fn read(tuple: Tuple<'a>) -> Option<Self> {
+        let mut values = Vec::with_capacity(tuple.len());
+        for value in tuple.iter() {
+            values.push(match value {
+                TupleValue::Null => None,
+                TupleValue::Text(text) => Some(text),
+                TupleValue::Unchanged | TupleValue::Binary(_) => return None,
+            });
+        }
+        Some(Self { values })
+    }
+
+    fn value(&self, pick: &'a Pick) -> Option<Value<'a>> {
+        match pick {
+            Pick::Constant(text) => Some(Value {
+                text: text.as_bytes(),
+                type_oid: 0,
+            }),
+            Pick::Column { number, type_oid } => {
+                let text = (*self.values.get(*number)?)?;
+                Some(Value {
+                    text,
+                    type_oid: *type_oid,
+                })
+            }
+        }
+    }
+}

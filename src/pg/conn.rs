@@ -1,0 +1,467 @@
+//! One connection up to ReadyForQuery, and its frames. All that is half read or half written lives
+//! in [`Conn`], so every future here can be dropped at any await without losing a byte. Knows the
+//! message header, not the messages.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Bytes, BytesMut};
+use postgres_protocol::message::backend::{Header, Message};
+use postgres_protocol::message::frontend;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+
+use super::auth;
+use super::error::{Error, Kind, Phase, ServerMessage};
+use super::params::{Host, Params, TargetSessionAttrs};
+use super::socket::{Encryption, Protection, Socket, Target, resolve};
+
+/// A logged-in connection.
+pub(super) struct Conn {
+    socket: Socket,
+    /// Received and not yet split into frames.
+    received: BytesMut,
+    /// Handed to us and not yet taken by the socket.
+    queued: BytesMut,
+    /// Bytes may still stand in the TLS layer.
+    unflushed: bool,
+    /// Larger messages are an error.
+    message_bytes_max: usize,
+    /// For error messages: `host:port`.
+    at: String,
+    /// Set while errors are made, so that they say what was being done.
+    pub(super) phase: Phase,
+    /// ParameterStatus, BackendKeyData and ReadyForQuery as the server sent them at the end of the
+    /// login: [`super::control`] repeats them to its client.
+    pub(super) greeting: BytesMut,
+    /// ReadyForQuery that are still to come for commands whose futures were dropped.
+    pub(super) ready_owed: usize,
+    /// Notices in the order in which they came; see [`NOTICES_MAX`].
+    pub(super) notices: VecDeque<ServerMessage>,
+}
+
+/// A chunk of the read buffer: the walsender flushes after each message while the reader keeps up,
+/// and fills the socket buffer (some hundred kB on loopback) when it does not. Frames kept by
+/// others keep their chunk, so it should not be much larger.
+const CHUNK_BYTES: usize = 128 * 1024;
+
+/// With less room than this a chunk is left behind: a read costs a system call whatever its size.
+const READ_BYTES_MIN: usize = 8 * 1024;
+
+/// The server builds no message larger than its allocation limit of 1 GiB (MaxAllocSize,
+/// memutils.h), so a greater length is a broken or hostile stream.
+pub(super) const MESSAGE_BYTES_MAX: usize = 1 << 30;
+
+/// Before the login is complete the peer is a stranger; libpq gives such messages 2000 bytes
+/// (pqParseInput / PQconnectPoll) and errors 30 000.
+const LOGIN_MESSAGE_BYTES_MAX: usize = 30_000;
+
+/// A server that sends more notices with one command is not worth listening to.
+const NOTICES_MAX: usize = 100;
+
+/// A frame: type, and the whole message including its five-byte header.
+pub(super) struct Packet {
+    pub(super) tag: u8,
+    bytes: BytesMut,
+}
+
+impl Packet {
+    /// What follows type and length.
+    pub(super) fn body(self) -> Bytes {
+        self.bytes.freeze().slice(HEADER_BYTES..)
+    }
+
+    /// For every message but CopyBothResponse, which postgres-protocol does not know.
+    pub(super) fn parse(mut self) -> Result<Message, Kind> {
+        match Message::parse(&mut self.bytes).map_err(Kind::Parse)? {
+            Some(message) => Ok(message),
+            None => Err(Kind::Malformed("a message")),
+        }
+    }
+}
+
+/// Type and length.
+const HEADER_BYTES: usize = 5;
+
+impl Conn {
+    /// Tries the hosts in their order, with every address and way of encryption they allow, until
+    /// one accepts the login and the session is of the kind wanted.
+    pub(super) async fn connect(params: &Params, startup: &[(&str, &str)]) -> Result<Self, Error> {
+        let mut failed = Vec::new();
+        for host in &params.hosts {
+            match Self::connect_host(params, host, startup).await {
+                Ok(conn) => return Ok(conn),
+                Err(error) if error.another_host_may_do() => failed.push(error),
+                Err(error) => return Err(error),
+            }
+        }
+        Err(Error::of_hosts(failed))
+    }
+
+    async fn connect_host(
+        params: &Params,
+        host: &Host,
+        startup: &[(&str, &str)],
+    ) -> Result<Self, Error> {
+        let fail = |kind| Error::new(Phase::Connect, host.to_string(), kind);
+        let resolved = within(params, async { Ok(resolve(host).await) }).await;
+        let targets = resolved.and_then(|targets| targets).map_err(fail)?;
+        let mut last = None;
+        for target in &targets {
+            let attempt = Self::connect_target(params, (host, target), startup);
+            match within(params, async { Ok(attempt.await) }).await {
+                Ok(Ok(conn)) => return Ok(conn),
+                Ok(Err(error)) if !error.another_host_may_do() => return Err(error),
+                Ok(Err(error)) => last = Some(error),
+                Err(kind) => last = Some(fail(kind)),
+            }
+        }
+        Err(last.unwrap_or_else(|| fail(Kind::Closed)))
+    }
+
+    async fn connect_target(
+        params: &Params,
+        (host, target): (&Host, &Target),
+        startup: &[(&str, &str)],
+    ) -> Result<Self, Error> {
+        let mut first = None;
+        for &encryption in Encryption::attempts(params, &host.address) {
+            let mut encrypted = false;
+            let outcome = match Socket::open(params, host, target, encryption).await {
+                Ok(socket) => {
+                    encrypted = socket.encrypted();
+                    Self::log_in(socket, params, host, startup).await
+                }
+                Err(kind) => Err(Error::new(Phase::Connect, host.to_string(), kind)),
+            };
+            match outcome {
+                Ok(conn) => return Ok(conn),
+                Err(error) => {
+                    let retry = error.other_encryption_may_do(params.sslmode, encrypted);
+                    // The first error is about what was asked for.
+                    let error = first.get_or_insert(error);
+                    if !retry {
+                        break;
+                    }
+                    tracing::debug!(%error, "trying the other encryption");
+                }
+            }
+        }
+        Err(first.unwrap_or_else(|| Error::new(Phase::Connect, host.to_string(), Kind::Closed)))
+    }
+
+    /// Startup packet, authentication, parameters, up to ReadyForQuery.
+    pub(super) async fn log_in(
+        socket: Socket,
+        params: &Params,
+        host: &Host,
+        startup: &[(&str, &str)],
+    ) -> Result<Self, Error> {
+        let mut conn = Self::new(socket, host.to_string());
+        let done = conn.greet(params, host, startup).await;
+        done.map_err(|kind| conn.error(kind))?;
+        conn.message_bytes_max = MESSAGE_BYTES_MAX;
+        Ok(conn)
+    }
+
+    fn new(socket: Socket, at: String) -> Self {
+        Self {
+            socket,
+            received: BytesMut::new(),
+            queued: BytesMut::new(),
+            unflushed: false,
+            message_bytes_max: LOGIN_MESSAGE_BYTES_MAX,
+            at,
+            phase: Phase::LogIn,
+            greeting: BytesMut::new(),
+            ready_owed: 0,
+            notices: VecDeque::new(),
+        }
+    }
+
+    /// A connection that is past its login, with the other end in the hands of a test.
+    #[cfg(test)]
+    pub(super) fn scripted(stream: tokio::io::DuplexStream, message_bytes_max: usize) -> Self {
+        let mut conn = Self::new(
+            Socket::scripted(stream, Protection::None),
+            "test:0".to_owned(),
+        );
+        conn.message_bytes_max = message_bytes_max;
+        conn
+    }
+
+    async fn greet(
+        &mut self,
+        params: &Params,
+        host: &Host,
+        startup: &[(&str, &str)],
+    ) -> Result<(), Kind> {
+        let mut parameters = vec![
+            ("user", params.user.as_str()),
+            ("database", &params.dbname),
+            ("application_name", &params.application_name),
+            ("client_encoding", "UTF8"),
+        ];
+        parameters.extend(
+            params
+                .options
+                .as_deref()
+                .map(|options| ("options", options)),
+        );
+        parameters.extend(startup);
+        self.queue(|queued| frontend::startup_message(parameters, queued))?;
+        auth::authenticate(self, params, host).await?;
+        let mut session = SessionStatus::default();
+        loop {
+            let packet = self.next().await?;
+            self.greeting.extend_from_slice(&packet.bytes);
+            match packet.parse()? {
+                Message::ParameterStatus(body) => {
+                    let name = body.name().map_err(Kind::Parse)?;
+                    session.note(name, body.value().map_err(Kind::Parse)?);
+                }
+                Message::BackendKeyData(_) => {}
+                Message::ReadyForQuery(_) => break,
+                _ => return Err(Kind::Malformed("the end of the login")),
+            }
+        }
+        match session.will_do(params.target_session_attrs) {
+            true => Ok(()),
+            false => Err(Kind::ReadOnly),
+        }
+    }
+
+    /// What protects this connection.
+    pub(super) fn protection(&self) -> &Protection {
+        &self.socket.protection
+    }
+
+    /// Nobody on the network can read what is sent.
+    pub(super) fn private(&self) -> bool {
+        self.socket.private()
+    }
+
+    /// `kind` with what was being done.
+    pub(super) fn error(&self, kind: Kind) -> Error {
+        Error::new(self.phase, self.at.clone(), kind)
+    }
+
+    /// Appends a message; it leaves with the next read or flush.
+    pub(super) fn queue(
+        &mut self,
+        write: impl FnOnce(&mut BytesMut) -> std::io::Result<()>,
+    ) -> Result<(), Kind> {
+        let before = self.queued.len();
+        write(&mut self.queued).map_err(|error| {
+            self.queued.truncate(before);
+            Kind::Encode(error)
+        })
+    }
+
+    /// All that was queued has been handed to the operating system.
+    pub(super) fn flushed(&self) -> bool {
+        self.queued.is_empty() && !self.unflushed
+    }
+
+    /// Nothing is queued; what the TLS layer holds does not count.
+    pub(super) fn queue_empty(&self) -> bool {
+        self.queued.is_empty()
+    }
+
+    /// Writes what is queued. Cancel-safe: what is left stays queued.
+    pub(super) async fn flush(&mut self) -> Result<(), Kind> {
+        poll_fn(|cx| self.poll_flush(cx)).await
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Kind>> {
+        while !self.queued.is_empty() {
+            self.unflushed = true;
+            let written = ready!(pin!(self.socket.write_buf(&mut self.queued)).poll(cx));
+            if written.map_err(Kind::Io)? == 0 {
+                return Poll::Ready(Err(Kind::Io(std::io::ErrorKind::WriteZero.into())));
+            }
+        }
+        if self.unflushed {
+            ready!(pin!(self.socket.flush()).poll(cx)).map_err(Kind::Io)?;
+            self.unflushed = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// The next message that is no notice, parameter status or notification: those may come at any
+    /// time and are kept or dropped here. A server's error is an `Err`. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Result<Packet, Kind> {
+        loop {
+            let packet = self.recv().await?;
+            match packet.tag {
+                b'N' => {
+                    let notice = notice(packet)?;
+                    tracing::debug!(message = %notice, "notice from Postgres");
+                    self.notices.truncate(NOTICES_MAX - 1);
+                    self.notices.push_back(notice);
+                }
+                b'S' if self.phase != Phase::LogIn => {}
+                b'A' => {}
+                b'E' => return Err(Kind::Server(server_error(packet)?)),
+                _ => return Ok(packet),
+            }
+        }
+    }
+
+    /// The next message, whatever it is; writes what is queued while it waits. Cancel-safe.
+    pub(super) async fn recv(&mut self) -> Result<Packet, Kind> {
+        loop {
+            if let Some(packet) = self.split()? {
+                return Ok(packet);
+            }
+            self.fill().await?;
+        }
+    }
+
+    /// One read, of whatever is there. Cancel-safe.
+    async fn fill(&mut self) -> Result<(), Kind> {
+        self.reserve();
+        poll_fn(|cx| {
+            // Reading goes on even if the server takes nothing at the moment.
+            if let Poll::Ready(Err(error)) = self.poll_flush(cx) {
+                return Poll::Ready(Err(error));
+            }
+            match ready!(pin!(self.socket.read_buf(&mut self.received)).poll(cx)) {
+                Ok(0) => Poll::Ready(Err(Kind::Closed)),
+                Ok(_) => Poll::Ready(Ok(())),
+                // TLS without close_notify, which Postgres does not send when it is killed.
+                Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                    Poll::Ready(Err(Kind::Closed))
+                }
+                Err(error) => Poll::Ready(Err(Kind::Io(error))),
+            }
+        })
+        .await
+    }
+
+    /// Makes room for the next read. The announced length of a message is not believed beyond
+    /// doubling what has really come.
+    fn reserve(&mut self) {
+        let missing = match Header::parse(&self.received) {
+            Ok(Some(header)) => (header.len() as usize + 1).saturating_sub(self.received.len()),
+            _ => 0,
+        };
+        let wanted = missing.min(self.received.len().max(CHUNK_BYTES));
+        let room = self.received.capacity() - self.received.len();
+        if room < wanted.max(READ_BYTES_MIN) {
+            self.received.reserve(wanted.max(CHUNK_BYTES));
+        }
+    }
+
+    /// A message that is already here, complete.
+    pub(super) fn split(&mut self) -> Result<Option<Packet>, Kind> {
+        let header = Header::parse(&self.received).map_err(Kind::Parse)?;
+        let Some(header) = header else {
+            return Ok(None);
+        };
+        // Header::parse has refused lengths below four.
+        let bytes = header.len() as usize + 1;
+        let bytes_max = self.message_bytes_max;
+        if bytes > bytes_max {
+            return Err(Kind::TooLarge { bytes, bytes_max });
+        }
+        if self.received.len() < bytes {
+            return Ok(None);
+        }
+        let packet = Packet {
+            tag: header.tag(),
+            bytes: self.received.split_to(bytes),
+        };
+        if bytes > CHUNK_BYTES {
+            // Else the buffer would stay as large as the largest message for ever.
+            let mut chunk = BytesMut::with_capacity(CHUNK_BYTES.max(self.received.len()));
+            chunk.extend_from_slice(&self.received);
+            self.received = chunk;
+        }
+        Ok(Some(packet))
+    }
+
+    /// Says good-bye and reads until the server has closed: closing a socket with unread bytes
+    /// resets the connection, and the server may then never see what we sent last.
+    pub(super) async fn close(mut self) {
+        frontend::terminate(&mut self.queued);
+        let farewell = async {
+            self.flush().await?;
+            loop {
+                self.received.clear();
+                self.fill().await?;
+            }
+        };
+        let result: Result<Result<(), Kind>, _> = timeout(CLOSE_TIMEOUT, farewell).await;
+        if let Ok(Err(kind)) = result
+            && !matches!(kind, Kind::Closed)
+        {
+            tracing::debug!(error = %kind, "closing the connection to Postgres");
+        }
+    }
+
+    /// Splits off the socket, with what was read too much.
+    pub(super) fn into_socket(self) -> (Socket, BytesMut) {
+        (self.socket, self.received)
+    }
+}
+
+/// A backend that is not stuck ends within milliseconds of Terminate.
+const CLOSE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
+
+async fn within<T>(
+    params: &Params,
+    step: impl Future<Output = Result<T, Kind>>,
+) -> Result<T, Kind> {
+    match params.connect_timeout {
+        Some(limit) => timeout(limit, step)
+            .await
+            .map_err(|_| Kind::Timeout(limit))?,
+        None => step.await,
+    }
+}
+
+/// A NoticeResponse.
+pub(super) fn notice(packet: Packet) -> Result<ServerMessage, Kind> {
+    match packet.parse()? {
+        Message::NoticeResponse(body) => ServerMessage::read(body.fields()),
+        _ => Err(Kind::Malformed("a NoticeResponse")),
+    }
+}
+
+/// An ErrorResponse.
+pub(super) fn server_error(packet: Packet) -> Result<ServerMessage, Kind> {
+    match packet.parse()? {
+        Message::ErrorResponse(body) => ServerMessage::read(body.fields()),
+        _ => Err(Kind::Malformed("an ErrorResponse")),
+    }
+}
+
+/// What the server reports about the session by itself (14 and newer).
+#[derive(Default)]
+struct SessionStatus {
+    in_hot_standby: bool,
+    default_transaction_read_only: bool,
+}
+
+impl SessionStatus {
+    fn note(&mut self, name: &str, value: &str) {
+        match name {
+            "in_hot_standby" => self.in_hot_standby = value == "on",
+            "default_transaction_read_only" => self.default_transaction_read_only = value == "on",
+            _ => {}
+        }
+    }
+
+    fn will_do(&self, wanted: TargetSessionAttrs) -> bool {
+        match wanted {
+            TargetSessionAttrs::Any => true,
+            TargetSessionAttrs::Primary => !self.in_hot_standby,
+            TargetSessionAttrs::ReadWrite => {
+                !self.in_hot_standby && !self.default_transaction_read_only
+            }
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! The statements that create and drop what outjet needs in Postgres, as text, so that a dry run
+//! prints exactly what would be executed. All that depends on the server's version is here.
+
+use postgres_protocol::escape::{escape_identifier, escape_literal};
+
+use super::catalog::{Server, TableName};
+
+/// Installs the schema `outbox`; see the file.
+pub const INSTALL: &str = include_str!("../../sql/install.sql");
+
+/// Removes the schema `outbox`; see the file.
+pub const UNINSTALL: &str = include_str!("../../sql/uninstall.sql");
+
+/// The version of the schema that `INSTALL` installs.
+pub const SCHEMA_VERSION: i32 = 1;
+
+/// An identifier for SQL. Always quoted: which words are reserved differs between versions.
+pub fn quote(identifier: &str) -> String {
+    escape_identifier(identifier)
+}
+
+/// `"schema"."table"`.
+pub fn quote_table(table: &TableName) -> String {
+    format!("{}.{}", quote(&table.schema), quote(&table.name))
+}
+
+/// Inserts alone: an outbox's updates and deletes are housekeeping. Rows of partitions go out as
+/// rows of their root, whose name and columns the mapping knows.
+pub fn create_publication(publication: &str, tables: &[TableName]) -> String {
+    let tables: Vec<String> = tables.iter().map(quote_table).collect();
+    format!(
+        "CREATE PUBLICATION {} FOR TABLE {} \
+         WITH (publish = 'insert', publish_via_partition_root = true);",
+        quote(publication),
+        tables.join(", ")
+    )
+}
+
+/// Takes effect for transactions after it; what was committed before is not published.
+pub fn add_table(publication: &str, table: &TableName) -> String {
+    let publication = quote(publication);
+    format!(
+        "ALTER PUBLICATION {publication} ADD TABLE {};",
+        quote_table(table)
+    )
+}
+
+/// `parameters` as in the documentation of `ALTER PUBLICATION`: `publish = 'insert'`.
+pub fn set_publication(publication: &str, parameters: &str) -> String {
+    format!(
+        "ALTER PUBLICATION {} SET ({parameters});",
+        quote(publication)
+    )
+}
+
+/// A pgoutput slot that standbys keep in step where the server can do that (17). It waits for
+/// every transaction that has written and is still open.
+pub fn create_slot(slot: &str, server: &Server) -> String {
+    let failover = if server.has_failover_slots() {
+        ", failover => true"
+    } else {
+        ""
+    };
+    format!(
+        "SELECT lsn::text FROM pg_create_logical_replication_slot({}, 'pgoutput'{failover});",
+        literal(slot)
+    )
+}
+
+/// Refused while somebody holds the slot (55006).
+pub fn drop_slot(slot: &str) -> String {
+    format!("SELECT pg_drop_replication_slot({});", literal(slot))
+}
+
+/// Only after the slot: a slot without its publication is no more good (42704).
+pub fn drop_publication(publication: &str) -> String {
+    format!("DROP PUBLICATION {};", quote(publication))
+}
+
+/// Ends the backend that holds a slot.
+pub fn terminate(pid: i32) -> String {
+    format!("SELECT pg_terminate_backend({pid});")
+}
+
+/// `escape_literal` sets a space before an `E'…'`, which has no place after a parenthesis.
+fn literal(text: &str) -> String {
+    escape_literal(text).trim_start().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn odd_names_are_quoted_once_and_wholly() {
+        assert_eq!(quote(r#"we"ird"#), r#""we""ird""#);
+        assert_eq!(
+            quote_table(&TableName::new(r#"we"ird"#, "Order.s")),
+            r#""we""ird"."Order.s""#
+        );
+        assert_eq!(
+            drop_slot("it's"),
+            "SELECT pg_drop_replication_slot('it''s');"
+        );
+        assert_eq!(
+            drop_slot(r"back\slash"),
+            r"SELECT pg_drop_replication_slot(E'back\\slash');"
+        );
+    }
+
+    #[test]
+    fn publication_takes_inserts_alone_under_the_name_of_the_root() {
+        let tables = [TableName::new("outbox", "events"), TableName::new("a", "b")];
+        assert_eq!(
+            create_publication("outjet", &tables),
+            "CREATE PUBLICATION \"outjet\" FOR TABLE \"outbox\".\"events\", \"a\".\"b\" \
+             WITH (publish = 'insert', publish_via_partition_root = true);"
+        );
+    }
+}

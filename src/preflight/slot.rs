@@ -1,0 +1,270 @@
+//! The replication slot, and whether one could stream from it.
+
+use super::{Check, Options, Verdict};
+use crate::error::{Disposition, Exit, Failure, Problem};
+use crate::pg::catalog::{Facts, Slot};
+use crate::pg::ddl;
+
+/// One thing to put right at a time: a slot that is another's is asked nothing more.
+pub(super) fn judge(facts: &Facts, options: &Options) -> Vec<Check> {
+    let check = |name, verdict| Check {
+        group: "slot",
+        name,
+        verdict,
+    };
+    let Some(slot) = &facts.slot else {
+        let mut checks = vec![check("exists", missing(facts, options))];
+        checks.extend(no_room(facts).map(|verdict| check("room", verdict)));
+        return checks;
+    };
+    let mut checks = vec![check("exists", ours(facts, slot))];
+    if checks[0].failure().is_none() {
+        checks.push(check("state", state(slot)));
+        checks.push(check("holder", holder(facts, slot)));
+    }
+    checks
+}
+
+fn missing(facts: &Facts, options: &Options) -> Verdict {
+    let name = &options.slot;
+    Verdict::halt(
+        format!("Replication slot \"{name}\" does not exist"),
+        "without it Postgres keeps nothing for outjet; if it existed before, what was written \
+         since it went is not in any slot",
+        format!("outjet setup, or {}", ddl::create_slot(name, &facts.server)),
+    )
+}
+
+fn no_room(facts: &Facts) -> Option<Verdict> {
+    let server = &facts.server;
+    (server.slots_used >= server.slots_max).then(|| {
+        Verdict::halt(
+            "There is no room for another replication slot",
+            format!(
+                "all of max_replication_slots = {} are in use",
+                server.slots_max
+            ),
+            "SELECT slot_name, database, active, wal_status FROM pg_replication_slots; drop what \
+             nobody needs: SELECT pg_drop_replication_slot('…'); or raise max_replication_slots \
+             and restart Postgres.",
+        )
+    })
+}
+
+fn ours(facts: &Facts, slot: &Slot) -> Verdict {
+    let name = &slot.name;
+    let fix = "Choose another name in postgres.slot, then: outjet setup";
+    match (slot.plugin.as_deref(), slot.database.as_deref()) {
+        (Some("pgoutput"), Some(database)) if database == facts.server.database => {}
+        (Some("pgoutput"), Some(database)) => {
+            return Verdict::halt(
+                format!("Replication slot \"{name}\" belongs to another database"),
+                format!(
+                    "it decodes {database}, and we are connected to {}",
+                    facts.server.database
+                ),
+                format!("Connect to {database}; or choose another name in postgres.slot."),
+            );
+        }
+        (Some(plugin), _) => {
+            return Verdict::halt(
+                format!("Replication slot \"{name}\" is not outjet's"),
+                format!("its output plugin is {plugin}, not pgoutput"),
+                fix,
+            );
+        }
+        (None, _) => {
+            return Verdict::halt(
+                format!("Replication slot \"{name}\" is not outjet's"),
+                "it is a physical slot",
+                fix,
+            );
+        }
+    }
+    if slot.two_phase {
+        return Verdict::halt(
+            format!("Replication slot \"{name}\" decodes prepared transactions"),
+            "it was made with two_phase: it may send what is rolled back later",
+            "Let it be drained, then: outjet drop && outjet setup",
+        );
+    }
+    Verdict::Pass(format!("slot {name} exists, pgoutput, this database"))
+}
+
+fn state(slot: &Slot) -> Verdict {
+    let name = &slot.name;
+    if slot.lost() {
+        let reason = slot.invalidation_reason.as_deref();
+        let confirmed = slot
+            .confirmed_flush
+            .map_or("unknown".to_owned(), |l| l.to_string());
+        return Verdict::halt(
+            format!("Replication slot \"{name}\" is lost"),
+            format!(
+                "Postgres invalidated it ({}); confirmed up to {confirmed}",
+                reason.unwrap_or("WAL it needed was removed: max_slot_wal_keep_size")
+            ),
+            "Rows that are still in the outbox table and not in the stream must be published \
+             again; only then: outjet drop --force && outjet setup. Raise max_slot_wal_keep_size.",
+        );
+    }
+    if slot.wal_status.as_deref() == Some("unreserved") {
+        return Verdict::warn(
+            format!("Replication slot \"{name}\" is about to be lost"),
+            "it needs WAL that the next checkpoint may remove (wal_status = unreserved)",
+            "ALTER SYSTEM SET max_slot_wal_keep_size = -1; SELECT pg_reload_conf();",
+        );
+    }
+    let confirmed = slot.confirmed_flush;
+    let confirmed = confirmed.map_or("nothing yet".to_owned(), |lsn| lsn.to_string());
+    Verdict::Pass(format!(
+        "slot {name} is usable, confirmed up to {confirmed}"
+    ))
+}
+
+/// Who holds the slot leads. `check` takes the disposition `Standby` for a pass.
+fn holder(facts: &Facts, slot: &Slot) -> Verdict {
+    let (name, server) = (&slot.name, &facts.server);
+    if !slot.active {
+        if server.wal_senders_used >= server.wal_senders_max {
+            return Verdict::retry(
+                "There is no room for another replication connection",
+                format!(
+                    "all of max_wal_senders = {} are in use",
+                    server.wal_senders_max
+                ),
+                "SELECT pid, application_name, client_addr FROM pg_stat_replication; stop what \
+                 nobody needs, or raise max_wal_senders and restart Postgres.",
+            );
+        }
+        return Verdict::Pass(format!("slot {name} is free"));
+    }
+    let (cause, fix) = match &slot.holder {
+        Some(holder) => (
+            format!("held by {holder}"),
+            format!(
+                "Nothing, if that is another outjet: this one takes over when it stops. Else use \
+                 one slot for each consumer, or end it: {}",
+                ddl::terminate(holder.pid)
+            ),
+        ),
+        None => (
+            "held by a backend that is just ending".to_owned(),
+            "Wait a moment.".to_owned(),
+        ),
+    };
+    Verdict::Fail(Failure {
+        disposition: Disposition::Standby,
+        exit: Exit::CheckFailed,
+        problem: Problem::new(format!("Replication slot \"{name}\" is in use"), cause, fix),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{facts, failure, options, text, warning};
+    use super::*;
+    use crate::pg::catalog::Holder;
+
+    fn slot(facts: &mut Facts) -> &mut Slot {
+        facts.slot.as_mut().expect("the slot exists")
+    }
+
+    #[test]
+    fn missing_slot_comes_with_the_statement_for_this_version() {
+        let mut facts = facts();
+        facts.slot = None;
+        let problem = "Replication slot \"outjet\" does not exist\n";
+        assert!(text(&facts).starts_with(problem));
+        let with_failover = "outjet setup, or SELECT lsn::text FROM \
+             pg_create_logical_replication_slot('outjet', 'pgoutput', failover => true);";
+        assert!(text(&facts).ends_with(with_failover), "{}", text(&facts));
+        facts.server.version_num = 160_010;
+        let without = "pg_create_logical_replication_slot('outjet', 'pgoutput');";
+        assert!(text(&facts).ends_with(without), "{}", text(&facts));
+    }
+
+    #[test]
+    fn missing_slot_without_room_for_it_fails_twice() {
+        let mut facts = facts();
+        facts.slot = None;
+        facts.server.slots_used = 9;
+        assert_eq!(judge(&facts, &options()).len(), 1);
+        facts.server.slots_used = 10;
+        let checks = judge(&facts, &options());
+        let room = checks[1].failure().expect("no room").to_string();
+        assert!(
+            room.contains("all of max_replication_slots = 10 are in use"),
+            "{room}"
+        );
+    }
+
+    #[test]
+    fn slot_of_another_plugin_kind_or_database_is_not_ours() {
+        let mut facts = facts();
+        slot(&mut facts).plugin = Some("test_decoding".to_owned());
+        assert!(text(&facts).contains("its output plugin is test_decoding, not pgoutput"));
+        slot(&mut facts).plugin = None;
+        slot(&mut facts).database = None;
+        assert!(text(&facts).contains("it is a physical slot"));
+        slot(&mut facts).plugin = Some("pgoutput".to_owned());
+        slot(&mut facts).database = Some("other".to_owned());
+        assert!(text(&facts).contains("it decodes other, and we are connected to app"));
+    }
+
+    #[test]
+    fn two_phase_slot_fails() {
+        let mut facts = facts();
+        slot(&mut facts).two_phase = true;
+        let problem = "Replication slot \"outjet\" decodes prepared transactions\n";
+        assert!(text(&facts).starts_with(problem));
+    }
+
+    #[test]
+    fn lost_slot_says_how_far_it_was_confirmed() {
+        let mut facts = facts();
+        slot(&mut facts).wal_status = Some("lost".to_owned());
+        slot(&mut facts).restart = None;
+        assert!(text(&facts).starts_with("Replication slot \"outjet\" is lost\n"));
+        assert!(text(&facts).contains("max_slot_wal_keep_size); confirmed up to 0/200\n"));
+        slot(&mut facts).invalidation_reason = Some("idle_timeout".to_owned());
+        assert!(text(&facts).contains("(idle_timeout)"));
+    }
+
+    #[test]
+    fn slot_about_to_be_lost_is_warned_about() {
+        let mut facts = facts();
+        slot(&mut facts).wal_status = Some("unreserved".to_owned());
+        assert!(warning(&facts).starts_with("Replication slot \"outjet\" is about to be lost\n"));
+    }
+
+    #[test]
+    fn held_slot_makes_a_standby_and_names_the_holder() {
+        let mut facts = facts();
+        // Our own leader's connection may be the last: it does not count against us.
+        facts.server.wal_senders_used = 10;
+        slot(&mut facts).active = true;
+        slot(&mut facts).holder = Some(Holder {
+            pid: 19_987,
+            application_name: Some("Debezium Streaming".to_owned()),
+            client_addr: Some("10.1.2.3".to_owned()),
+            since: None,
+        });
+        assert_eq!(failure(&facts).disposition, Disposition::Standby);
+        assert_eq!(
+            text(&facts),
+            "Replication slot \"outjet\" is in use\n  \
+             cause: held by pid 19987, application \"Debezium Streaming\", client 10.1.2.3\n  \
+             fix:   Nothing, if that is another outjet: this one takes over when it stops. Else \
+             use one slot for each consumer, or end it: SELECT pg_terminate_backend(19987);"
+        );
+    }
+
+    #[test]
+    fn free_slot_needs_a_free_wal_sender() {
+        let mut facts = facts();
+        facts.server.wal_senders_used = 10;
+        assert_eq!(failure(&facts).disposition, Disposition::Retry);
+        assert!(text(&facts).contains("all of max_wal_senders = 10 are in use"));
+    }
+}

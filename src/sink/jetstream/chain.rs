@@ -1,0 +1,355 @@
+//! The chain: every event expects the stream sequence that its predecessor made, and is settled
+//! once its own reply carries the sequence that was predicted for it. Pure.
+//!
+//! The ring holds every event from the oldest that is not settled. It outlives connections: what
+//! was sent on a dead one is waiting again. Invariant: sequences of what is in flight are
+//! consecutive, in ring order, and end at `last_sequence`.
+
+use std::collections::VecDeque;
+
+use crate::event::Event;
+
+/// The events that are not settled, and what they may expect of the stream.
+#[derive(Debug)]
+pub(super) struct Chain {
+    ring: VecDeque<Slot>,
+    /// The number of the event at the head of the ring; numbers count all events of a term.
+    head: u64,
+    /// How many slots at the front are in flight or done; the next one is waiting.
+    next: usize,
+    in_flight: usize,
+    /// The last sequence of the stream once everything in flight is stored.
+    last_sequence: u64,
+}
+
+#[derive(Debug)]
+struct Slot {
+    event: Event,
+    state: State,
+    /// Send without `Nats-Msg-Id`: the server has called it a duplicate, and it was not.
+    anonymous: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Waiting,
+    InFlight { sequence: u64 },
+    Stored { sequence: Option<u64> },
+}
+
+/// What left the ring at the head.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Settled {
+    /// Events that were acknowledged.
+    pub(super) stored: usize,
+    /// Events that the guard found in the stream.
+    pub(super) known: usize,
+    /// The sequence of the last acknowledged one.
+    pub(super) sequence: Option<u64>,
+}
+
+/// A reply that does not fit: whose place is the outcome unknown?
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Mismatch {
+    #[error("a reply for event number {0}, which is not in flight")]
+    NotInFlight(u64),
+    #[error("the event was stored at sequence {found} instead of {expected}")]
+    Sequence { expected: u64, found: u64 },
+}
+
+impl Chain {
+    pub(super) fn new() -> Self {
+        Self {
+            ring: VecDeque::new(),
+            head: 0,
+            next: 0,
+            in_flight: 0,
+            last_sequence: 0,
+        }
+    }
+
+    /// Takes the next event in commit order.
+    pub(super) fn push(&mut self, event: Event) {
+        let newest = self.ring.back().map(|slot| slot.event.position);
+        assert!(
+            newest.is_none_or(|newest| newest < event.position),
+            "events come in order"
+        );
+        self.ring.push_back(Slot {
+            event,
+            state: State::Waiting,
+            anonymous: false,
+        });
+    }
+
+    /// Starts on a new connection, at the last sequence of the stream: what was in flight waits.
+    pub(super) fn restart(&mut self, last_sequence: u64) {
+        for slot in &mut self.ring {
+            if let State::InFlight { .. } = slot.state {
+                slot.state = State::Waiting;
+            }
+        }
+        self.in_flight = 0;
+        self.last_sequence = last_sequence;
+        self.next = 0;
+        self.skip_stored();
+    }
+
+    /// The next event to be sent, and whether to send it without `Nats-Msg-Id`.
+    pub(super) fn waiting(&self) -> Option<(&Event, bool)> {
+        self.ring
+            .get(self.next)
+            .map(|slot| (&slot.event, slot.anonymous))
+    }
+
+    /// The waiting event goes out: its number, and the sequence that it expects to be the last.
+    pub(super) fn send(&mut self) -> (u64, u64) {
+        let expected = self.last_sequence;
+        let slot = &mut self.ring[self.next];
+        assert_eq!(slot.state, State::Waiting, "only what waits is sent");
+        slot.state = State::InFlight {
+            sequence: expected + 1,
+        };
+        let number = self.head + self.next as u64;
+        self.last_sequence += 1;
+        self.in_flight += 1;
+        self.next += 1;
+        self.skip_stored();
+        (number, expected)
+    }
+
+    /// The waiting event stands in the stream already.
+    pub(super) fn skip(&mut self) {
+        self.ring[self.next].state = State::Stored { sequence: None };
+        self.next += 1;
+        self.skip_stored();
+    }
+
+    /// A reply says that event `number` was stored at `sequence`.
+    pub(super) fn acknowledge(&mut self, number: u64, sequence: u64) -> Result<(), Mismatch> {
+        let slot = number
+            .checked_sub(self.head)
+            .and_then(|at| self.ring.get_mut(at as usize));
+        let slot = slot.ok_or(Mismatch::NotInFlight(number))?;
+        let State::InFlight { sequence: expected } = slot.state else {
+            return Err(Mismatch::NotInFlight(number));
+        };
+        if sequence != expected {
+            return Err(Mismatch::Sequence {
+                expected,
+                found: sequence,
+            });
+        }
+        slot.state = State::Stored {
+            sequence: Some(sequence),
+        };
+        self.in_flight -= 1;
+        Ok(())
+    }
+
+    /// Event `number` is to be sent without its id from now on.
+    pub(super) fn make_anonymous(&mut self, number: u64) {
+        let slot = number
+            .checked_sub(self.head)
+            .and_then(|at| self.ring.get_mut(at as usize));
+        if let Some(slot) = slot {
+            slot.anonymous = true;
+        }
+    }
+
+    /// Removes what is settled from the head of the ring.
+    pub(super) fn take_settled(&mut self) -> Settled {
+        let mut settled = Settled::default();
+        while let Some(Slot {
+            state: State::Stored { sequence },
+            ..
+        }) = self.ring.front()
+        {
+            match sequence {
+                Some(_) => settled.stored += 1,
+                None => settled.known += 1,
+            }
+            settled.sequence = sequence.or(settled.sequence);
+            self.ring.pop_front();
+            self.head += 1;
+            self.next -= 1;
+        }
+        settled
+    }
+
+    /// Events sent and not acknowledged.
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// The number that the next event sent would get.
+    pub(super) fn next_number(&self) -> u64 {
+        self.head + self.next as u64
+    }
+
+    fn skip_stored(&mut self) {
+        let stored = |slot: &Slot| matches!(slot.state, State::Stored { .. });
+        while self.ring.get(self.next).is_some_and(stored) {
+            self.next += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Headers, Position};
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    fn event(index: u32) -> Event {
+        Event {
+            position: Position { commit: 1, index },
+            id: index.to_string(),
+            subject: "s".to_owned(),
+            headers: Headers::default(),
+            payload: Bytes::new(),
+        }
+    }
+
+    fn chain(events: u32, last_sequence: u64) -> Chain {
+        let mut chain = Chain::new();
+        chain.restart(last_sequence);
+        (0..events).for_each(|index| chain.push(event(index)));
+        chain
+    }
+
+    #[test]
+    fn each_event_expects_what_its_predecessor_made() {
+        let mut chain = chain(3, 7);
+        assert_eq!(
+            [chain.send(), chain.send(), chain.send()],
+            [(0, 7), (1, 8), (2, 9)]
+        );
+        assert_eq!(chain.waiting(), None);
+    }
+
+    #[test]
+    fn replies_that_overtake_each_other_settle_in_order() {
+        let mut chain = chain(3, 0);
+        for _ in 0..3 {
+            chain.send();
+        }
+        chain.acknowledge(2, 3).unwrap();
+        assert_eq!(chain.take_settled(), Settled::default());
+        chain.acknowledge(0, 1).unwrap();
+        assert_eq!(
+            chain.take_settled(),
+            Settled {
+                stored: 1,
+                known: 0,
+                sequence: Some(1)
+            }
+        );
+        chain.acknowledge(1, 2).unwrap();
+        assert_eq!(
+            chain.take_settled(),
+            Settled {
+                stored: 2,
+                known: 0,
+                sequence: Some(3)
+            }
+        );
+    }
+
+    #[test]
+    fn a_count_is_not_an_identity() {
+        // attacks.md 1: a stranger takes sequence 1; our second event then fits at 2.
+        let mut chain = chain(2, 0);
+        chain.send();
+        chain.send();
+        chain.acknowledge(1, 2).unwrap();
+        assert_eq!(chain.take_settled(), Settled::default());
+        chain.restart(2);
+        assert_eq!(chain.send(), (0, 2));
+        assert_eq!(chain.waiting(), None);
+    }
+
+    #[test]
+    fn a_reply_with_another_sequence_or_for_nobody_is_a_mismatch() {
+        let mut chain = chain(2, 0);
+        chain.send();
+        assert_eq!(
+            chain.acknowledge(0, 2),
+            Err(Mismatch::Sequence {
+                expected: 1,
+                found: 2
+            })
+        );
+        assert_eq!(chain.acknowledge(1, 2), Err(Mismatch::NotInFlight(1)));
+        chain.acknowledge(0, 1).unwrap();
+        assert_eq!(chain.acknowledge(0, 1), Err(Mismatch::NotInFlight(0)));
+        chain.take_settled();
+        assert_eq!(chain.acknowledge(0, 1), Err(Mismatch::NotInFlight(0)));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Push,
+        Send,
+        Skip,
+        Ack(prop::sample::Index),
+        Restart,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            3 => Just(Step::Push),
+            3 => Just(Step::Send),
+            1 => Just(Step::Skip),
+            3 => any::<prop::sample::Index>().prop_map(Step::Ack),
+            1 => Just(Step::Restart),
+        ]
+    }
+
+    proptest! {
+        /// Against a plain list: 'w'aiting, 'f'light with sequence, or 's'tored, per event.
+        #[test]
+        fn settled_is_the_stored_prefix(steps in prop::collection::vec(step(), 1..120)) {
+            let mut chain = chain(0, 0);
+            let mut model: Vec<(char, u64)> = Vec::new();
+            let (mut settled, mut last) = (0, 0);
+            for step in steps {
+                let waiting = model.iter().position(|(state, _)| *state == 'w');
+                match (step, waiting) {
+                    (Step::Push, _) => {
+                        chain.push(event(model.len() as u32));
+                        model.push(('w', 0));
+                    }
+                    (Step::Send, Some(at)) => {
+                        prop_assert_eq!(chain.send(), (at as u64, last));
+                        last += 1;
+                        model[at] = ('f', last);
+                    }
+                    (Step::Skip, Some(at)) => {
+                        chain.skip();
+                        model[at].0 = 's';
+                    }
+                    (Step::Ack(pick), _) => {
+                        let flying: Vec<_> = (0..model.len()).filter(|at| model[*at].0 == 'f').collect();
+                        if !flying.is_empty() {
+                            let at = *pick.get(&flying);
+                            chain.acknowledge(at as u64, model[at].1).unwrap();
+                            model[at].0 = 's';
+                        }
+                    }
+                    (Step::Restart, _) => {
+                        last += 100;
+                        chain.restart(last);
+                        model.iter_mut().filter(|slot| slot.0 == 'f').for_each(|slot| slot.0 = 'w');
+                    }
+                    (Step::Send | Step::Skip, None) => prop_assert!(chain.waiting().is_none()),
+                }
+                let left = chain.take_settled();
+                settled += left.stored + left.known;
+                prop_assert_eq!(settled, model.iter().take_while(|slot| slot.0 == 's').count());
+                prop_assert_eq!(chain.in_flight(), model.iter().filter(|slot| slot.0 == 'f').count());
+            }
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! One NATS connection with its inbox and its stream: what an epoch stands on. A connection that
+//! breaks is never used again, because the client reconnects behind our back, drops what it had
+//! buffered and sends what it had queued.
+
+use std::time::Duration;
+
+use async_nats::jetstream::context::{
+    Context, ContextBuilder, CreateStreamErrorKind, GetStreamErrorKind,
+};
+use async_nats::jetstream::stream::{
+    Config, DiscardPolicy, Info, RetentionPolicy, StorageType, Stream,
+};
+use async_nats::{Client, ConnectOptions, Event, Subscriber};
+use tokio::sync::watch;
+
+use super::error::Error;
+use super::options::{NatsOptions, Options, Storage, StreamOptions};
+
+/// How often an idle connection is tried: a dead one is noticed after about two of these.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Header blocks of 64 KiB and more are refused (error 10097).
+pub(super) const HEADER_BYTES_MAX: usize = 64 * 1024 - 512;
+
+/// A connection, as long as it lives.
+pub(super) struct Connection {
+    pub(super) client: Client,
+    pub(super) replies: Subscriber,
+    /// Replies come to `<inbox>.<number>`.
+    pub(super) inbox: String,
+    /// The first thing that went wrong with the connection.
+    pub(super) broken: watch::Receiver<Option<String>>,
+    pub(super) stream: Stream<()>,
+    pub(super) info: Info,
+}
+
+impl Connection {
+    /// Connects, subscribes to an inbox of its own, and reads the stream; creates it if told so.
+    pub(super) async fn open(options: &Options) -> Result<Self, Error> {
+        let (client, broken) = connect(options).await?;
+        let inbox = client.new_inbox();
+        let subscribed = client.subscribe(format!("{inbox}.*")).await;
+        let replies = subscribed.map_err(|error| Error::Broken(error.to_string()))?;
+        let context = context(&client, options);
+        let info = read_or_create(&context, &broken, &options.stream).await?;
+        if let Some(reason) = refusal(&info.config) {
+            return Err(Error::StreamRefused {
+                name: options.stream.name.clone(),
+                reason,
+            });
+        }
+        let stream = context.get_stream_no_info(&options.stream.name).await;
+        let stream = stream.map_err(|error| Error::Broken(error.to_string()))?;
+        Ok(Self {
+            client,
+            replies,
+            inbox,
+            broken,
+            stream,
+            info,
+        })
+    }
+
+    /// Most bytes of headers and body that one message may have.
+    pub(super) fn message_bytes_max(&self) -> usize {
+        let payload = self.client.max_payload();
+        usize::try_from(self.info.config.max_message_size)
+            .ok()
+            .filter(|max| *max > 0)
+            .map_or(payload, |max| max.min(payload))
+    }
+}
+
+/// Connects, and tells whatever is the first trouble with the connection.
+async fn connect(options: &Options) -> Result<(Client, watch::Receiver<Option<String>>), Error> {
+    let (trouble, broken) = watch::channel(None);
+    let nats = connect_options(&options.nats)?
+        // Room for a whole window and requests: sending never waits for the socket.
+        .client_capacity(options.in_flight_max + 1024)
+        .subscription_capacity(options.in_flight_max + 1024)
+        .event_callback(move |event| {
+            let trouble = trouble.clone();
+            async move { note(&trouble, &event) }
+        });
+    let nats = match &options.nats.creds {
+        None => nats,
+        Some(path) => nats.credentials_file(path).await.map_err(|error| {
+            Error::Unusable(format!("read nats.creds {}: {error}", path.display()))
+        })?,
+    };
+    let connecting = nats.connect(options.nats.servers.clone());
+    match tokio::time::timeout(options.nats.connect_timeout, connecting).await {
+        Ok(Ok(client)) if !jetstream_offered(&client) => Err(Error::NoJetStream),
+        Ok(Ok(client)) => Ok((client, broken)),
+        Ok(Err(error)) => Err(Error::Connect(error)),
+        Err(_) => Err(Error::ConnectTimeout),
+    }
+}
+
+fn jetstream_offered(client: &Client) -> bool {
+    client.try_server_info().is_none_or(|info| info.jetstream)
+}
+
+fn connect_options(nats: &NatsOptions) -> Result<ConnectOptions, Error> {
+    let mut connect = ConnectOptions::new()
+        .name(&nats.name)
+        .connection_timeout(nats.connect_timeout)
+        .ping_interval(PING_INTERVAL)
+        // One more round over the servers, then the connection's task ends. What it still sends
+        // by then, the chain refuses.
+        .max_reconnects(nats.servers.len());
+    match (&nats.user, &nats.password) {
+        (Some(user), password) => {
+            let password = password.clone().unwrap_or_default();
+            connect = connect.user_and_password(user.clone(), password);
+        }
+        (None, Some(_)) => {
+            return Err(Error::Unusable(
+                "nats.password is set without nats.user".to_owned(),
+            ));
+        }
+        (None, None) => {}
+    }
+    if let Some(token) = &nats.token {
+        connect = connect.token(token.clone());
+    }
+    if let Some(seed) = &nats.nkey {
+        connect = connect.nkey(seed.clone());
+    }
+    if let Some(ca) = &nats.tls_ca {
+        connect = connect.add_root_certificates(ca.clone()).require_tls(true);
+    }
+    if let Some((cert, key)) = &nats.tls_client {
+        connect = connect
+            .add_client_certificate(cert.clone(), key.clone())
+            .require_tls(true);
+    }
+    if nats.tls_first {
+        connect = connect.tls_first();
+    }
+    if let Some(prefix) = &nats.inbox_prefix {
+        connect = connect.custom_inbox_prefix(prefix);
+    }
+    Ok(connect)
+}
+
+fn context(client: &Client, options: &Options) -> Context {
+    let builder = ContextBuilder::new().timeout(options.nats.connect_timeout);
+    match &options.nats.domain {
+        Some(domain) => builder.domain(domain).build(client.clone()),
+        None => builder.build(client.clone()),
+    }
+}
+
+/// Keeps the first trouble: what follows is its consequence.
+fn note(trouble: &watch::Sender<Option<String>>, event: &Event) {
+    let text = match event {
+        Event::Connected => return,
+        Event::Disconnected => "the connection was lost".to_owned(),
+        Event::LameDuckMode => "the server is about to shut down".to_owned(),
+        Event::Draining | Event::Closed => "the connection was closed".to_owned(),
+        Event::SlowConsumer(_) => "acknowledgements were dropped".to_owned(),
+        Event::ServerError(error) => format!("the server says: {error}"),
+        Event::ClientError(error) => format!("the client says: {error}"),
+    };
+    trouble.send_if_modified(|first| {
+        let news = first.is_none();
+        if news {
+            *first = Some(text);
+        }
+        news
+    });
+}
+
+async fn read_or_create(
+    context: &Context,
+    broken: &watch::Receiver<Option<String>>,
+    stream: &StreamOptions,
+) -> Result<Info, Error> {
+    match context.get_stream(&stream.name).await {
+        Ok(found) => Ok(found.cached_info().clone()),
+        Err(error) => match error.kind() {
+            GetStreamErrorKind::JetStream(error) if error.code() == 404 => {
+                create(context, stream).await
+            }
+            GetStreamErrorKind::JetStream(error) => Err(refused(&error)),
+            GetStreamErrorKind::Request => Err(unanswered(broken, &error)),
+            GetStreamErrorKind::EmptyName | GetStreamErrorKind::InvalidStreamName => Err(
+                Error::Unusable(format!("{:?} is no stream name", stream.name)),
+            ),
+        },
+    }
+}
+
+/// An API request without an answer: silence, or no JetStream behind the API.
+fn unanswered(broken: &watch::Receiver<Option<String>>, error: &dyn std::error::Error) -> Error {
+    match broken.borrow().as_deref() {
+        // A denied subscription or publish is answered on the connection, not on the inbox.
+        Some(said) if said.contains("ermissions Violation") => Error::InboxDenied(said.to_owned()),
+        Some(said) => Error::Broken(said.to_owned()),
+        None => Error::Broken(format!("read the stream: {}", crate::error::chain(error))),
+    }
+}
+
+fn refused(error: &async_nats::jetstream::Error) -> Error {
+    use async_nats::jetstream::ErrorCode as Code;
+    match error.error_code() {
+        Code::JETSTREAM_NOT_ENABLED => Error::NoJetStream,
+        Code::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT | Code::NO_ACCOUNT => Error::NoJetStreamForAccount,
+        _ => Error::Broken(format!("read the stream: {error}")),
+    }
+}
+
+async fn create(context: &Context, stream: &StreamOptions) -> Result<Info, Error> {
+    if !stream.create {
+        return Err(Error::StreamMissing(stream.name.clone()));
+    }
+    match context.create_stream(config(stream)).await {
+        Ok(created) => Ok(created.cached_info().clone()),
+        Err(error) => match error.kind() {
+            CreateStreamErrorKind::TimedOut | CreateStreamErrorKind::JetStreamUnavailable => {
+                Err(Error::Broken(format!("create the stream: {error}")))
+            }
+            _ => Err(Error::StreamNotCreated {
+                name: stream.name.clone(),
+                reason: crate::error::chain(&error),
+            }),
+        },
+    }
+}
+
+/// The configuration that a missing stream is created with.
+pub fn config(stream: &StreamOptions) -> Config {
+    Config {
+        name: stream.name.clone(),
+        subjects: stream.subjects.clone(),
+        num_replicas: stream.replicas,
+        storage: match stream.storage {
+            Storage::File => StorageType::File,
+            Storage::Memory => StorageType::Memory,
+        },
+        duplicate_window: stream.duplicate_window,
+        max_age: stream.max_age,
+        max_bytes: stream
+            .max_bytes
+            .and_then(|max| i64::try_from(max).ok())
+            .unwrap_or(-1),
+        // A full stream refuses new events, which wait in Postgres, instead of dropping old ones
+        // that nobody has read.
+        discard: DiscardPolicy::New,
+        description: Some("written by outjet, and by nobody else".to_owned()),
+        ..Config::default()
+    }
+}
+
+/// Why a stream cannot be appended to in a chain: the server itself would write into it, or an
+/// acknowledgement would not mean that the event is stored.
+fn refusal(config: &Config) -> Option<&'static str> {
+    let refusals = [
+        (config.no_ack, "no_ack: the server never acknowledges"),
+        (config.mirror.is_some(), "it is a mirror"),
+        (
+            config.sources.as_ref().is_some_and(|s| !s.is_empty()),
+            "it has sources",
+        ),
+        (config.sealed, "it is sealed"),
+        (
+            config.persist_mode == Some(async_nats::jetstream::stream::PersistenceMode::Async),
+            "persist_mode async: acknowledged before it is written",
+        ),
+        (
+            config
+                .subject_delete_marker_ttl
+                .is_some_and(|ttl| !ttl.is_zero()),
+            "subject_delete_marker_ttl: the server writes delete markers",
+        ),
+        (
+            config.allow_message_counter,
+            "allow_msg_counter: it only takes counters",
+        ),
+        (
+            config.allow_message_schedules,
+            "allow_msg_schedules: the server writes what is due",
+        ),
+    ];
+    refusals
+        .into_iter()
+        .find(|(refused, _)| *refused)
+        .map(|(_, reason)| reason)
+}
+
+/// What is worth knowing of a stream that can be used.
+pub fn warnings(config: &Config) -> Vec<&'static str> {
+    let limited = config.max_messages > 0 || config.max_bytes > 0;
+    let warnings = [
+        (
+            config.discard == DiscardPolicy::Old && limited,
+            "discard old with a limit: events nobody has read may be dropped",
+        ),
+        (
+            config.retention == RetentionPolicy::Interest,
+            "interest retention: events are dropped while no consumer exists",
+        ),
+        (
+            config.storage == StorageType::Memory,
+            "memory storage: lost with the servers",
+        ),
+        (
+            config.num_replicas == 1,
+            "one replica: lost with its server's disk",
+        ),
+    ];
+    warnings
+        .into_iter()
+        .filter(|(warned, _)| *warned)
+        .map(|(_, warning)| warning)
+        .collect()
+}

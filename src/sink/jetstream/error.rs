@@ -1,0 +1,247 @@
+//! What can go wrong on the way into a stream, and what an operator reads about it.
+
+use super::options::Options;
+use crate::error::{Disposition, Exit, Failure, Problem, chain};
+use crate::event::Position;
+
+/// Why the sink cannot go on, or not yet.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file or value of the configuration cannot be used.
+    #[error("{0}")]
+    Unusable(String),
+    /// No connection.
+    #[error("connect to NATS")]
+    Connect(#[source] async_nats::ConnectError),
+    /// The connection took too long.
+    #[error("no connection to NATS in time")]
+    ConnectTimeout,
+    /// The server runs without JetStream.
+    #[error("JetStream is not enabled on the server")]
+    NoJetStream,
+    /// The account has no JetStream.
+    #[error("JetStream is not enabled for the account")]
+    NoJetStreamForAccount,
+    /// Replies do not reach us.
+    #[error("no reply on the inbox: {0}")]
+    InboxDenied(String),
+    /// The stream does not exist and is not to be created.
+    #[error("stream {0:?} does not exist")]
+    StreamMissing(String),
+    /// The server would not create the stream.
+    #[error("create stream {name:?}: {reason}")]
+    StreamNotCreated {
+        /// The stream.
+        name: String,
+        /// The server's words.
+        reason: String,
+    },
+    /// The stream is of a kind that cannot be appended to safely.
+    #[error("stream {name:?} cannot be used: {reason}")]
+    StreamRefused {
+        /// The stream.
+        name: String,
+        /// Which property stands against it.
+        reason: &'static str,
+    },
+    /// The stream is written by somebody else.
+    #[error("stream {name:?} holds events of source {found:?}")]
+    OtherSource {
+        /// The stream.
+        name: String,
+        /// Who wrote its last event.
+        found: String,
+        /// Who we are.
+        ours: String,
+    },
+    /// No subject of the stream matches.
+    #[error("stream {name:?} does not cover subject {subject:?}")]
+    Uncovered {
+        /// The stream.
+        name: String,
+        /// What it listens on.
+        subjects: String,
+        /// What we would publish to.
+        subject: String,
+    },
+    /// An event that no server takes.
+    #[error("event {id:?} at {position} cannot be sent: {reason}")]
+    Unsendable {
+        /// The event's place.
+        position: Position,
+        /// The event's id.
+        id: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The stream is not the one that it was.
+    #[error("stream {name:?} {reason}")]
+    StreamChanged {
+        /// The stream.
+        name: String,
+        /// What changed.
+        reason: String,
+    },
+    /// The connection, a request or an acknowledgement failed: the outcome is unknown.
+    #[error("{0}")]
+    Broken(String),
+}
+
+impl Error {
+    /// For whom it may concern, with the fix.
+    pub fn failure(&self, options: &Options) -> Failure {
+        let (disposition, exit) = self.consequence();
+        let problem = Problem::new(self.problem(options), self.cause(), self.fix(options));
+        Failure {
+            disposition,
+            exit,
+            problem,
+        }
+    }
+
+    fn consequence(&self) -> (Disposition, Exit) {
+        use async_nats::ConnectErrorKind as Kind;
+        match self {
+            Self::Connect(error) => match error.kind() {
+                Kind::Authentication | Kind::AuthorizationViolation => {
+                    (Disposition::Halt, Exit::NotPermitted)
+                }
+                Kind::ServerParse => (Disposition::Halt, Exit::Config),
+                Kind::Dns | Kind::TimedOut | Kind::Tls | Kind::Io | Kind::MaxReconnects => {
+                    (Disposition::Retry, Exit::Unavailable)
+                }
+            },
+            Self::ConnectTimeout | Self::StreamChanged { .. } | Self::Broken(_) => {
+                (Disposition::Retry, Exit::Unavailable)
+            }
+            Self::InboxDenied(_) => (Disposition::Halt, Exit::NotPermitted),
+            Self::Unusable(_)
+            | Self::NoJetStream
+            | Self::NoJetStreamForAccount
+            | Self::StreamMissing(_)
+            | Self::StreamNotCreated { .. }
+            | Self::StreamRefused { .. }
+            | Self::OtherSource { .. }
+            | Self::Uncovered { .. }
+            | Self::Unsendable { .. } => (Disposition::Halt, Exit::Config),
+        }
+    }
+
+    fn problem(&self, options: &Options) -> String {
+        let servers = options.nats.display();
+        match self {
+            Self::Unusable(_) => "the connection to NATS cannot be set up".to_owned(),
+            Self::Connect(_) | Self::ConnectTimeout => format!("NATS at {servers} is not reached"),
+            Self::NoJetStream => format!("NATS at {servers} has no JetStream"),
+            Self::NoJetStreamForAccount => format!("NATS at {servers} has no JetStream for us"),
+            Self::InboxDenied(_) => format!("NATS at {servers} does not answer us"),
+            Self::StreamMissing(_)
+            | Self::StreamNotCreated { .. }
+            | Self::StreamRefused { .. }
+            | Self::OtherSource { .. }
+            | Self::Uncovered { .. }
+            | Self::Unsendable { .. }
+            | Self::StreamChanged { .. } => self.to_string(),
+            Self::Broken(_) => format!("events do not get through to NATS at {servers}"),
+        }
+    }
+
+    fn cause(&self) -> String {
+        match self {
+            Self::Connect(error) => chain(error),
+            Self::ConnectTimeout => "no answer within nats.connect_timeout".to_owned(),
+            Self::NoJetStream => "the server says so when it greets".to_owned(),
+            Self::NoJetStreamForAccount => {
+                "the account that we log in to has no JetStream".to_owned()
+            }
+            Self::InboxDenied(why) => why.clone(),
+            Self::StreamMissing(_) => "stream.manage is check, so it is not created".to_owned(),
+            Self::StreamNotCreated { reason, .. } => reason.clone(),
+            Self::StreamRefused { .. } => {
+                "with it, exactly once and commit order cannot hold".to_owned()
+            }
+            Self::OtherSource { ours, .. } => {
+                format!("we are source {ours:?}; two writers would displace each other's events")
+            }
+            Self::Uncovered { subjects, .. } => format!("it listens on {subjects}"),
+            Self::Unsendable { .. } => {
+                "publish.on_reject is halt: nothing after it is sent".to_owned()
+            }
+            Self::StreamChanged { .. } => {
+                "somebody changed it, or the server lost what it had not written to disk".to_owned()
+            }
+            Self::Unusable(why) | Self::Broken(why) => why.clone(),
+        }
+    }
+
+    fn fix(&self, options: &Options) -> String {
+        let name = &options.stream.name;
+        match self {
+            Self::Unusable(_) => "correct the nats section of the configuration".to_owned(),
+            Self::Connect(error) => connect_fix(error, options),
+            Self::ConnectTimeout => "check nats.url (NATS_URL) and that the server runs".to_owned(),
+            Self::NoJetStream => {
+                "start nats-server with `-js -sd /data`, or with a jetstream {} block".to_owned()
+            }
+            Self::NoJetStreamForAccount => {
+                "enable jetstream for the account in the server's configuration".to_owned()
+            }
+            Self::InboxDenied(_) => permissions(options),
+            Self::StreamMissing(_) => {
+                "type `outjet setup`, or set stream.manage to create".to_owned()
+            }
+            Self::StreamNotCreated { .. } => format!(
+                "create it by hand, `nats stream add {name}`, or correct the stream section"
+            ),
+            Self::StreamRefused { .. } => {
+                format!("change it with `nats stream edit {name}`, or name another in stream.name")
+            }
+            Self::OtherSource { .. } => "give each outjet a stream of its own (stream.name), \
+                 or use the slot and database that the stream was written from"
+                .to_owned(),
+            Self::Uncovered { subject, .. } => format!(
+                "add it: `nats stream edit {name} --subjects '{subject}'` beside those it has, \
+                 or change publish.subject"
+            ),
+            Self::Unsendable { .. } => "raise the server's limit, or correct what writes \
+                 such rows; the event is sent as soon as it fits"
+                .to_owned(),
+            Self::StreamChanged { .. } => {
+                format!("nothing to do if this is over; else look at `nats stream info {name}`")
+            }
+            Self::Broken(_) => {
+                format!("nothing if it passes; else `nats stream info {name}` and the server's log")
+            }
+        }
+    }
+}
+
+fn connect_fix(error: &async_nats::ConnectError, options: &Options) -> String {
+    use async_nats::ConnectErrorKind as Kind;
+    match error.kind() {
+        Kind::Authentication | Kind::AuthorizationViolation => {
+            "set nats.creds (NATS_CREDS), nats.user and nats.password, nats.token or nats.nkey"
+                .to_owned()
+        }
+        Kind::ServerParse => "correct nats.url (NATS_URL): nats://host:4222".to_owned(),
+        Kind::Tls => "set nats.tls.ca (NATS_CA), and cert and key if the server wants them; \
+             the host in nats.url must be in the server's certificate"
+            .to_owned(),
+        Kind::Dns | Kind::TimedOut | Kind::Io | Kind::MaxReconnects => format!(
+            "start the server, or correct nats.url (NATS_URL), now {}",
+            options.nats.display()
+        ),
+    }
+}
+
+/// The permissions that publishing needs, as the server's configuration spells them.
+fn permissions(options: &Options) -> String {
+    let stream = &options.stream;
+    let inbox = options.nats.inbox_prefix.as_deref().unwrap_or("_INBOX");
+    format!(
+        "allow our user to publish to {}, $JS.API.STREAM.INFO.{name}, \
+         $JS.API.STREAM.MSG.GET.{name} and to subscribe to {inbox}.>",
+        stream.subjects.join(", "),
+        name = stream.name,
+    )
+}

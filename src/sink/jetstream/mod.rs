@@ -1,0 +1,494 @@
+//! Appends to one JetStream stream, of which this sink is the only writer: in order, each event
+//! once, whatever breaks. Knows no LSN and no Postgres.
+//!
+//! Every publish expects the sequence that its predecessor made, so whatever is refused or lost
+//! takes everything behind it along, and what a dead connection still delivers late fits nowhere.
+//! Every publish asks for its acknowledgement, and only the predicted one settles an event: a
+//! stranger's message could otherwise stand in for ours (the chain proves a count, not an
+//! identity). Anything else means that the outcome is unknown. Then the *epoch* ends, with its
+//! connection; the next one asks the stream which of the unsettled events it holds ([`tail`],
+//! [`crate::guard`]) and sends the others. There is no other way to recover.
+//!
+//! `Nats-Msg-Id` is sent for consumers. The server's answer `duplicate` is never believed: ids are
+//! used again, and some servers call what they refused a duplicate.
+
+mod chain;
+pub mod client;
+mod error;
+mod options;
+mod tail;
+
+use std::time::Duration;
+
+use async_nats::{HeaderMap, HeaderName as NatsHeaderName, HeaderValue, Message, StatusCode};
+use futures_util::{FutureExt, StreamExt};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use self::chain::{Chain, Settled};
+use self::client::{Connection, HEADER_BYTES_MAX};
+pub use self::error::Error;
+pub use self::options::{NatsOptions, Options, Storage, StreamOptions};
+use self::tail::{Bounds, MESSAGE_ID, PLAIN_ID, POSITION, Range, SOURCE, Tail};
+use crate::backoff::{self, Backoff};
+use crate::error::Failure;
+use crate::event::{Event, HeaderName};
+use crate::guard::Lineage;
+use crate::route;
+use crate::sink::Report;
+
+/// The header that makes the chain.
+const EXPECTED_LAST_SEQUENCE: &str = "Nats-Expected-Last-Sequence";
+
+/// The sink of one term.
+pub struct JetStream {
+    options: Options,
+    lineage: Lineage,
+    source: String,
+    chain: Chain,
+    backoff: Backoff,
+    epoch: Option<Epoch>,
+    /// The sequence of the newest event that was settled by an acknowledgement, and `created` of
+    /// the stream that it is in.
+    anchor: Option<u64>,
+    created: String,
+    /// Until this event is settled, only one is in flight: the culprit of a refusal shows itself.
+    careful_until: u64,
+}
+
+/// One connection with its chain.
+struct Epoch {
+    connection: Connection,
+    tail: Search,
+    message_bytes_max: usize,
+    /// When the last reply came, or the first event went out after a pause.
+    progress_at: Instant,
+}
+
+/// How far the guard is.
+enum Search {
+    /// It starts at the first event that there is.
+    Pending(Bounds),
+    Reading(Box<Tail>),
+    Finished,
+}
+
+impl JetStream {
+    /// Connects, checks the stream or creates it, and checks that it is ours to write.
+    pub async fn open(options: Options, lineage: Lineage) -> Result<Self, Failure> {
+        let mut sink = Self {
+            source: lineage.source().to_string(),
+            lineage,
+            chain: Chain::new(),
+            backoff: Backoff::new(backoff::Options::default()),
+            epoch: None,
+            anchor: None,
+            created: String::new(),
+            careful_until: 0,
+            options,
+        };
+        sink.open_epoch()
+            .await
+            .map_err(|error| error.failure(&sink.options))?;
+        Ok(sink)
+    }
+
+    /// Appends what comes until the channel is closed. Ends with a failure if a person must act.
+    pub async fn run(
+        mut self,
+        mut events: mpsc::Receiver<Vec<Event>>,
+        reports: mpsc::Sender<Report>,
+    ) -> Result<(), Failure> {
+        let mut down = false;
+        loop {
+            let ended = match self.epoch {
+                Some(_) => self.run_epoch(&mut events, &reports, &mut down).await,
+                None => self.open_epoch().await.map(|()| false),
+            };
+            match ended {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(error) => {
+                    self.epoch = None;
+                    self.give_up_or_wait(&error, &reports, &mut down).await?;
+                }
+            }
+        }
+    }
+
+    /// Ends the sink if a person must act or the stream is another one; waits otherwise.
+    async fn give_up_or_wait(
+        &mut self,
+        error: &Error,
+        reports: &mpsc::Sender<Report>,
+        down: &mut bool,
+    ) -> Result<(), Failure> {
+        let failure = error.failure(&self.options);
+        let lasting = !matches!(
+            error,
+            Error::Broken(_) | Error::Connect(_) | Error::ConnectTimeout
+        );
+        if lasting {
+            return Err(failure);
+        }
+        let pause = self.backoff.failed();
+        if pause.log {
+            let cause = &failure.problem.cause;
+            warn!(attempts = pause.attempts, %cause, "{}", failure.problem.problem);
+        }
+        if !std::mem::replace(down, true) {
+            // The relay may be gone; then the next receive says so.
+            let _ = reports.send(Report::Down(failure)).await;
+        }
+        tokio::time::sleep(pause.delay).await;
+        Ok(())
+    }
+
+    async fn open_epoch(&mut self) -> Result<(), Error> {
+        let connection = Connection::open(&self.options).await?;
+        let (state, created) = (&connection.info.state, connection.info.created.to_string());
+        let bounds = Bounds {
+            first: state.first_sequence,
+            last: state.last_sequence,
+        };
+        let changed = |reason: String| Error::StreamChanged {
+            name: self.options.stream.name.clone(),
+            reason,
+        };
+        let tail = match self.anchor {
+            None => {
+                self.check_source(&connection, bounds).await?;
+                Search::Pending(bounds)
+            }
+            Some(_) if created != self.created => {
+                return Err(changed("was deleted and created again".to_owned()));
+            }
+            Some(acknowledged) if bounds.last < acknowledged => {
+                return Err(changed(format!(
+                    "lost its end: sequence {acknowledged} was acknowledged, it now ends at {}",
+                    bounds.last
+                )));
+            }
+            Some(acknowledged) if bounds.last == acknowledged => Search::Finished,
+            Some(acknowledged) => {
+                let range = Range {
+                    acknowledged,
+                    last: bounds.last,
+                };
+                let stream = connection.stream.clone();
+                Search::Reading(Box::new(Tail::since(stream, self.lineage.clone(), range)))
+            }
+        };
+        self.created = created;
+        self.chain.restart(bounds.last);
+        let message_bytes_max = connection.message_bytes_max();
+        let progress_at = Instant::now();
+        self.epoch = Some(Epoch {
+            connection,
+            tail,
+            message_bytes_max,
+            progress_at,
+        });
+        Ok(())
+    }
+
+    async fn check_source(&self, connection: &Connection, bounds: Bounds) -> Result<(), Error> {
+        let found = tail::newest_source(&connection.stream, bounds).await?;
+        match found {
+            Some(found) if !found.same_slot(self.lineage.source()) => Err(Error::OtherSource {
+                name: self.options.stream.name.clone(),
+                found: found.to_string(),
+                ours: self.source.clone(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Runs until the channel is closed (true) or the epoch ends.
+    async fn run_epoch(
+        &mut self,
+        events: &mut mpsc::Receiver<Vec<Event>>,
+        reports: &mpsc::Sender<Report>,
+        down: &mut bool,
+    ) -> Result<bool, Error> {
+        loop {
+            self.pump().await?;
+            let settled = self.chain.take_settled();
+            if settled != Settled::default() {
+                self.settled(settled, reports, down).await;
+            } else if *down && self.chain.waiting().is_none() && self.chain.in_flight() == 0 {
+                self.recovered(reports, down).await;
+            }
+            match self.select(events).await? {
+                Action::Closed => return Ok(true),
+                Action::Events(batch) => batch.into_iter().for_each(|event| self.chain.push(event)),
+                Action::Reply(message) => self.take_replies(message)?,
+            }
+        }
+    }
+
+    /// Chooses what to do next. Cancel-safe: every branch is a receive on a channel or a timer.
+    async fn select(&mut self, events: &mut mpsc::Receiver<Vec<Event>>) -> Result<Action, Error> {
+        let in_flight = self.chain.in_flight();
+        let ack_timeout = self.options.ack_timeout;
+        let epoch = self.epoch.as_mut().expect("an epoch runs");
+        let deadline = epoch.progress_at + ack_timeout;
+        let Connection {
+            replies, broken, ..
+        } = &mut epoch.connection;
+        tokio::select! {
+            biased;
+            reply = replies.next() => match reply {
+                Some(message) => Ok(Action::Reply(Box::new(message))),
+                None => Err(Error::Broken("the connection was closed".to_owned())),
+            },
+            _ = broken.changed() => Err(Error::Broken(broken.borrow().clone().unwrap_or_default())),
+            () = tokio::time::sleep_until(deadline), if in_flight > 0 => {
+                Err(Error::Broken(format!("no acknowledgement for {}", seconds(ack_timeout))))
+            }
+            batch = events.recv() => Ok(batch.map_or(Action::Closed, Action::Events)),
+        }
+    }
+
+    async fn settled(&mut self, settled: Settled, reports: &mpsc::Sender<Report>, down: &mut bool) {
+        let Settled {
+            stored,
+            known,
+            sequence,
+        } = settled;
+        if matches!(
+            self.epoch,
+            Some(Epoch {
+                tail: Search::Finished,
+                ..
+            })
+        ) {
+            // While the guard is still reading, older entries may lie ahead of it: no anchor yet.
+            self.anchor = sequence.or(self.anchor);
+        }
+        let _ = reports.send(Report::Settled { stored, known }).await;
+        self.recovered(reports, down).await;
+    }
+
+    async fn recovered(&mut self, reports: &mpsc::Sender<Report>, down: &mut bool) {
+        if let Some(attempts) = self.backoff.worked() {
+            info!(attempts, "events get through to NATS again");
+        }
+        if std::mem::take(down) {
+            let _ = reports.send(Report::Up).await;
+        }
+    }
+
+    /// Sends what may be sent.
+    async fn pump(&mut self) -> Result<(), Error> {
+        while let Some((event, anonymous)) = self.chain.waiting() {
+            let careful = self.chain.next_number() < self.careful_until;
+            let room = if careful {
+                1
+            } else {
+                self.options.in_flight_max
+            };
+            if self.chain.in_flight() >= room {
+                break;
+            }
+            let epoch = self.epoch.as_mut().expect("an epoch runs");
+            if epoch.holds(&self.lineage, event).await? {
+                self.chain.skip();
+                continue;
+            }
+            self.check(event)?;
+            let mut headers = headers(event, &self.source, anonymous);
+            let (subject, payload) = (event.subject.clone(), event.payload.clone());
+            if self.chain.in_flight() == 0 {
+                epoch_mut(&mut self.epoch).progress_at = Instant::now();
+            }
+            let (number, expected) = self.chain.send();
+            headers.insert(EXPECTED_LAST_SEQUENCE, HeaderValue::from(expected));
+            let connection = &epoch_mut(&mut self.epoch).connection;
+            let reply = format!("{}.{number}", connection.inbox);
+            let publish = connection
+                .client
+                .publish_with_reply_and_headers(subject, reply, headers, payload);
+            publish
+                .await
+                .map_err(|error| Error::Broken(format!("publish: {error}")))?;
+        }
+        Ok(())
+    }
+
+    /// What no server takes must not be sent: it would close the connection or never answer.
+    fn check(&self, event: &Event) -> Result<(), Error> {
+        let epoch = self.epoch.as_ref().expect("an epoch runs");
+        let subjects = &epoch.connection.info.config.subjects;
+        if !subjects
+            .iter()
+            .any(|pattern| route::matches(pattern, &event.subject))
+        {
+            return Err(Error::Uncovered {
+                name: self.options.stream.name.clone(),
+                subjects: subjects.join(", "),
+                subject: event.subject.clone(),
+            });
+        }
+        // Our own headers: names, values and the preamble stay below this.
+        let headers = event.headers.wire_len() + self.source.len() + event.id.len() + 200;
+        let bytes = headers + event.payload.len();
+        let reason = if headers > HEADER_BYTES_MAX {
+            format!("{headers} bytes of headers, a server takes {HEADER_BYTES_MAX}")
+        } else if bytes > epoch.message_bytes_max {
+            let max = epoch.message_bytes_max;
+            format!("{bytes} bytes with headers, the server takes {max} (max_payload)")
+        } else {
+            return Ok(());
+        };
+        Err(Error::Unsendable {
+            position: event.position,
+            id: event.id.clone(),
+            reason,
+        })
+    }
+
+    /// Takes a reply and those that are there already.
+    fn take_replies(&mut self, first: Box<Message>) -> Result<(), Error> {
+        self.take_reply(&first)?;
+        loop {
+            let next = epoch_mut(&mut self.epoch)
+                .connection
+                .replies
+                .next()
+                .now_or_never();
+            match next {
+                Some(Some(message)) => self.take_reply(&message)?,
+                Some(None) | None => return Ok(()),
+            }
+        }
+    }
+
+    fn take_reply(&mut self, message: &Message) -> Result<(), Error> {
+        epoch_mut(&mut self.epoch).progress_at = Instant::now();
+        let number = message
+            .subject
+            .rsplit('.')
+            .next()
+            .and_then(|token| token.parse().ok());
+        let number =
+            number.ok_or_else(|| Error::Broken(format!("reply to {}", message.subject)))?;
+        let outcome = read_reply(message, &self.options.stream.name).and_then(|reply| {
+            if reply.duplicate {
+                // Whether it really stands there, the guard finds out.
+                self.chain.make_anonymous(number);
+                return Err("the server calls it a duplicate".to_owned());
+            }
+            self.chain
+                .acknowledge(number, reply.seq)
+                .map_err(|mismatch| mismatch.to_string())
+        });
+        outcome.map_err(|reason| {
+            self.careful_until = self.chain.next_number();
+            Error::Broken(format!(
+                "an event was not acknowledged as expected: {reason}"
+            ))
+        })
+    }
+}
+
+impl Epoch {
+    /// Whether the stream holds the event.
+    async fn holds(&mut self, lineage: &Lineage, event: &Event) -> Result<bool, Error> {
+        if let Search::Pending(bounds) = self.tail {
+            let stream = self.connection.stream.clone();
+            let tail = Tail::search(stream, lineage.clone(), bounds, event.position).await?;
+            self.tail = Search::Reading(Box::new(tail));
+        }
+        let Search::Reading(tail) = &mut self.tail else {
+            return Ok(false);
+        };
+        let holds = tail.holds(event.position, &event.id).await?;
+        if tail.finished() {
+            if tail.strangers() > 0 {
+                warn!(
+                    messages = tail.strangers(),
+                    "the stream holds messages that are not ours"
+                );
+            }
+            self.tail = Search::Finished;
+        }
+        Ok(holds)
+    }
+}
+
+enum Action {
+    /// The relay is done.
+    Closed,
+    Events(Vec<Event>),
+    Reply(Box<Message>),
+}
+
+fn epoch_mut(epoch: &mut Option<Epoch>) -> &mut Epoch {
+    epoch.as_mut().expect("an epoch runs")
+}
+
+/// The headers of a message but for the expectation, which is made when it is sent.
+fn headers(event: &Event, source: &str, anonymous: bool) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for (name, value) in event.headers.iter() {
+        // Names and values were checked when the event was made; a map that differs from the
+        // row's headers would be our bug.
+        let value: HeaderValue = value.parse().expect("a checked header value");
+        match name {
+            HeaderName::Known(name) => headers.append(NatsHeaderName::from_static(name), value),
+            HeaderName::Custom(name) => headers.append(name.as_ref(), value),
+        }
+    }
+    headers.insert(NatsHeaderName::from_static(SOURCE), source);
+    headers.insert(
+        NatsHeaderName::from_static(POSITION),
+        event.position.to_string(),
+    );
+    let id = if anonymous { PLAIN_ID } else { MESSAGE_ID };
+    headers.insert(NatsHeaderName::from_static(id), event.id.as_str());
+    headers
+}
+
+/// A publish acknowledgement.
+#[derive(Debug, serde::Deserialize)]
+struct PubAck<'a> {
+    #[serde(borrow)]
+    stream: &'a str,
+    #[serde(default)]
+    seq: u64,
+    #[serde(default)]
+    duplicate: bool,
+    #[serde(default)]
+    error: Option<ApiError>,
+}
+
+#[derive(Debug, serde::Deserialize)]
+struct ApiError {
+    #[serde(default)]
+    err_code: u64,
+    #[serde(default)]
+    description: String,
+}
+
+/// Reads a reply; `Err` says in words why it is no acknowledgement by our stream.
+fn read_reply<'m>(message: &'m Message, stream: &str) -> Result<PubAck<'m>, String> {
+    if message.status == Some(StatusCode::NO_RESPONDERS) {
+        return Err("no stream answers (no leader, or no stream listens)".to_owned());
+    }
+    let reply: PubAck<'_> = serde_json::from_slice(&message.payload)
+        .map_err(|error| format!("the reply is not understood: {error}"))?;
+    match &reply.error {
+        Some(ApiError {
+            err_code,
+            description,
+        }) => Err(format!("{description} ({err_code})")),
+        None if reply.stream != stream => Err(format!("stream {:?} took it", reply.stream)),
+        None => Ok(reply),
+    }
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{} s", duration.as_secs_f64())
+}

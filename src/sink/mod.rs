@@ -1,0 +1,27 @@
+//! Where events go. A sink knows no LSN, no Postgres and no window: it takes events in commit order
+//! and says, in the same order, how many of them are stored.
+//!
+//! The contract: events arrive through a bounded channel and keep their order. A sink reports an
+//! event as settled once it is stored where it belongs, exactly once, and everything before it is
+//! settled, too. Trouble that may pass is the sink's to survive; it says so and keeps every event
+//! that it has not settled. What a person must mend ends it with a [`Failure`].
+
+pub mod jetstream;
+
+use crate::error::Failure;
+
+/// What a sink says, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// The oldest events that were not settled are now.
+    Settled {
+        /// Stored just now.
+        stored: usize,
+        /// Found stored already.
+        known: usize,
+    },
+    /// Nothing gets through; it is being tried again.
+    Down(Failure),
+    /// It gets through again.
+    Up,
+}

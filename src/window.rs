@@ -1,0 +1,365 @@
+//! Everything handed to the sink and not yet settled, and what may be confirmed because of it.
+//! Pure: no clock, no socket, no idea of what an event is.
+//!
+//! One FIFO holds transactions and, between them, keepalives as barriers without work. An entry
+//! leaves at the head only, once it is closed (its commit was read) and nothing of it is
+//! outstanding; the LSN of the last entry that left is what may be confirmed. Invariant: nothing
+//! that the sink has not settled lies below `confirmed`. It holds because the server sends whole
+//! transactions in commit order, and a keepalive's `wal_end` only after every commit before it
+//! (`XLogSendLogical` in walsender.c sets `sentPtr` after the record's output).
+//!
+//! Only this module can make a [`Confirmed`], and the status update takes nothing else.
+
+use std::collections::VecDeque;
+
+use crate::lsn::Lsn;
+
+/// An LSN below which everything is stored: safe to report as flushed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Confirmed(Lsn);
+
+impl Confirmed {
+    /// For the status update.
+    pub fn lsn(self) -> Lsn {
+        self.0
+    }
+}
+
+/// How much may be with the sink at once.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Events.
+    pub events_max: usize,
+    /// Bytes of events, as the caller counts them. A single larger event still passes, alone.
+    pub bytes_max: usize,
+}
+
+/// The window of one term.
+#[derive(Debug)]
+pub struct Window {
+    entries: VecDeque<Entry>,
+    sizes: VecDeque<usize>,
+    bytes: usize,
+    confirmed: Confirmed,
+    received: Lsn,
+    limits: Limits,
+}
+
+/// A transaction, or a keepalive (closed, without work).
+#[derive(Debug)]
+struct Entry {
+    /// The highest LSN that may be confirmed once this entry has left.
+    end: Lsn,
+    outstanding: usize,
+    closed: bool,
+}
+
+impl Window {
+    /// Starts where the slot stands: `confirmed_flush` as read before `START_REPLICATION`.
+    pub fn new(limits: Limits, confirmed_flush: Lsn) -> Self {
+        assert!(limits.events_max > 0, "a window without room never moves");
+        Self {
+            entries: VecDeque::new(),
+            sizes: VecDeque::new(),
+            bytes: 0,
+            confirmed: Confirmed(confirmed_flush),
+            received: confirmed_flush,
+            limits,
+        }
+    }
+
+    /// A transaction starts.
+    pub fn begin(&mut self) {
+        assert!(!self.open(), "transactions arrive one at a time");
+        self.entries.push_back(Entry {
+            end: self.received,
+            outstanding: 0,
+            closed: false,
+        });
+    }
+
+    /// An event of the open transaction goes to the sink.
+    pub fn hand_over(&mut self, bytes: usize) {
+        let open = self.entries.back_mut().filter(|entry| !entry.closed);
+        open.expect("an event belongs to an open transaction")
+            .outstanding += 1;
+        self.sizes.push_back(bytes);
+        self.bytes += bytes;
+    }
+
+    /// The open transaction ends at `end` (`Commit.end_lsn`: the server sends a transaction again
+    /// exactly if its commit record starts below the confirmed LSN, `SnapBuildXactNeedsSkip`).
+    pub fn commit(&mut self, end: Lsn) {
+        let open = self.entries.back_mut().filter(|entry| !entry.closed);
+        let entry = open.expect("a commit ends an open transaction");
+        entry.closed = true;
+        entry.end = end;
+        self.received = self.received.max(end);
+        self.advance();
+    }
+
+    /// A keepalive was read: nothing below `wal_end` is still to come. Inside a transaction it says
+    /// nothing new (`wal_end` is then at most the start of the commit record).
+    pub fn keepalive(&mut self, wal_end: Lsn) {
+        if self.open() {
+            return;
+        }
+        self.received = self.received.max(wal_end);
+        match self.entries.back_mut() {
+            // Without this, barriers and empty transactions pile up behind one stuck event.
+            Some(tail) if tail.outstanding == 0 => tail.end = tail.end.max(wal_end),
+            _ => self.entries.push_back(Entry {
+                end: wal_end,
+                outstanding: 0,
+                closed: true,
+            }),
+        }
+        self.advance();
+    }
+
+    /// The oldest `events` events are stored.
+    pub fn settle(&mut self, events: usize) {
+        assert!(
+            events <= self.sizes.len(),
+            "settled more events than were handed over"
+        );
+        for size in self.sizes.drain(..events) {
+            self.bytes -= size;
+        }
+        let mut left = events;
+        for entry in &mut self.entries {
+            let taken = left.min(entry.outstanding);
+            entry.outstanding -= taken;
+            left -= taken;
+            if left == 0 {
+                break;
+            }
+        }
+        assert_eq!(left, 0, "every outstanding event belongs to an entry");
+        self.advance();
+    }
+
+    /// Whether one more event may be read.
+    pub fn has_room(&self) -> bool {
+        self.sizes.len() < self.limits.events_max && self.bytes < self.limits.bytes_max
+    }
+
+    /// What may be reported as flushed. Never goes back.
+    pub fn confirmed(&self) -> Confirmed {
+        self.confirmed
+    }
+
+    /// The highest LSN up to which everything was read. Never below `confirmed`.
+    pub fn received(&self) -> Lsn {
+        self.received
+    }
+
+    /// Events handed over and not settled.
+    pub fn events(&self) -> usize {
+        self.sizes.len()
+    }
+
+    /// Bytes handed over and not settled.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn open(&self) -> bool {
+        self.entries.back().is_some_and(|entry| !entry.closed)
+    }
+
+    /// Lets closed entries without work leave at the head. Empty transactions coalesce as barriers
+    /// do: 14 sends one for every transaction of the database.
+    fn advance(&mut self) {
+        while let Some(head) = self.entries.front() {
+            if !head.closed || head.outstanding > 0 {
+                break;
+            }
+            let end = head.end;
+            self.entries.pop_front();
+            assert!(end <= self.received, "confirmed what was not read");
+            // At the start of a stream keepalives may still lie below the slot's position:
+            // decoding starts at restart_lsn.
+            self.confirmed = self.confirmed.max(Confirmed(end));
+        }
+        self.coalesce();
+    }
+
+    /// Merges a closed, empty entry at the tail into a closed, empty one before it.
+    fn coalesce(&mut self) {
+        let count = self.entries.len();
+        if count < 2 {
+            return;
+        }
+        let idle = |entry: &Entry| entry.closed && entry.outstanding == 0;
+        if idle(&self.entries[count - 1]) && idle(&self.entries[count - 2]) {
+            let end = self.entries[count - 1].end;
+            self.entries.pop_back();
+            self.entries[count - 2].end = self.entries[count - 2].end.max(end);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const ROOM: Limits = Limits {
+        events_max: 4,
+        bytes_max: 100,
+    };
+
+    fn lsn(value: u64) -> Lsn {
+        Lsn::new(value)
+    }
+
+    fn window() -> Window {
+        Window::new(ROOM, lsn(10))
+    }
+
+    #[test]
+    fn confirmed_waits_for_the_oldest_event() {
+        let mut window = window();
+        for end in [20, 30] {
+            window.begin();
+            window.hand_over(1);
+            window.commit(lsn(end));
+        }
+        assert_eq!(window.confirmed().lsn(), lsn(10));
+        window.settle(1);
+        assert_eq!(window.confirmed().lsn(), lsn(20));
+        window.settle(1);
+        assert_eq!(window.confirmed().lsn(), lsn(30));
+    }
+
+    #[test]
+    fn a_transaction_is_not_confirmed_before_its_commit_was_read() {
+        let mut window = window();
+        window.begin();
+        window.hand_over(1);
+        window.settle(1);
+        window.keepalive(lsn(50));
+        assert_eq!(window.confirmed().lsn(), lsn(10));
+        window.commit(lsn(40));
+        assert_eq!(window.confirmed().lsn(), lsn(40));
+    }
+
+    #[test]
+    fn a_keepalive_waits_for_what_was_sent_before_it() {
+        let mut window = window();
+        window.begin();
+        window.hand_over(1);
+        window.commit(lsn(20));
+        window.keepalive(lsn(25));
+        assert_eq!(window.confirmed().lsn(), lsn(10));
+        window.settle(1);
+        assert_eq!(window.confirmed().lsn(), lsn(25));
+    }
+
+    #[test]
+    fn an_idle_window_confirms_keepalives_at_once() {
+        let mut window = window();
+        window.keepalive(lsn(99));
+        assert_eq!(window.confirmed().lsn(), lsn(99));
+    }
+
+    #[test]
+    fn a_keepalive_below_the_slot_does_not_move_it_back() {
+        let mut window = window();
+        window.keepalive(lsn(5));
+        assert_eq!(window.confirmed().lsn(), lsn(10));
+        assert_eq!(window.received(), lsn(10));
+    }
+
+    #[test]
+    fn empty_transactions_behind_a_stuck_event_take_no_memory() {
+        let mut window = window();
+        window.begin();
+        window.hand_over(1);
+        window.commit(lsn(20));
+        for end in 21..1000 {
+            window.begin();
+            window.commit(lsn(end));
+            window.keepalive(lsn(end));
+        }
+        assert_eq!(window.entries.len(), 2);
+        window.settle(1);
+        assert_eq!(window.confirmed().lsn(), lsn(999));
+    }
+
+    #[test]
+    fn room_ends_exactly_at_either_limit() {
+        let mut window = window();
+        window.begin();
+        for _ in 0..3 {
+            window.hand_over(1);
+            assert!(window.has_room());
+        }
+        window.hand_over(1);
+        assert!(!window.has_room());
+        window.settle(4);
+        window.hand_over(99);
+        assert!(window.has_room());
+        window.hand_over(1);
+        assert!(!window.has_room());
+    }
+
+    #[test]
+    #[should_panic(expected = "settled more events than were handed over")]
+    fn settling_what_was_never_handed_over_is_our_bug() {
+        window().settle(1);
+    }
+
+    /// One step of the naive model: a plain list of (lsn, unsettled events).
+    #[derive(Clone, Debug)]
+    enum Step {
+        Transaction(usize),
+        Keepalive,
+        Settle(usize),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (0..5usize).prop_map(Step::Transaction),
+            Just(Step::Keepalive),
+            (0..7usize).prop_map(Step::Settle),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn confirmed_is_the_end_of_the_settled_prefix(steps in prop::collection::vec(step(), 1..200)) {
+            let mut window = window();
+            let mut model: Vec<(u64, usize)> = Vec::new();
+            let mut now = 10;
+            for step in steps {
+                now += 1;
+                match step {
+                    Step::Transaction(events) => {
+                        window.begin();
+                        (0..events).for_each(|_| window.hand_over(1));
+                        window.commit(lsn(now));
+                        model.push((now, events));
+                    }
+                    Step::Keepalive => {
+                        window.keepalive(lsn(now));
+                        model.push((now, 0));
+                    }
+                    Step::Settle(wanted) => {
+                        let mut left = wanted.min(model.iter().map(|(_, events)| events).sum());
+                        window.settle(left);
+                        for (_, events) in &mut model {
+                            let taken = left.min(*events);
+                            *events -= taken;
+                            left -= taken;
+                        }
+                    }
+                }
+                let done = model.iter().take_while(|(_, events)| *events == 0).last();
+                prop_assert_eq!(window.confirmed().lsn(), lsn(done.map_or(10, |(end, _)| *end)));
+                prop_assert_eq!(window.events(), model.iter().map(|(_, events)| events).sum::<usize>());
+            }
+        }
+    }
+}

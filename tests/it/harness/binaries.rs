@@ -1,0 +1,265 @@
+//! Finds the servers' binaries, and the user they may run as.
+//!
+//! Order: environment (`PG_BIN`, `NATS_SERVER`), PATH, the distributions' directories, `.tools`.
+//! What is missing is fetched by `scripts/tools`; a test never skips for want of a server.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::process::run;
+
+/// Where a distribution keeps Postgres, one directory per major version.
+const POSTGRES_HOMES: [&str; 4] = [
+    "/usr/lib/postgresql",
+    "/usr",
+    "/opt/homebrew/opt",
+    "/usr/local/opt",
+];
+
+/// The oldest versions that outjet supports.
+const POSTGRES_OLDEST: u32 = 14;
+const NATS_OLDEST: (u32, u32) = (2, 10);
+
+/// A Postgres installation.
+#[derive(Clone, Debug)]
+pub(crate) struct PostgresBuild {
+    /// The directory with `postgres` and `initdb` in it.
+    pub(crate) bin: PathBuf,
+    /// Major version.
+    pub(crate) major: u32,
+    /// What `postgres --version` says.
+    pub(crate) version: String,
+}
+
+/// All usable builds of this major version (any, if `None`), the preferred one first.
+pub(crate) fn postgres(major: Option<u32>) -> Vec<PostgresBuild> {
+    let find = || {
+        let mut builds = postgres_directories();
+        builds.retain(|build| major.is_none_or(|major| build.major == major));
+        builds
+    };
+    let arguments: &[&str] = match major {
+        None => &[],
+        Some(_) => &["--postgres-matrix"],
+    };
+    let mut builds = find();
+    if builds.is_empty() {
+        fetch(arguments);
+        builds = find();
+    }
+    assert!(
+        !builds.is_empty(),
+        "no Postgres {}: type `scripts/tools {}` or set PG_BIN",
+        major.map_or(">= 14".to_owned(), |major| major.to_string()),
+        arguments.join(" "),
+    );
+    builds
+}
+
+/// The preferred nats-server whose version starts with `version` (any, if `None`).
+pub(crate) fn nats_server(version: Option<&str>) -> PathBuf {
+    let find = || nats_servers().into_iter().find(|path| suits(path, version));
+    let found = find().or_else(|| {
+        fetch(&[]);
+        find()
+    });
+    let found = found.unwrap_or_else(|| {
+        let version = version.unwrap_or(">= 2.10");
+        panic!("no nats-server {version}: type `scripts/tools` or set NATS_SERVER")
+    });
+    staged(&found)
+}
+
+/// Makes `command` run as an ordinary user if we are root: Postgres refuses to run as root.
+pub(crate) fn drop_root(command: &mut Command) -> &mut Command {
+    match server_user() {
+        Some((uid, gid)) => command.uid(uid).gid(gid),
+        None => command,
+    }
+}
+
+/// Gives a file to the user that the servers run as.
+pub(crate) fn give_to_server(path: &Path) {
+    if let Some((uid, gid)) = server_user() {
+        chown(path, Some(uid), Some(gid)).expect("chown a file of ours");
+    }
+}
+
+/// A directory that survives the test, for what is made once: under `target/`, or, where root
+/// works in a place that the servers' user cannot enter, under the system's temporary directory.
+pub(crate) fn workshop() -> PathBuf {
+    let usual = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let workshop = if enterable(&usual) {
+        usual
+    } else {
+        let unique = fs::metadata(&usual).expect("target/tmp").ino();
+        std::env::temp_dir().join(format!("outjet-it-{unique}"))
+    };
+    fs::create_dir_all(&workshop).expect("create the directory for templates");
+    workshop
+}
+
+/// Waits until no other test process holds the lock of this name. Tests are processes of their
+/// own under nextest, so a lock in memory would not do.
+pub(crate) fn lock(name: &str) -> File {
+    let path = workshop().join(format!("{name}.lock"));
+    let file = File::create(path).expect("create a lock file");
+    file.lock().expect("lock a file");
+    file
+}
+
+fn postgres_directories() -> Vec<PostgresBuild> {
+    let asked = std::env::var_os("PG_BIN").map(PathBuf::from);
+    let on_path = on_path("postgres").and_then(|path| path.parent().map(Path::to_owned));
+    let mut homes: Vec<PathBuf> = POSTGRES_HOMES.map(PathBuf::from).to_vec();
+    homes.push(tools());
+    let installed = homes.iter().flat_map(|home| {
+        let mut found = listed(home);
+        found.retain(|path| home.ends_with("postgresql") || named(path, &["postgres", "pgsql"]));
+        found.into_iter().map(|path| path.join("bin"))
+    });
+    let mut builds: Vec<PostgresBuild> = Vec::new();
+    for bin in asked.into_iter().chain(on_path).chain(installed) {
+        if !builds.iter().any(|build| build.bin == bin) {
+            builds.extend(postgres_build(bin));
+        }
+    }
+    builds
+}
+
+fn postgres_build(bin: PathBuf) -> Option<PostgresBuild> {
+    let version = version_of(&bin.join("postgres"))?;
+    let (major, _) = numbers(&version)?;
+    (major >= POSTGRES_OLDEST && bin.join("initdb").exists()).then_some(PostgresBuild {
+        bin,
+        major,
+        version,
+    })
+}
+
+fn nats_servers() -> Vec<PathBuf> {
+    let asked = std::env::var_os("NATS_SERVER").map(PathBuf::from);
+    let mut fetched = listed(&tools());
+    fetched.retain(|path| named(path, &["nats-server"]));
+    let fetched = fetched.into_iter().map(|path| path.join("nats-server"));
+    let found = asked.into_iter().chain(on_path("nats-server"));
+    found.chain(fetched).collect()
+}
+
+fn suits(nats_server: &Path, version: Option<&str>) -> bool {
+    let Some(found) = version_of(nats_server) else {
+        return false;
+    };
+    let found = found.rsplit(['v', ' ']).next().unwrap_or_default();
+    match version {
+        Some(version) => format!("{found}.").starts_with(&format!("{version}.")),
+        None => numbers(found).is_some_and(|found| found >= NATS_OLDEST),
+    }
+}
+
+fn on_path(binary: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    let mut found = std::env::split_paths(&path).map(|directory| directory.join(binary));
+    // Through links, because what belongs to a binary stands beside the real one.
+    found.find(|path| path.is_file())?.canonicalize().ok()
+}
+
+fn tools() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(".tools")
+}
+
+fn fetch(arguments: &[&str]) {
+    let _one_at_a_time = lock("tools");
+    let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/tools"));
+    command.args(arguments);
+    run(command);
+}
+
+/// What a directory holds, highest version first; nothing if it does not exist.
+fn listed(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    let version = |path: &PathBuf| -> Vec<u32> {
+        let name = path.file_name().and_then(OsStr::to_str).unwrap_or("");
+        let digits = name.split(|letter: char| !letter.is_ascii_digit());
+        digits.filter_map(|digits| digits.parse().ok()).collect()
+    };
+    paths.sort_by_key(|path| std::cmp::Reverse(version(path)));
+    paths
+}
+
+fn named(path: &Path, starts: &[&str]) -> bool {
+    let name = path.file_name().and_then(OsStr::to_str).unwrap_or("");
+    starts.iter().any(|start| name.starts_with(start))
+}
+
+fn version_of(binary: &Path) -> Option<String> {
+    let output = Command::new(binary).arg("--version").output().ok()?;
+    let said = String::from_utf8(output.stdout).ok()?;
+    output.status.success().then(|| said.trim().to_owned())
+}
+
+/// The first two numbers of a version: `postgres (PostgreSQL) 15.18 (Debian …)` is (15, 18).
+fn numbers(version: &str) -> Option<(u32, u32)> {
+    let start = version.find(|letter: char| letter.is_ascii_digit())?;
+    let mut parts = version[start..].split(|letter: char| !letter.is_ascii_digit());
+    let major = parts.next()?.parse().ok()?;
+    let minor = parts.next().and_then(|part| part.parse().ok());
+    Some((major, minor.unwrap_or(0)))
+}
+
+/// The binary at `path`, or, if the servers' user cannot get at it, a copy of its whole
+/// installation in the workshop.
+pub(crate) fn staged(path: &Path) -> PathBuf {
+    if enterable(path) {
+        return path.to_owned();
+    }
+    let (home, inner) = match path.parent() {
+        Some(bin) if bin.ends_with("bin") => (bin.parent().expect("a home"), Path::new("bin")),
+        Some(home) => (home, Path::new("")),
+        None => unreachable!("a binary stands in a directory"),
+    };
+    let name = home.file_name().expect("a home has a name");
+    let copy = workshop().join("staged").join(name);
+    let _one_at_a_time = lock("staged");
+    if !copy.exists() {
+        fs::create_dir_all(copy.parent().expect("staged")).expect("create a directory");
+        let partial = copy.with_extension("partial");
+        let mut command = Command::new("cp");
+        command.arg("-a").arg(home).arg(&partial);
+        run(command);
+        fs::rename(&partial, &copy).expect("rename a directory of ours");
+    }
+    let name = path.file_name().expect("a binary has a name");
+    copy.join(inner).join(name)
+}
+
+/// Whether the servers' user can reach this path: each directory above it lets others in.
+fn enterable(path: &Path) -> bool {
+    let open = |path: &Path| {
+        fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o001 != 0)
+    };
+    server_user().is_none() || path.ancestors().skip(1).all(open)
+}
+
+/// Whom servers run as when we are root.
+fn server_user() -> Option<(u32, u32)> {
+    if !rustix::process::geteuid().is_root() {
+        return None;
+    }
+    let users = fs::read_to_string("/etc/passwd").expect("read /etc/passwd");
+    let ids = |name: &str| {
+        let line = users
+            .lines()
+            .find(|line| line.split(':').next() == Some(name))?;
+        let mut fields = line.split(':').skip(2);
+        let uid = fields.next()?.parse().ok()?;
+        Some((uid, fields.next()?.parse().ok()?))
+    };
+    let user = ids("postgres").or_else(|| ids("nobody"));
+    Some(user.expect("a user postgres or nobody, because Postgres refuses to run as root"))
+}

@@ -1,0 +1,29 @@
+//! What the tests stand on: servers of their own, a proxy that breaks connections, the real
+//! binary, known writers and an independent judge. Knows the program from outside only.
+//!
+//! Every server belongs to the test that started it: it is killed when its value is dropped, its
+//! log is printed if the test panicked, and a watchdog kills it if the test process is killed.
+
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "a toolbox: each test takes out what it needs"
+)]
+
+pub(crate) mod binaries;
+pub(crate) mod nats;
+pub(crate) mod outjet;
+pub(crate) mod postgres;
+pub(crate) mod process;
+pub(crate) mod proxy;
+pub(crate) mod wait;
+pub(crate) mod world;
+
+mod tests;
+
+pub(crate) use nats::Nats;
+pub(crate) use outjet::Outjet;
+pub(crate) use postgres::{Postgres, Stop};
+pub(crate) use proxy::{Direction, Mode, Proxy};
+pub(crate) use wait::{Wait, until};
+pub(crate) use world::World;
