@@ -4,16 +4,122 @@ use std::io;
 
 use tokio_postgres::Client;
 
-use super::Out;
+use super::{Out, unwritten};
+use crate::config::Config;
 use crate::error::{Disposition, Failure, Problem};
+use crate::guard::Source;
 use crate::pg::catalog::Facts;
+use crate::pg::control::Control;
+use crate::pg::params::Params;
+use crate::pg::replication::Session;
 use crate::preflight::{self, Check, Options, Verdict};
+use crate::route;
+use crate::sink::jetstream;
 
 /// How outjet's connections call themselves; instances may add to it.
 const APPLICATION_NAME: &str = "outjet";
 
-/// Reads and judges everything.
-pub async fn check(client: &Client, options: &Options) -> Result<Vec<Check>, Failure> {
+/// Checks Postgres, then NATS, and writes what was found. True if nothing failed.
+pub async fn check_all(config: &Config, params: &Params, out: Out<'_>) -> Result<bool, Failure> {
+    let options = config.preflight_options();
+    // Both may be asked for even where the other cannot be reached.
+    let (mut checks, slot) = match Control::connect(params).await {
+        Ok(control) => check(control.client(), &options).await?,
+        Err(error) => (unreachable(error.failure(params)), None),
+    };
+    if checks.iter().all(|check| check.failure().is_none()) {
+        checks.push(replication(params).await);
+    }
+    checks.extend(nats(config, slot).await?);
+    write(&checks, out).map_err(unwritten)
+}
+
+/// Whether a replication session can be opened: pg_hba and poolers may refuse just that.
+async fn replication(params: &Params) -> Check {
+    let verdict = match Session::connect(params, &[]).await {
+        Ok(session) => {
+            session.close().await;
+            Verdict::Pass("a replication connection is let in".to_owned())
+        }
+        Err(error) => Verdict::Fail(error.failure(params)),
+    };
+    Check {
+        group: "server",
+        name: "replication",
+        verdict,
+    }
+}
+
+/// NATS and the stream; `source` is who we would write as.
+async fn nats(config: &Config, source: Option<Source>) -> Result<Vec<Check>, Failure> {
+    let mut options = config.sink_options();
+    let creates = options.stream.create;
+    options.stream.create = false;
+    let name = options.stream.name.clone();
+    let check = |group, name, verdict| Check {
+        group,
+        name,
+        verdict,
+    };
+    let sample = config.sample_subject()?;
+    Ok(match jetstream::inspect(&options, source.as_ref()).await {
+        Ok(found) => {
+            let mut checks = vec![
+                check("nats", "reachable", Verdict::Pass(options.nats.display())),
+                check("stream", "exists", Verdict::Pass(found.summary())),
+                check("stream", "subjects", covers(&found, &sample, &options)),
+            ];
+            let warn = |warning: &&'static str| {
+                let fix = format!("`nats stream edit {name}`, if that is not what you want");
+                let problem =
+                    Problem::new(format!("stream {name}: {warning}"), "as configured", fix);
+                check("stream", "safety", Verdict::Warn(problem))
+            };
+            checks.extend(found.warnings.iter().map(warn));
+            checks
+        }
+        Err(jetstream::Error::StreamMissing(_)) if creates => {
+            let created = format!("stream {name} is missing; setup and run create it");
+            vec![
+                check("nats", "reachable", Verdict::Pass(options.nats.display())),
+                check("stream", "exists", Verdict::Pass(created)),
+            ]
+        }
+        Err(error) => {
+            let (group, what) = match &error {
+                jetstream::Error::OtherSource { .. } => ("stream", "writer"),
+                jetstream::Error::StreamMissing(_) | jetstream::Error::StreamRefused { .. } => {
+                    ("stream", "exists")
+                }
+                _ => ("nats", "reachable"),
+            };
+            vec![check(group, what, Verdict::Fail(error.failure(&options)))]
+        }
+    })
+}
+
+/// Whether the stream listens on what the template makes.
+fn covers(found: &jetstream::Inspection, sample: &str, options: &jetstream::Options) -> Verdict {
+    if found
+        .subjects
+        .iter()
+        .any(|pattern| route::matches(pattern, sample))
+    {
+        return Verdict::Pass(found.subjects.join(", "));
+    }
+    let uncovered = jetstream::Error::Uncovered {
+        name: options.stream.name.clone(),
+        subjects: found.subjects.join(", "),
+        subject: sample.to_owned(),
+    };
+    Verdict::Fail(uncovered.failure(options))
+}
+
+/// Reads and judges everything in Postgres; also says who we would write as.
+pub async fn check(
+    client: &Client,
+    options: &Options,
+) -> Result<(Vec<Check>, Option<Source>), Failure> {
     let names = options.table_names();
     let facts = Facts::read(client, &options.slot, &options.publication, &names)
         .await
@@ -28,7 +134,14 @@ pub async fn check(client: &Client, options: &Options) -> Result<Vec<Check>, Fai
     }];
     let judged = preflight::judge(&facts, options);
     checks.extend(judged.into_iter().map(|check| led(check, &facts)));
-    Ok(checks)
+    // The timeline is not compared.
+    let system = facts.server.system_identifier;
+    let source = Source {
+        system,
+        timeline: 0,
+        slot: options.slot.clone(),
+    };
+    Ok((checks, Some(source)))
 }
 
 /// The only check there is when the server cannot be reached or refuses us.

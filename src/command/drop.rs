@@ -1,17 +1,56 @@
 //! `outjet drop`: slot first, then publication, as a slot without its publication is no more good.
 //! Refuses while events would be lost by it. Leaves the schema and its rows alone.
 
+use std::io::IsTerminal;
+
 use tokio_postgres::Client;
 
 use super::{Out, unwritten};
+use crate::cli;
+use crate::config::Config;
 use crate::error::{Exit, Failure, Problem};
 use crate::pg::catalog::{self, Error, Facts, Slot, Unconfirmed};
 use crate::pg::ddl;
+use crate::pg::params::Params;
 use crate::preflight::Options;
 
 /// Changes that are looked at for an unconfirmed event; more is too much to look through (14 shows
 /// two for each transaction that touches other tables).
 const CHANGES_MAX: i32 = 100_000;
+
+/// Asks, unless told not to, and drops.
+pub async fn drop_all(
+    typed: &cli::Drop,
+    config: &Config,
+    params: &Params,
+    out: Out<'_>,
+) -> Result<(), Failure> {
+    let options = config.preflight_options();
+    if !typed.yes && !agreed(&options, params)? {
+        return writeln!(out, "nothing was dropped").map_err(unwritten);
+    }
+    let control = super::connect(params).await?;
+    drop(control.client(), &options, typed.force, out).await
+}
+
+/// Asks on the terminal; without one there is nobody to ask.
+fn agreed(options: &Options, params: &Params) -> Result<bool, Failure> {
+    let Options {
+        slot, publication, ..
+    } = options;
+    if !std::io::stdin().is_terminal() {
+        let problem = Problem::new(
+            "dropping wants an answer, and there is no terminal to ask on",
+            "standard input is not a terminal",
+            "type `outjet drop --yes` if you mean it",
+        );
+        return Err(Failure::halt(Exit::Usage, problem));
+    }
+    eprint!("Drop slot {slot} and publication {publication} at {params}? [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).map_err(unwritten)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
 
 /// Drops the slot and the publication, as far as they exist. `force` drops a slot with unconfirmed
 /// events, never one in use.

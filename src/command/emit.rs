@@ -3,8 +3,11 @@
 use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
 
+use super::{Out, unwritten};
+use crate::cli;
 use crate::error::{Exit, Failure, Problem};
 use crate::pg::catalog::Error;
+use crate::pg::params::Params;
 
 /// What `outbox.emit()` is called with.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,6 +26,35 @@ pub struct Event {
     pub headers: Option<String>,
     /// A UUID; without it the server makes one.
     pub id: Option<String>,
+}
+
+/// Commits as many events as were asked for and writes their ids.
+pub async fn emit_all(typed: &cli::Emit, params: &Params, out: Out<'_>) -> Result<(), Failure> {
+    let control = super::connect(params).await?;
+    let headers = &typed.headers;
+    let headers: serde_json::Map<String, serde_json::Value> = headers
+        .iter()
+        .map(|(name, value)| (name.clone(), value.clone().into()))
+        .collect();
+    let event = Event {
+        aggregatetype: typed.aggregatetype.clone(),
+        aggregateid: typed.aggregateid.clone(),
+        event_type: typed.event_type.clone(),
+        payload: Some(typed.payload.clone()),
+        topic: typed.topic.clone(),
+        headers: (!headers.is_empty()).then(|| serde_json::Value::Object(headers).to_string()),
+        id: None,
+    };
+    if let Some(tenant) = &typed.tenant {
+        let sql = "SELECT set_config('outbox.tenant_id', $1, false)";
+        let set = control.client().execute(sql, &[tenant]).await;
+        set.map_err(|error| Error::new("set the tenant", error).failure())?;
+    }
+    for _ in 0..typed.count {
+        let id = emit(control.client(), &event).await?;
+        writeln!(out, "{id}").map_err(unwritten)?;
+    }
+    Ok(())
 }
 
 /// Commits the event and returns its id.

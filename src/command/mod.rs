@@ -5,12 +5,129 @@ pub mod check;
 pub mod config;
 pub mod drop;
 pub mod emit;
+mod run;
 pub mod setup;
 pub mod status;
 
-use std::io::{self, Write};
+use std::collections::BTreeMap;
+use std::io::{self, IsTerminal, Write};
 
+use clap::{ColorChoice, CommandFactory};
+
+use crate::cli::{Cli, Command};
+use crate::config::Config;
 use crate::error::{Exit, Failure, Problem};
+use crate::pg::control::Control;
+use crate::pg::params::Params;
+
+/// Does what was typed. `false`: a check failed.
+pub fn dispatch(
+    cli: &Cli,
+    environment: &BTreeMap<String, String>,
+    out: Out<'_>,
+) -> Result<bool, Failure> {
+    match &cli.command {
+        Command::Config(command) => {
+            config::config(command, &cli.global, environment, out).map(|()| true)
+        }
+        Command::Completions(typed) => {
+            let mut script = Vec::new();
+            clap_complete::generate(typed.shell, &mut Cli::command(), "outjet", &mut script);
+            out.write_all(&script).map_err(unwritten).map(|()| true)
+        }
+        Command::Man => clap_mangen::Man::new(Cli::command())
+            .render(out)
+            .map_err(unwritten)
+            .map(|()| true),
+        Command::Run(_)
+        | Command::Setup(_)
+        | Command::Check
+        | Command::Status(_)
+        | Command::Emit(_)
+        | Command::Drop(_) => connected(cli, environment, out),
+    }
+}
+
+/// The commands that talk to servers.
+fn connected(
+    cli: &Cli,
+    environment: &BTreeMap<String, String>,
+    out: Out<'_>,
+) -> Result<bool, Failure> {
+    let config = config::load(&cli.global, environment)?;
+    // One provider of cryptography for the process: the NATS client asks for it.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    let runtime = runtime.map_err(|error| {
+        Failure::halt(
+            Exit::Unavailable,
+            Problem::new(
+                "threads cannot be started",
+                error.to_string(),
+                "raise the limit of processes (ulimit -u, pids.max)",
+            ),
+        )
+    })?;
+    let color = colored(cli.global.color, environment);
+    let done = runtime.block_on(async {
+        match &cli.command {
+            Command::Run(typed) => run::run(typed, &config, environment, color)
+                .await
+                .map(|()| true),
+            command => one_shot(command, &config, &config.params(environment)?, out).await,
+        }
+    });
+    // What a second signal left behind must not keep the process.
+    runtime.shutdown_background();
+    done
+}
+
+async fn one_shot(
+    command: &Command,
+    config: &Config,
+    params: &Params,
+    out: Out<'_>,
+) -> Result<bool, Failure> {
+    match command {
+        Command::Check => check::check_all(config, params, out).await,
+        Command::Setup(typed) => setup::setup_all(config, params, typed.dry_run, out)
+            .await
+            .map(|()| true),
+        Command::Status(typed) => status::status_all(config, params, typed.json, out)
+            .await
+            .map(|()| true),
+        Command::Emit(typed) => emit::emit_all(typed, params, out).await.map(|()| true),
+        Command::Drop(typed) => drop::drop_all(typed, config, params, out)
+            .await
+            .map(|()| true),
+        Command::Run(_) | Command::Config(_) | Command::Completions(_) | Command::Man => {
+            unreachable!("dispatched before")
+        }
+    }
+}
+
+/// The control connection of a one-shot command.
+async fn connect(params: &Params) -> Result<Control, Failure> {
+    Control::connect(params)
+        .await
+        .map_err(|error| error.failure(params))
+}
+
+fn colored(choice: ColorChoice, environment: &BTreeMap<String, String>) -> bool {
+    match choice {
+        ColorChoice::Always => true,
+        ColorChoice::Never => false,
+        // https://no-color.org
+        ColorChoice::Auto => {
+            let refused = environment
+                .get("NO_COLOR")
+                .is_some_and(|value| !value.is_empty());
+            !refused && io::stderr().is_terminal()
+        }
+    }
+}
 
 /// Where a command writes its answer.
 pub type Out<'a> = &'a mut (dyn Write + Send);

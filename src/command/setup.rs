@@ -6,10 +6,35 @@
 use tokio_postgres::Client;
 
 use super::{Out, unwritten};
+use crate::config::Config;
 use crate::error::{Disposition, Exit, Failure, Problem};
 use crate::pg::catalog::{self, Error, Facts, Publication, TableName};
 use crate::pg::ddl;
+use crate::pg::params::Params;
 use crate::preflight::{self, Check, Options};
+use crate::sink::jetstream;
+
+/// Sets up Postgres, then the stream.
+pub async fn setup_all(
+    config: &Config,
+    params: &Params,
+    dry_run: bool,
+    out: Out<'_>,
+) -> Result<(), Failure> {
+    let control = super::connect(params).await?;
+    setup(control.client(), &config.preflight_options(), dry_run, out).await?;
+    let options = config.sink_options();
+    let name = &options.stream.name;
+    if dry_run {
+        let stream = jetstream::client::config(&options.stream);
+        let json = serde_json::to_string_pretty(&stream).unwrap_or_default();
+        return writeln!(out, "-- stream {name}, unless it exists\n{json}").map_err(unwritten);
+    }
+    let found = jetstream::inspect(&options, None).await;
+    let found = found.map_err(|error| error.failure(&options))?;
+    let done = if found.created { "created" } else { "exists " };
+    writeln!(out, "{done}  stream {name}").map_err(unwritten)
+}
 
 /// Sets up what is missing, or only prints the SQL that would do it. What is found wrong stops it
 /// before anything is changed.

@@ -1,15 +1,19 @@
 //! `outjet status`, the part in Postgres: the slot, who holds it, how far behind it is and how much
 //! WAL that costs.
 
+use std::fmt;
 use std::io;
 
 use serde::Serialize;
 use tokio_postgres::Client;
 
-use super::Out;
+use super::{Out, unwritten};
+use crate::config::Config;
 use crate::error::Failure;
 use crate::pg::catalog::{Facts, Server, Slot};
+use crate::pg::params::Params;
 use crate::preflight::Options;
+use crate::sink::jetstream;
 
 /// What `status --json` prints of Postgres. Fields are added, never renamed; LSNs are text as in
 /// Postgres, sizes are bytes, what is not known is null.
@@ -65,6 +69,98 @@ pub struct HolderStatus {
     pub application_name: Option<String>,
     /// Null for a unix socket, and where we may not see it.
     pub client_addr: Option<String>,
+}
+
+/// What `status --json` prints. Fields are added, never renamed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// The slot and what belongs to it.
+    pub postgres: Status,
+    /// Null if it cannot be read; `problem` then says why.
+    pub stream: Option<StreamStatus>,
+    /// Why the stream cannot be read.
+    pub problem: Option<String>,
+}
+
+/// The stream, for `status --json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct StreamStatus {
+    /// Its name.
+    pub name: String,
+    /// What it listens on.
+    pub subjects: Vec<String>,
+    /// How many messages it holds.
+    pub messages: u64,
+    /// The sequence number of the newest.
+    pub last_sequence: u64,
+}
+
+/// Writes how Postgres and the stream stand.
+pub async fn status_all(
+    config: &Config,
+    params: &Params,
+    json: bool,
+    out: Out<'_>,
+) -> Result<(), Failure> {
+    let control = super::connect(params).await?;
+    let postgres = status(control.client(), &config.preflight_options()).await?;
+    let mut options = config.sink_options();
+    options.stream.create = false;
+    let (stream, problem) = match jetstream::inspect(&options, None).await {
+        Ok(found) => (Some(StreamStatus::new(found)), None),
+        Err(error) => (None, Some(error.failure(&options).problem)),
+    };
+    if json {
+        let problem = problem.map(|problem| format!("{}: {}", problem.problem, problem.cause));
+        let report = Report {
+            postgres,
+            stream,
+            problem,
+        };
+        let text = serde_json::to_string_pretty(&report).unwrap_or_default();
+        return writeln!(out, "{text}").map_err(unwritten);
+    }
+    postgres.write(out).map_err(unwritten)?;
+    let line = match (stream, problem) {
+        (Some(stream), _) => stream.to_string(),
+        (None, Some(problem)) => problem.to_string(),
+        (None, None) => "unknown".to_owned(),
+    };
+    writeln!(out, "stream        {line}").map_err(unwritten)
+}
+
+impl StreamStatus {
+    fn new(found: jetstream::Inspection) -> Self {
+        let jetstream::Inspection {
+            name,
+            subjects,
+            messages,
+            last_sequence,
+            ..
+        } = found;
+        Self {
+            name,
+            subjects,
+            messages,
+            last_sequence,
+        }
+    }
+}
+
+impl fmt::Display for StreamStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            name,
+            subjects,
+            messages,
+            last_sequence,
+        } = self;
+        let subjects = subjects.join(", ");
+        write!(
+            f,
+            "{name} ({subjects}), {messages} messages, last sequence {last_sequence}"
+        )
+    }
 }
 
 /// Reads the slot and what belongs to it.

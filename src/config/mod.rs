@@ -2,6 +2,7 @@
 //! no subsystem: what a template or a connection string means is theirs to say. Every input comes
 //! in as an argument.
 
+mod build;
 mod check;
 mod layers;
 mod lists;

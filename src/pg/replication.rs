@@ -15,6 +15,7 @@ use super::error::{Error, Kind, Phase, ServerMessage};
 use super::params::Params;
 use super::query::text;
 use crate::lsn::Lsn;
+use crate::window::Confirmed;
 
 /// Sent in every startup packet of a replication session. Text values are made by type output
 /// functions, which obey these (`libpqrcv_connect`, libpqwalreceiver.c, does the same); a role's
@@ -287,14 +288,21 @@ impl Stream {
         }
     }
 
-    /// Says what we have: `received` of what the server sent, `confirmed` of what it may forget.
+    /// Says what we have: `received` of what the server sent, `confirmed` of what it may forget;
+    /// `None` leaves the slot where it is.
     /// It leaves with the next [`Stream::recv`] or [`Stream::flush`]; while the server takes
     /// nothing, only the latest is kept.
     ///
     /// # Panics
     /// If `confirmed` goes back or is ahead of everything the server sent: both are bugs that lose
     /// events.
-    pub fn queue_status(&mut self, received: Lsn, confirmed: Lsn, reply_requested: bool) {
+    pub fn queue_status(
+        &mut self,
+        received: Lsn,
+        confirmed: Option<Confirmed>,
+        reply_requested: bool,
+    ) {
+        let confirmed = confirmed.map_or(Lsn::ZERO, Confirmed::lsn);
         assert!(
             confirmed >= self.confirmed,
             "confirmed goes back from {} to {confirmed}",

@@ -1,3 +1,5 @@
 //! Integration tests: the real binary against real servers.
 
 mod harness;
+mod sql;
+mod tidy;

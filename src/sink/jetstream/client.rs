@@ -32,6 +32,8 @@ pub(super) struct Connection {
     pub(super) broken: watch::Receiver<Option<String>>,
     pub(super) stream: Stream<()>,
     pub(super) info: Info,
+    /// The stream was missing and was created.
+    pub(super) created: bool,
 }
 
 impl Connection {
@@ -42,7 +44,7 @@ impl Connection {
         let subscribed = client.subscribe(format!("{inbox}.*")).await;
         let replies = subscribed.map_err(|error| Error::Broken(error.to_string()))?;
         let context = context(&client, options);
-        let info = read_or_create(&context, &broken, &options.stream).await?;
+        let (info, created) = read_or_create(&context, &broken, &options.stream).await?;
         if let Some(reason) = refusal(&info.config) {
             return Err(Error::StreamRefused {
                 name: options.stream.name.clone(),
@@ -58,6 +60,7 @@ impl Connection {
             broken,
             stream,
             info,
+            created,
         })
     }
 
@@ -176,9 +179,9 @@ async fn read_or_create(
     context: &Context,
     broken: &watch::Receiver<Option<String>>,
     stream: &StreamOptions,
-) -> Result<Info, Error> {
+) -> Result<(Info, bool), Error> {
     match context.get_stream(&stream.name).await {
-        Ok(found) => Ok(found.cached_info().clone()),
+        Ok(found) => Ok((found.cached_info().clone(), false)),
         Err(error) => match error.kind() {
             GetStreamErrorKind::JetStream(error) if error.code() == 404 => {
                 create(context, stream).await
@@ -211,12 +214,12 @@ fn refused(error: &async_nats::jetstream::Error) -> Error {
     }
 }
 
-async fn create(context: &Context, stream: &StreamOptions) -> Result<Info, Error> {
+async fn create(context: &Context, stream: &StreamOptions) -> Result<(Info, bool), Error> {
     if !stream.create {
         return Err(Error::StreamMissing(stream.name.clone()));
     }
     match context.create_stream(config(stream)).await {
-        Ok(created) => Ok(created.cached_info().clone()),
+        Ok(created) => Ok((created.cached_info().clone(), true)),
         Err(error) => match error.kind() {
             CreateStreamErrorKind::TimedOut | CreateStreamErrorKind::JetStreamUnavailable => {
                 Err(Error::Broken(format!("create the stream: {error}")))

@@ -34,7 +34,7 @@ use self::tail::{Bounds, MESSAGE_ID, PLAIN_ID, POSITION, Range, SOURCE, Tail};
 use crate::backoff::{self, Backoff};
 use crate::error::Failure;
 use crate::event::{Event, HeaderName};
-use crate::guard::Lineage;
+use crate::guard::{Lineage, Source};
 use crate::route;
 use crate::sink::Report;
 
@@ -55,6 +55,63 @@ pub struct JetStream {
     created: String,
     /// Until this event is settled, only one is in flight: the culprit of a refusal shows itself.
     careful_until: u64,
+}
+
+/// A stream as it is found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inspection {
+    /// Its name.
+    pub name: String,
+    /// What it listens on.
+    pub subjects: Vec<String>,
+    /// How many messages it holds.
+    pub messages: u64,
+    /// The sequence number of the newest.
+    pub last_sequence: u64,
+    /// It was missing, and `options` said to create it.
+    pub created: bool,
+    /// What is worth knowing.
+    pub warnings: Vec<&'static str>,
+}
+
+impl Inspection {
+    /// On one line.
+    pub fn summary(&self) -> String {
+        format!("{}, {} messages", self.name, self.messages)
+    }
+}
+
+/// Looks at the stream, or creates it if `options` say so; `source` is who would write into it.
+pub async fn inspect(options: &Options, source: Option<&Source>) -> Result<Inspection, Error> {
+    let connection = Connection::open(options).await?;
+    let info = &connection.info;
+    let bounds = Bounds {
+        first: info.state.first_sequence,
+        last: info.state.last_sequence,
+    };
+    if let Some(source) = source {
+        check_source(&connection, bounds, source).await?;
+    }
+    Ok(Inspection {
+        name: info.config.name.clone(),
+        subjects: info.config.subjects.clone(),
+        messages: info.state.messages,
+        last_sequence: info.state.last_sequence,
+        created: connection.created,
+        warnings: client::warnings(&info.config),
+    })
+}
+
+/// Refuses a stream that another slot or another cluster writes.
+async fn check_source(connection: &Connection, bounds: Bounds, ours: &Source) -> Result<(), Error> {
+    match tail::newest_source(&connection.stream, bounds).await? {
+        Some(found) if !found.same_slot(ours) => Err(Error::OtherSource {
+            name: connection.info.config.name.clone(),
+            found: found.to_string(),
+            ours: ours.to_string(),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// One connection with its chain.
@@ -158,7 +215,7 @@ impl JetStream {
         };
         let tail = match self.anchor {
             None => {
-                self.check_source(&connection, bounds).await?;
+                check_source(&connection, bounds, self.lineage.source()).await?;
                 Search::Pending(bounds)
             }
             Some(_) if created != self.created => {
@@ -191,18 +248,6 @@ impl JetStream {
             progress_at,
         });
         Ok(())
-    }
-
-    async fn check_source(&self, connection: &Connection, bounds: Bounds) -> Result<(), Error> {
-        let found = tail::newest_source(&connection.stream, bounds).await?;
-        match found {
-            Some(found) if !found.same_slot(self.lineage.source()) => Err(Error::OtherSource {
-                name: self.options.stream.name.clone(),
-                found: found.to_string(),
-                ours: self.source.clone(),
-            }),
-            _ => Ok(()),
-        }
     }
 
     /// Runs until the channel is closed (true) or the epoch ends.

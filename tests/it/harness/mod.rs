@@ -11,7 +11,9 @@
 )]
 
 pub(crate) mod binaries;
+pub(crate) mod drain;
 pub(crate) mod nats;
+pub(crate) mod outbox;
 pub(crate) mod outjet;
 pub(crate) mod postgres;
 pub(crate) mod process;
@@ -21,6 +23,7 @@ pub(crate) mod world;
 
 mod tests;
 
+pub(crate) use drain::{Judge, Verdict};
 pub(crate) use nats::Nats;
 pub(crate) use outjet::Outjet;
 pub(crate) use postgres::{Postgres, Stop};

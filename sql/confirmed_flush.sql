@@ -1,0 +1,1 @@
+SELECT confirmed_flush_lsn FROM pg_catalog.pg_replication_slots WHERE slot_name = $1

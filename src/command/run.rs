@@ -1,0 +1,80 @@
+//! `outjet run`: leads or stands by until it is told to stop.
+
+use std::collections::BTreeMap;
+
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use super::setup;
+use crate::cli;
+use crate::config::{Config, LogFormat};
+use crate::error::{Exit, Failure, Problem};
+use crate::log;
+use crate::shutdown::Signals;
+use crate::term;
+
+/// Runs until a signal, or until it halts if `--exit-on-halt` is given.
+pub(super) async fn run(
+    typed: &cli::Run,
+    config: &Config,
+    environment: &BTreeMap<String, String>,
+    color: bool,
+) -> Result<(), Failure> {
+    log::start(
+        config.log.level.word(),
+        log_format(config.log.format),
+        color,
+    );
+    let options = options(typed, config, environment)?;
+    let signals = Signals::take().map_err(|error| {
+        let problem = Problem::new(
+            "signals cannot be waited for",
+            error.to_string(),
+            "please report this with the name of the operating system",
+        );
+        Failure::halt(Exit::Bug, problem)
+    })?;
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        postgres = %options.params,
+        nats = options.sink.nats.display(),
+        stream = options.sink.stream.name,
+        "starting"
+    );
+    let stop = CancellationToken::new();
+    let setup_first = typed.setup;
+    let work = async {
+        if setup_first {
+            setup::setup_all(config, &options.params, false, &mut std::io::stderr()).await?;
+        }
+        term::run(&options, &stop).await
+    };
+    tokio::select! {
+        end = work => end,
+        () = signals.watch(&stop) => Ok(()),
+    }
+}
+
+fn options(
+    typed: &cli::Run,
+    config: &Config,
+    environment: &BTreeMap<String, String>,
+) -> Result<term::Options, Failure> {
+    let params = config.params(environment)?;
+    Ok(term::Options {
+        preflight: config.preflight_options(),
+        assemble: config.assemble_options(&params.dbname)?,
+        sink: config.sink_options(),
+        relay: config.relay_options(),
+        exit_on_halt: typed.exit_on_halt,
+        params,
+    })
+}
+
+fn log_format(format: LogFormat) -> log::Format {
+    match format {
+        LogFormat::Auto => log::Format::Auto,
+        LogFormat::Text => log::Format::Text,
+        LogFormat::Json => log::Format::Json,
+    }
+}

@@ -1,0 +1,183 @@
+//! From the checked configuration to what each subsystem is told: the one place that knows both.
+
+use std::collections::BTreeMap;
+
+use super::{Column, Config, Format, Manage, Preset, Storage, Table};
+use crate::assemble;
+use crate::error::{Exit, Failure, Problem};
+use crate::format;
+use crate::mapping::{self, Field, Mapping};
+use crate::pg::catalog::TableName;
+use crate::pg::params::{Params, RootCert, TargetSessionAttrs};
+use crate::preflight::{self, RequiredColumn, TableRequirement};
+use crate::relay;
+use crate::route::{Route, RouteError, Template};
+use crate::sink::jetstream;
+use crate::window::Limits;
+
+impl Config {
+    /// How to reach Postgres; `environment` holds the `PG*` variables.
+    pub fn params(&self, environment: &BTreeMap<String, String>) -> Result<Params, Failure> {
+        let postgres = &self.postgres;
+        let url = postgres.url.as_ref().map_or("", |url| url.expose());
+        let lookup = |name: &str| environment.get(name).cloned();
+        let mut params = Params::parse(url, &lookup).map_err(|error| error.failure())?;
+        if let Some(sslmode) = postgres.sslmode {
+            params.sslmode = sslmode.word().parse().expect("both know libpq's words");
+        }
+        if let Some(path) = &postgres.sslrootcert {
+            params.sslrootcert = Some(RootCert::from(path.clone()));
+        }
+        params.sslcert = postgres.sslcert.as_ref().map(Into::into).or(params.sslcert);
+        params.sslkey = postgres.sslkey.as_ref().map(Into::into).or(params.sslkey);
+        params.connect_timeout = postgres.connect_timeout.or(params.connect_timeout);
+        // Among several hosts, only the primary has the slot.
+        if params.hosts.len() > 1 && params.target_session_attrs == TargetSessionAttrs::Any {
+            params.target_session_attrs = TargetSessionAttrs::ReadWrite;
+        }
+        Ok(params)
+    }
+
+    /// What must be there in Postgres.
+    pub fn preflight_options(&self) -> preflight::Options {
+        let tables = self.mappings().into_iter().map(|mapping| TableRequirement {
+            name: TableName::new(mapping.schema(), mapping.table()),
+            columns: mapping
+                .columns()
+                .map(|(field, column)| RequiredColumn {
+                    field: field.key().to_owned(),
+                    column: column.to_owned(),
+                })
+                .collect(),
+        });
+        preflight::Options {
+            slot: self.postgres.slot.clone(),
+            publication: self.postgres.publication.clone(),
+            tables: tables.collect(),
+        }
+    }
+
+    /// How rows become events.
+    pub fn assemble_options(&self, database: &str) -> Result<assemble::Options, Failure> {
+        let publish = &self.publish;
+        let subject = Template::parse(&publish.subject)
+            .map_err(|error| unusable("publish.subject", &error))?;
+        let routes = publish
+            .routes
+            .iter()
+            .map(|route| Route::parse(&route.pattern, &route.to));
+        let routes: Result<Vec<_>, _> = routes.collect();
+        Ok(assemble::Options {
+            tables: self.mappings(),
+            subject,
+            routes: routes.map_err(|error| unusable("publish.routes", &error))?,
+            format: match publish.format {
+                Format::CloudEvents => format::Format::CloudEvents,
+                Format::Minimal => format::Format::Minimal,
+            },
+            source: publish.source.clone(),
+            database: database.to_owned(),
+        })
+    }
+
+    /// A subject as the template and the routes make it, to see whether a stream covers it.
+    pub fn sample_subject(&self) -> Result<String, Failure> {
+        let options = self.assemble_options("")?;
+        let mut subject = String::new();
+        options.subject.render(&mut subject, |_| Some("x"));
+        let mut routes = options.routes.iter();
+        Ok(routes
+            .find_map(|route| route.apply(&subject))
+            .unwrap_or(subject))
+    }
+
+    /// Where events go.
+    pub fn sink_options(&self) -> jetstream::Options {
+        let (nats, stream) = (&self.nats, &self.stream);
+        jetstream::Options {
+            nats: jetstream::NatsOptions {
+                servers: nats
+                    .url
+                    .expose()
+                    .split(',')
+                    .map(|url| url.trim().to_owned())
+                    .collect(),
+                name: nats.name.clone(),
+                user: nats.user.clone(),
+                password: nats
+                    .password
+                    .as_ref()
+                    .map(|secret| secret.expose().to_owned()),
+                token: nats.token.as_ref().map(|secret| secret.expose().to_owned()),
+                nkey: nats.nkey.as_ref().map(|secret| secret.expose().to_owned()),
+                creds: nats.creds.clone(),
+                tls_ca: nats.tls.ca.clone(),
+                tls_client: nats.tls.identity.clone(),
+                tls_first: nats.tls.first,
+                connect_timeout: nats.connect_timeout,
+                inbox_prefix: Some(nats.inbox_prefix.clone()),
+                domain: nats.jetstream_domain.clone(),
+            },
+            stream: jetstream::StreamOptions {
+                name: stream.name.clone(),
+                subjects: stream.subjects.clone(),
+                replicas: stream.replicas as usize,
+                storage: match stream.storage {
+                    Storage::File => jetstream::Storage::File,
+                    Storage::Memory => jetstream::Storage::Memory,
+                },
+                create: stream.manage == Manage::Create,
+                duplicate_window: stream.duplicate_window,
+                max_age: stream.max_age.unwrap_or_default(),
+                max_bytes: stream.max_bytes,
+            },
+            in_flight_max: self.publish.in_flight_max as usize,
+            ack_timeout: self.publish.ack_timeout,
+        }
+    }
+
+    /// How the relay keeps pace.
+    pub fn relay_options(&self) -> relay::Options {
+        relay::Options {
+            window: Limits {
+                events_max: self.publish.in_flight_max as usize,
+                bytes_max: usize::try_from(self.publish.in_flight_bytes_max).unwrap_or(usize::MAX),
+            },
+            takeover_after: self.postgres.takeover_after,
+            drain_timeout: self.publish.drain_timeout,
+        }
+    }
+
+    fn mappings(&self) -> Vec<Mapping> {
+        self.tables.iter().map(mapping).collect()
+    }
+}
+
+fn mapping(table: &Table) -> Mapping {
+    let name = &table.name;
+    let mut mapping = match table.preset {
+        Preset::Native => Mapping::native(&name.schema, &name.table),
+        Preset::None => Mapping::new(&name.schema, &name.table),
+    };
+    for (field, column) in &table.columns {
+        let origin = match column {
+            Column::Named(name) => mapping::Origin::Column(name.clone()),
+            Column::Constant(text) => mapping::Origin::Constant(text.clone()),
+        };
+        let field = Field::named(field.word()).expect("both know the same fields");
+        mapping.set(field, origin);
+    }
+    mapping
+}
+
+fn unusable(key: &str, error: &RouteError) -> Failure {
+    Failure::halt(
+        Exit::Config,
+        Problem::new(
+            format!("{key} cannot be used"),
+            error.to_string(),
+            "write subjects as in events.{aggregatetype}.{type}; routes as \
+             {match: \"order.*\", to: \"prod.orders.{1}\"}",
+        ),
+    )
+}

@@ -1,0 +1,433 @@
+//! One stint of streaming: WAL in, events out, acknowledgements back, status updates to Postgres.
+//!
+//! One task owns all state. [`Relay::select`] only chooses what to do next, and may be cancelled at
+//! any await; [`Relay::apply`] does it, synchronously; [`Relay::maintain`] then restores what must
+//! hold after every action. The order of the choices matters: what was stored is booked before more
+//! is read, and a status update is due whether or not there is room to read, because a server that
+//! hears nothing for `wal_sender_timeout` hangs up.
+//!
+//! The safety argument: an event enters the window before it goes to the sink, leaves it only when
+//! the sink settled it, and only [`Window`] makes the [`Confirmed`] that a status update carries.
+//! Trouble with NATS is the sink's; every other trouble ends the relay, and with it the term.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use crate::assemble::{AssembleError, Assembler, Passed, Rejection, Step};
+use crate::error::{Exit, Failure, Problem, chain};
+use crate::event::Event;
+use crate::lsn::Lsn;
+use crate::pg::params::Params;
+use crate::pg::replication::{Frame, Stream};
+use crate::pg::{Error as PgError, ServerMessage};
+use crate::sink::Report;
+use crate::window::{Confirmed, Limits, Window};
+
+/// How a relay keeps pace.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Most that may be with the sink.
+    pub window: Limits,
+    /// The session's `wal_sender_timeout`; status updates go out three times as often. Without NATS
+    /// for this long, the slot is given up for a copy that has it.
+    pub takeover_after: Duration,
+    /// How long a stop waits for outstanding acknowledgements.
+    pub drain_timeout: Duration,
+}
+
+/// Why a relay ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The connection to Postgres.
+    #[error("stream from Postgres")]
+    Postgres(#[source] PgError),
+    /// What came over it.
+    #[error("read the write-ahead log")]
+    Assemble(#[source] AssembleError),
+    /// A row that cannot become an event.
+    #[error(transparent)]
+    Rejected(Rejection),
+    /// The server passes over rows because it does not find the publication.
+    #[error("{0}")]
+    PublicationSkipped(String),
+    /// The sink's task is over; its own end says why.
+    #[error("the sink ended")]
+    SinkEnded,
+    /// No event got through for too long.
+    #[error("no event gets through for {} s", .waited.as_secs())]
+    SinkDown {
+        /// What the sink says.
+        failure: Failure,
+        /// For how long.
+        waited: Duration,
+    },
+    /// The server says nothing, though it was asked.
+    #[error("Postgres has been silent for {} s", .0.as_secs())]
+    Silent(Duration),
+}
+
+/// The state of one stint.
+pub struct Relay {
+    stream: Stream,
+    assembler: Assembler,
+    window: Window,
+    options: Options,
+    events: mpsc::Sender<Vec<Event>>,
+    reports: mpsc::Receiver<Report>,
+    batch: Vec<Event>,
+    /// Where the slot stood; not reported back.
+    start: Confirmed,
+    reported: Confirmed,
+    status_at: Instant,
+    status_due: Instant,
+    heard_at: Instant,
+    down: Option<(Instant, Failure)>,
+    stop_at: Option<Instant>,
+    passed: Passed,
+}
+
+/// What to do next.
+enum Action {
+    Stop,
+    Report(Report),
+    StatusDue,
+    Flushed,
+    Frame(Frame),
+}
+
+impl Relay {
+    /// At most this often a status update goes out because something was stored: soon enough for
+    /// whoever waits, seldom enough to cost nothing.
+    const STATUS_PAUSE: Duration = Duration::from_millis(20);
+
+    /// Most events in one hand-over: larger ones only delay the first event of them.
+    const BATCH_MAX: usize = 256;
+
+    /// For a stream that was just started at `start`, the slot's confirmed position.
+    pub fn new(
+        stream: Stream,
+        assembler: Assembler,
+        (events, reports): (mpsc::Sender<Vec<Event>>, mpsc::Receiver<Report>),
+        (start, options): (Lsn, Options),
+    ) -> Self {
+        let now = Instant::now();
+        let window = Window::new(options.window, start);
+        Self {
+            start: window.confirmed(),
+            reported: window.confirmed(),
+            stream,
+            assembler,
+            window,
+            options,
+            events,
+            reports,
+            batch: Vec::new(),
+            status_at: now,
+            status_due: now,
+            heard_at: now,
+            down: None,
+            stop_at: None,
+            passed: Passed::default(),
+        }
+    }
+
+    /// Runs until told to stop and everything handed over is stored, or `drain_timeout` is over.
+    /// Returns the stream for its orderly end, and what was confirmed last if anything was.
+    pub async fn run(
+        mut self,
+        stop: &CancellationToken,
+    ) -> Result<(Stream, Option<Confirmed>), Error> {
+        while !self.drained() {
+            let action = self.select(stop).await?;
+            self.apply(action)?;
+            self.maintain()?;
+        }
+        let confirmed = self.window.confirmed();
+        self.queue_status(true);
+        Ok((self.stream, (confirmed > self.start).then_some(confirmed)))
+    }
+
+    /// Chooses the next action. Cancel-safe: all of these are.
+    async fn select(&mut self, stop: &CancellationToken) -> Result<Action, Error> {
+        let reading = self.window.has_room() && self.stop_at.is_none();
+        let wake = self.wake_at();
+        tokio::select! {
+            biased;
+            () = stop.cancelled(), if self.stop_at.is_none() => Ok(Action::Stop),
+            report = self.reports.recv() => report.map(Action::Report).ok_or(Error::SinkEnded),
+            () = tokio::time::sleep_until(wake) => Ok(Action::StatusDue),
+            action = exchange(&mut self.stream, reading) => action.map_err(Error::Postgres),
+        }
+    }
+
+    fn apply(&mut self, action: Action) -> Result<(), Error> {
+        match action {
+            Action::Stop => {
+                debug!(events = self.window.events(), "stopping");
+                self.stop_at = Some(Instant::now() + self.options.drain_timeout);
+                Ok(())
+            }
+            Action::Report(report) => {
+                self.take_report(report);
+                while let Ok(report) = self.reports.try_recv() {
+                    self.take_report(report);
+                }
+                Ok(())
+            }
+            Action::StatusDue => {
+                self.check_patience()?;
+                if Instant::now() >= self.status_due {
+                    let quiet = self.heard_at.elapsed() > self.status_interval();
+                    self.queue_status(quiet);
+                }
+                Ok(())
+            }
+            Action::Flushed => Ok(()),
+            Action::Frame(frame) => self.take_frames(frame),
+        }
+    }
+
+    /// What must hold after every action.
+    fn maintain(&mut self) -> Result<(), Error> {
+        self.hand_over()?;
+        if self.window.confirmed() > self.reported {
+            let soon = self.status_at + Self::STATUS_PAUSE;
+            self.status_due = self.status_due.min(soon);
+        }
+        self.log_passed();
+        Ok(())
+    }
+
+    fn take_report(&mut self, report: Report) {
+        match report {
+            Report::Settled { stored, known } => self.window.settle(stored + known),
+            Report::Down(failure) => self.down = Some((Instant::now(), failure)),
+            Report::Up => self.down = None,
+        }
+    }
+
+    /// Takes a frame and those that came with it, as far as there is room.
+    fn take_frames(&mut self, first: Frame) -> Result<(), Error> {
+        self.heard_at = Instant::now();
+        self.take_frame(first)?;
+        while self.window.has_room() && self.batch.len() < Self::BATCH_MAX {
+            match self.stream.next_buffered() {
+                Some(frame) => self.take_frame(frame.map_err(Error::Postgres)?)?,
+                None => break,
+            }
+        }
+        Ok(())
+    }
+
+    fn take_frame(&mut self, frame: Frame) -> Result<(), Error> {
+        match frame {
+            Frame::Wal { body } => {
+                match self.assembler.take(&body).map_err(Error::Assemble)? {
+                    Step::Nothing => {}
+                    Step::Begin => self.window.begin(),
+                    Step::Event(event) => {
+                        self.window.hand_over(event.size());
+                        self.batch.push(event);
+                    }
+                    Step::Rejected(rejection) => return Err(Error::Rejected(rejection)),
+                    Step::Commit(end) => self.window.commit(end),
+                }
+                Ok(())
+            }
+            Frame::Keepalive {
+                wal_end,
+                reply_requested,
+            } => {
+                self.window.keepalive(wal_end);
+                if reply_requested {
+                    self.status_due = Instant::now();
+                }
+                Ok(())
+            }
+            Frame::Notice(notice) => take_notice(notice),
+        }
+    }
+
+    /// The channel has room for as many batches as the window has for events.
+    fn hand_over(&mut self) -> Result<(), Error> {
+        if self.batch.is_empty() {
+            return Ok(());
+        }
+        match self.events.try_send(std::mem::take(&mut self.batch)) {
+            Ok(()) => Ok(()),
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(Error::SinkEnded),
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                unreachable!("more batches than the window has room for events")
+            }
+        }
+    }
+
+    fn queue_status(&mut self, reply_requested: bool) {
+        let now = Instant::now();
+        self.status_at = now;
+        self.status_due = now + self.status_interval();
+        let confirmed = self.window.confirmed();
+        assert!(
+            confirmed >= self.reported,
+            "what is confirmed never goes back"
+        );
+        self.reported = confirmed;
+        // The slot knows where it stood: 0/0 leaves it alone (ProcessStandbyReplyMessage).
+        let confirmed = (confirmed > self.start).then_some(confirmed);
+        self.stream
+            .queue_status(self.window.received(), confirmed, reply_requested);
+    }
+
+    fn status_interval(&self) -> Duration {
+        self.options.takeover_after / 3
+    }
+
+    fn wake_at(&self) -> Instant {
+        let down = self
+            .down
+            .as_ref()
+            .map(|(since, _)| *since + self.options.takeover_after);
+        let wakes = [Some(self.status_due), down, self.stop_at];
+        wakes.into_iter().flatten().min().unwrap_or(self.status_due)
+    }
+
+    /// Ends the stint when waiting longer helps nobody.
+    fn check_patience(&self) -> Result<(), Error> {
+        if let Some((since, failure)) = &self.down
+            && since.elapsed() >= self.options.takeover_after
+        {
+            let (failure, waited) = (failure.clone(), since.elapsed());
+            return Err(Error::SinkDown { failure, waited });
+        }
+        // A server that is asked answers at once, or within half of wal_sender_timeout from the
+        // middle of a large transaction (WalSndWriteData).
+        let silence = self.heard_at.elapsed();
+        let reading = self.window.has_room() && self.stop_at.is_none();
+        if reading && silence >= self.options.takeover_after * 3 {
+            return Err(Error::Silent(silence));
+        }
+        Ok(())
+    }
+
+    fn drained(&self) -> bool {
+        self.stop_at
+            .is_some_and(|at| self.window.events() == 0 || Instant::now() >= at)
+    }
+
+    /// Says once of each kind that something is passed over.
+    fn log_passed(&mut self) {
+        let passed = self.assembler.passed();
+        let before = std::mem::replace(&mut self.passed, passed);
+        if before.headers == 0 && passed.headers > 0 {
+            warn!("rows have headers with reserved names (nats-, outjet-, ce-): they are left out");
+        }
+        if before.changes == 0 && passed.changes > 0 {
+            warn!("the publication sends more than inserts: updates and deletes are passed over");
+        }
+        if before.messages == 0 && passed.messages > 0 {
+            debug!("the slot sends logical messages: they are passed over");
+        }
+    }
+}
+
+/// Reads or, where there is no room for it, only writes. Cancel-safe as both are.
+async fn exchange(stream: &mut Stream, reading: bool) -> Result<Action, PgError> {
+    if reading {
+        return stream.recv().await.map(Action::Frame);
+    }
+    if stream.wants_flush() {
+        return stream.flush().await.map(|()| Action::Flushed);
+    }
+    std::future::pending().await
+}
+
+/// 18 says by a warning that it does not find the publication, and passes over the rows.
+fn take_notice(notice: ServerMessage) -> Result<(), Error> {
+    // object_not_in_prerequisite_state, and synchronized_standby_slots shares it: told apart by
+    // what is lost if we are wrong. A needless halt loses nothing.
+    let standby = notice.message.contains("synchronized_standby_slots");
+    if notice.code == "55000" && !standby {
+        return Err(Error::PublicationSkipped(notice.message));
+    }
+    warn!(code = %notice.code, message = %notice.message, "Postgres says");
+    Ok(())
+}
+
+impl Error {
+    /// For whom it may concern, with the fix.
+    pub fn failure(&self, params: &Params) -> Failure {
+        match self {
+            Self::Postgres(error) => error.failure(params),
+            Self::Assemble(error) => Failure::halt(Exit::Config, assemble_problem(error)),
+            Self::Rejected(rejection) => Failure::halt(Exit::Halted, rejection_problem(rejection)),
+            Self::PublicationSkipped(message) => Failure::halt(
+                Exit::Config,
+                Problem::new(
+                    "the publication does not exist for what is read now",
+                    message,
+                    "type `outjet check`; rows written without a publication are not in the stream",
+                ),
+            ),
+            Self::SinkEnded => Failure::retry(Problem::new(
+                "the sink ended",
+                "its task is gone",
+                "nothing: it is started again; please report this if it repeats",
+            )),
+            Self::SinkDown { failure, .. } => failure.clone(),
+            Self::Silent(silence) => Failure::retry(Problem::new(
+                format!("Postgres at {params} is silent"),
+                format!(
+                    "nothing was heard for {} s, though it was asked",
+                    silence.as_secs()
+                ),
+                "nothing: the connection is made anew; look at the network if it repeats",
+            )),
+        }
+    }
+}
+
+fn assemble_problem(error: &AssembleError) -> Problem {
+    match error {
+        AssembleError::Mapping(missing) => Problem::new(
+            format!("table {} has no column {:?}", missing.table, missing.column),
+            format!(
+                "it is mapped to {}; the table has {}",
+                missing.field, missing.found
+            ),
+            "map the field to a column that exists (tables[].columns), or rename the column back",
+        ),
+        AssembleError::Unmapped(table) => Problem::new(
+            format!("rows of {table} arrive, which is not configured"),
+            "the publication contains the table, the configuration does not",
+            format!(
+                "add {table} to tables, or take it out: ALTER PUBLICATION … DROP TABLE {table}"
+            ),
+        ),
+        AssembleError::Decode(_)
+        | AssembleError::OutOfTurn(_)
+        | AssembleError::Undescribed(_)
+        | AssembleError::Row(_) => Problem::new(
+            "the write-ahead log cannot be read on",
+            chain(error),
+            "nothing was skipped; please report this with the Postgres version",
+        ),
+    }
+}
+
+fn rejection_problem(rejection: &Rejection) -> Problem {
+    Problem::new(
+        format!(
+            "row {:?} of {} cannot become an event",
+            rejection.id, rejection.table
+        ),
+        format!(
+            "{} (at {}); publish.on_reject is halt",
+            rejection.reason, rejection.position
+        ),
+        "change the mapping so that it fits; the row itself stands in the write-ahead log",
+    )
+}

@@ -1,0 +1,361 @@
+//! Leading and standing by: what comes before a relay, what follows its end, and what is done about
+//! it. A term is one stint of leading; the slot is the lock. Everything that ends a term, but a
+//! stop, ends in one of three ways: try again, stand by, or halt until a person has acted.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use crate::assemble::{self, Assembler};
+use crate::backoff::{self, Backoff};
+use crate::error::{Disposition, Exit, Failure, Problem};
+use crate::guard::{Lineage, Source};
+use crate::lsn::Lsn;
+use crate::pg::catalog::{Facts, Slot};
+use crate::pg::control::Control;
+use crate::pg::params::Params;
+use crate::pg::replication::{Session, Stream};
+use crate::preflight;
+use crate::relay::{self, Relay};
+use crate::sink::Report;
+use crate::sink::jetstream::{self, JetStream};
+use crate::window::Confirmed;
+
+/// Everything that a term is made of.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The database.
+    pub params: Params,
+    /// What must be there in it.
+    pub preflight: preflight::Options,
+    /// How rows become events.
+    pub assemble: assemble::Options,
+    /// Where events go.
+    pub sink: jetstream::Options,
+    /// How the relay keeps pace.
+    pub relay: relay::Options,
+    /// Whether a halt ends the program.
+    pub exit_on_halt: bool,
+}
+
+/// How often a standby looks whether the slot is free: a takeover takes about this long.
+const STANDBY_POLL: Duration = Duration::from_millis(200);
+
+/// How often a halted copy looks whether the cause is gone.
+const HALT_POLL: Duration = Duration::from_secs(30);
+
+/// Most reports that wait for the relay, which takes all there are at each turn.
+const REPORTS_MAX: usize = 64;
+
+/// Leads or stands by until it is told to stop; `Err` only with `exit_on_halt`.
+pub async fn run(options: &Options, stop: &CancellationToken) -> Result<(), Failure> {
+    let mut term = Term {
+        options,
+        stop,
+        backoff: Backoff::new(backoff::Options::default()),
+    };
+    let mut halted = None;
+    while !stop.is_cancelled() {
+        let Err(failure) = Box::pin(term.lead()).await else {
+            return Ok(());
+        };
+        match failure.disposition {
+            Disposition::Retry => {
+                halted = None;
+                term.pause(&failure).await;
+            }
+            Disposition::Standby => term.wait(STANDBY_POLL).await,
+            Disposition::Halt if options.exit_on_halt => {
+                return Err(Failure {
+                    exit: Exit::Halted,
+                    ..failure
+                });
+            }
+            Disposition::Halt => {
+                if halted.as_ref() != Some(&failure.problem) {
+                    let Problem {
+                        problem,
+                        cause,
+                        fix,
+                    } = &failure.problem;
+                    error!(%cause, %fix, "halted: {problem}");
+                    halted = Some(failure.problem);
+                }
+                term.wait(HALT_POLL).await;
+            }
+        }
+    }
+    Ok(())
+}
+
+struct Term<'a> {
+    options: &'a Options,
+    stop: &'a CancellationToken,
+    backoff: Backoff,
+}
+
+/// What was learned before leading.
+struct Ready {
+    control: Control,
+    session: Session,
+    lineage: Lineage,
+    sink: JetStream,
+}
+
+impl Term<'_> {
+    /// One term: gets ready, takes the slot, streams. `Ok` if it was told to stop.
+    async fn lead(&mut self) -> Result<(), Failure> {
+        let stop = self.stop;
+        let leading = async {
+            let ready = self.get_ready().await?;
+            self.take_slot(ready).await
+        };
+        let lead = tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(()),
+            lead = leading => lead?,
+        };
+        if let Some(attempts) = self.backoff.worked() {
+            info!(attempts, "recovered");
+        }
+        self.stream(lead).await
+    }
+
+    /// Connects to everything and checks it; changes nothing but a missing stream.
+    async fn get_ready(&self) -> Result<Ready, Failure> {
+        let params = &self.options.params;
+        let timeout = self.options.relay.takeover_after.as_millis().to_string();
+        let startup = [("wal_sender_timeout", timeout)];
+        let pg = |error: crate::pg::Error| error.failure(params);
+        let mut session = Session::connect(params, &startup).await.map_err(pg)?;
+        let control = Control::connect(params).await.map_err(pg)?;
+        self.preflight(&control).await?;
+        let system = session.identify_system().await.map_err(pg)?;
+        let history = session
+            .timeline_history(system.timeline)
+            .await
+            .map_err(pg)?;
+        let slot = self.options.preflight.slot.clone();
+        let source = Source {
+            system: system.id,
+            timeline: system.timeline,
+            slot,
+        };
+        let ended = history
+            .iter()
+            .map(|switch| (switch.timeline, switch.ended_at.as_u64()));
+        let lineage = Lineage::new(source, ended.collect());
+        let sink = JetStream::open(self.options.sink.clone(), lineage.clone()).await?;
+        Ok(Ready {
+            control,
+            session,
+            lineage,
+            sink,
+        })
+    }
+
+    /// Everything but that somebody else leads.
+    async fn preflight(&self, control: &Control) -> Result<(), Failure> {
+        let checks = preflight::judge(&self.facts(control).await?, &self.options.preflight);
+        let failures = checks.iter().filter_map(preflight::Check::failure);
+        let mut halting = failures.filter(|f| f.disposition != Disposition::Standby);
+        halting
+            .next()
+            .map_or(Ok(()), |failure| Err(failure.clone()))
+    }
+
+    async fn facts(&self, control: &Control) -> Result<Facts, Failure> {
+        let wanted = &self.options.preflight;
+        let names = wanted.table_names();
+        let facts = Facts::read(control.client(), &wanted.slot, &wanted.publication, &names);
+        facts.await.map_err(|error| error.failure())
+    }
+
+    /// Takes the slot, or stands by until it can be taken.
+    async fn take_slot(&self, ready: Ready) -> Result<Lead, Failure> {
+        let Ready {
+            control,
+            mut session,
+            lineage,
+            mut sink,
+        } = ready;
+        let wanted = &self.options.preflight;
+        let mut stood_by = false;
+        loop {
+            let start = self.confirmed_flush(&mut session).await?;
+            let publications = std::slice::from_ref(&wanted.publication);
+            let (returned, error) = match session.start(&wanted.slot, publications, true).await {
+                Ok(stream) => {
+                    if stood_by {
+                        // Another leader has written since: look at the stream as it is now.
+                        sink = JetStream::open(self.options.sink.clone(), lineage.clone()).await?;
+                    }
+                    return Ok(Lead {
+                        control,
+                        stream,
+                        start,
+                        sink,
+                    });
+                }
+                Err(refused) => refused,
+            };
+            if error.sqlstate() != Some(SLOT_ACTIVE) {
+                return Err(error.failure(&self.options.params));
+            }
+            session = returned;
+            if !std::mem::replace(&mut stood_by, true) {
+                info!(slot = wanted.slot, "standing by: another copy leads");
+            }
+            self.wait_for_slot(&control).await?;
+        }
+    }
+
+    /// Where the slot stands, asked on the connection that will stream it: after a failover another
+    /// one may lead to another server.
+    async fn confirmed_flush(&self, session: &mut Session) -> Result<Lsn, Failure> {
+        let slot = postgres_protocol::escape::escape_literal(&self.options.preflight.slot);
+        let sql = include_str!("../sql/confirmed_flush.sql").replace("$1", &slot);
+        let rows = session
+            .query(&sql)
+            .await
+            .map_err(|error| error.failure(&self.options.params))?;
+        let lsn = rows
+            .into_iter()
+            .flatten()
+            .flatten()
+            .next()
+            .and_then(|lsn| lsn.parse().ok());
+        // A slot that is being made has none yet.
+        Ok(lsn.unwrap_or(Lsn::ZERO))
+    }
+
+    async fn wait_for_slot(&self, control: &Control) -> Result<(), Failure> {
+        loop {
+            tokio::time::sleep(STANDBY_POLL).await;
+            let slot = Slot::read(control.client(), &self.options.preflight.slot).await;
+            match slot.map_err(|error| error.failure())? {
+                Some(slot) if slot.active => {}
+                // Free, or gone: taking it says which.
+                Some(_) | None => return Ok(()),
+            }
+        }
+    }
+
+    /// Streams until the end of the term.
+    async fn stream(&self, lead: Lead) -> Result<(), Failure> {
+        let Lead {
+            control,
+            stream,
+            start,
+            sink,
+        } = lead;
+        info!(slot = self.options.preflight.slot, %start, "leading");
+        let relay = self.options.relay;
+        let (events, batches) = mpsc::channel(relay.window.events_max);
+        let (reports, settled) = mpsc::channel::<Report>(REPORTS_MAX);
+        // Aborted when the term ends, whatever its end.
+        let mut tasks = JoinSet::new();
+        tasks.spawn(sink.run(batches, reports));
+        let assembler = Assembler::new(self.options.assemble.clone());
+        let relay = Relay::new(stream, assembler, (events, settled), (start, relay));
+        match Box::pin(relay.run(self.stop)).await {
+            Ok((stream, confirmed)) => {
+                self.finish(&control, stream, confirmed).await;
+                Ok(())
+            }
+            Err(relay::Error::SinkEnded) => match tasks.join_next().await {
+                Some(Ok(Err(failure))) => Err(failure),
+                _ => Err(relay::Error::SinkEnded.failure(&self.options.params)),
+            },
+            Err(error) => Err(error.failure(&self.options.params)),
+        }
+    }
+
+    /// The last status update must not be lost: closing with unread data makes the system discard
+    /// it (RST). So what still comes is read and dropped until the slot shows the update.
+    async fn finish(&self, control: &Control, mut stream: Stream, confirmed: Option<Confirmed>) {
+        let drain = async {
+            loop {
+                if let Err(error) = stream.recv().await {
+                    debug!(%error, "the stream ended while stopping");
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        let shown = self.wait_until_shown(control, confirmed);
+        let limit = tokio::time::sleep(FINISH_MAX);
+        tokio::select! {
+            shown = shown => if let Err(failure) = shown {
+                warn!(cause = failure.problem.cause, "the slot's position was not seen");
+            },
+            () = drain => {}
+            () = limit => warn!("the slot did not take the last position: some events are read again"),
+        }
+        stream.close().await;
+        info!(
+            confirmed = confirmed.map(|confirmed| confirmed.lsn().to_string()),
+            "stopped"
+        );
+    }
+
+    async fn wait_until_shown(
+        &self,
+        control: &Control,
+        confirmed: Option<Confirmed>,
+    ) -> Result<(), Failure> {
+        let Some(confirmed) = confirmed else {
+            return Ok(());
+        };
+        loop {
+            let slot = Slot::read(control.client(), &self.options.preflight.slot).await;
+            let slot = slot.map_err(|error| error.failure())?;
+            let shown = slot.and_then(|slot| slot.confirmed_flush);
+            if shown.is_none_or(|shown| shown >= confirmed.lsn()) {
+                return Ok(());
+            }
+            tokio::time::sleep(FINISH_POLL).await;
+        }
+    }
+
+    /// Waits before the next attempt, and says so now and then.
+    async fn pause(&mut self, failure: &Failure) {
+        let pause = self.backoff.failed();
+        if pause.log {
+            let Problem {
+                problem,
+                cause,
+                fix,
+            } = &failure.problem;
+            warn!(attempts = pause.attempts, %cause, %fix, "retrying: {problem}");
+        }
+        self.wait(pause.delay).await;
+    }
+
+    async fn wait(&self, delay: Duration) {
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            () = tokio::time::sleep(delay) => {}
+        }
+    }
+}
+
+/// The slot is ours.
+struct Lead {
+    control: Control,
+    stream: Stream,
+    start: Lsn,
+    sink: JetStream,
+}
+
+/// SQLSTATE object_in_use.
+const SLOT_ACTIVE: &str = "55006";
+
+/// How long the end may take beyond the drain: a walsender in the middle of a large transaction
+/// reads replies only every half of `wal_sender_timeout`.
+const FINISH_MAX: Duration = Duration::from_secs(10);
+
+/// How often the slot is asked for then.
+const FINISH_POLL: Duration = Duration::from_millis(10);
