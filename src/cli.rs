@@ -88,7 +88,8 @@ pub enum Command {
 #[derive(Args, Debug)]
 #[command(after_help = "\
 A SIGTERM or an interrupt ends it cleanly: what is under way is stored and confirmed first.
-It waits for ever for servers that are away. Halted, it stays up and goes on once the cause is gone.")]
+It waits for ever for servers that are away. Halted, it stays up and goes on once the
+cause is gone.")]
 pub struct Run {
     /// Do what `outjet setup` does first
     #[arg(long)]
@@ -149,7 +150,7 @@ pub struct Emit {
     #[arg(long, value_name = "TEXT")]
     pub tenant: Option<String>,
     /// Number of events, each in a transaction of its own
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one())]
     pub count: u64,
 }
 
@@ -167,9 +168,7 @@ pub enum Config {
 
 /// `drop`.
 #[derive(Args, Debug)]
-#[command(
-    after_help = "Tables and stream stay. Events that were not published yet are lost to a new slot."
-)]
+#[command(after_help = "Tables and stream stay. A new slot would miss events not yet published.")]
 pub struct Drop {
     /// Even if there are events that were not published yet
     #[arg(long)]
@@ -184,6 +183,10 @@ pub struct Drop {
 pub struct Completions {
     /// bash, zsh, fish, elvish or powershell
     pub shell: clap_complete::Shell,
+}
+
+fn at_least_one() -> clap::builder::RangedU64ValueParser {
+    clap::value_parser!(u64).range(1..)
 }
 
 /// `KEY=VALUE`.

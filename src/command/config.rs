@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 use crate::cli;
 use crate::config::{Config, DEFAULTS, Override, SEARCHED, Sources, json_schema};
-use crate::error::{Exit, Failure, Problem};
+use crate::error::Failure;
 
 /// Reads the configuration that the command line asks for.
 pub fn load(
@@ -51,25 +51,65 @@ pub fn config(
     match command {
         cli::Config::Show => {
             let config = load(global, environment)?;
-            print(out, &config.show())
+            print(out, config.show().as_bytes())
         }
-        cli::Config::Default => print(out, DEFAULTS),
-        cli::Config::Schema => print(out, &format!("{:#}\n", json_schema())),
+        cli::Config::Default => print(out, DEFAULTS.as_bytes()),
+        cli::Config::Schema => print(out, format!("{:#}\n", json_schema()).as_bytes()),
     }
 }
 
-fn print(out: &mut dyn Write, text: &str) -> Result<(), Failure> {
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+/// Writes the whole output of a command.
+pub(super) fn print(out: &mut dyn Write, text: &[u8]) -> Result<(), Failure> {
+    match out.write_all(text).and_then(|()| out.flush()) {
         Ok(()) => Ok(()),
         // `outjet config default | head`: whoever reads has enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        Err(error) => Err(Failure::halt(
-            Exit::Unavailable,
-            Problem::new(
-                "cannot write the output",
-                error.to_string(),
-                "make room or another place for it",
-            ),
-        )),
+        Err(error) => Err(super::unwritten(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::error::Exit;
+
+    fn printed(typed: &[&str]) -> Result<String, Failure> {
+        let cli = cli::Cli::try_parse_from(typed).unwrap();
+        let cli::Command::Config(command) = &cli.command else {
+            panic!("not config: {:?}", cli.command);
+        };
+        let mut out = Vec::new();
+        config(command, &cli.global, &BTreeMap::new(), &mut out)?;
+        Ok(String::from_utf8(out).unwrap())
+    }
+
+    #[test]
+    fn default_prints_the_documented_file_and_schema_prints_json() {
+        assert_eq!(printed(&["outjet", "config", "default"]).unwrap(), DEFAULTS);
+        let schema = printed(&["outjet", "config", "schema"]).unwrap();
+        assert!(
+            serde_json::from_str::<serde_json::Value>(&schema)
+                .unwrap()
+                .is_object()
+        );
+    }
+
+    #[test]
+    fn a_flag_of_its_own_goes_before_set_and_is_named_in_errors() {
+        let typed = [
+            "outjet",
+            "config",
+            "show",
+            "--log-level",
+            "warn",
+            "--set",
+            "log.level=debug",
+        ];
+        assert!(printed(&typed).unwrap().contains("  level: warn "));
+        let failure = printed(&["outjet", "config", "show", "--log-format", "xml"]).unwrap_err();
+        assert_eq!(failure.exit, Exit::Config);
+        assert_eq!(failure.problem.cause, "the flag --log-format");
     }
 }

@@ -7,12 +7,13 @@ pub mod drop;
 pub mod emit;
 mod run;
 pub mod setup;
+pub mod shell;
 pub mod status;
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
 
-use clap::{ColorChoice, CommandFactory};
+use clap::ColorChoice;
 
 use crate::cli::{Cli, Command};
 use crate::config::Config;
@@ -30,15 +31,8 @@ pub fn dispatch(
         Command::Config(command) => {
             config::config(command, &cli.global, environment, out).map(|()| true)
         }
-        Command::Completions(typed) => {
-            let mut script = Vec::new();
-            clap_complete::generate(typed.shell, &mut Cli::command(), "outjet", &mut script);
-            out.write_all(&script).map_err(unwritten).map(|()| true)
-        }
-        Command::Man => clap_mangen::Man::new(Cli::command())
-            .render(out)
-            .map_err(unwritten)
-            .map(|()| true),
+        Command::Completions(typed) => shell::completions(typed, out).map(|()| true),
+        Command::Man => shell::man(out).map(|()| true),
         Command::Run(_)
         | Command::Setup(_)
         | Command::Check

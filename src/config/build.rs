@@ -131,7 +131,7 @@ impl Config {
                 max_age: stream.max_age.unwrap_or_default(),
                 max_bytes: stream.max_bytes,
             },
-            in_flight_max: self.publish.in_flight_max as usize,
+            in_flight_max: self.publish.in_flight_max,
             ack_timeout: self.publish.ack_timeout,
         }
     }
@@ -140,8 +140,8 @@ impl Config {
     pub fn relay_options(&self) -> relay::Options {
         relay::Options {
             window: Limits {
-                events_max: self.publish.in_flight_max as usize,
-                bytes_max: usize::try_from(self.publish.in_flight_bytes_max).unwrap_or(usize::MAX),
+                events_max: self.publish.in_flight_max,
+                bytes_max: self.publish.in_flight_bytes_max,
             },
             takeover_after: self.postgres.takeover_after,
             drain_timeout: self.publish.drain_timeout,

@@ -65,7 +65,10 @@ struct Check<'a> {
 /// Reads `$check.raw.a.b` under the name `a.b`.
 macro_rules! read {
     ($check:ident . $first:ident $(. $next:ident)*) => {
-        $check.read(concat!(stringify!($first) $(, ".", stringify!($next))*), &$check.raw.$first $(.$next)*)?
+        $check.read(
+            concat!(stringify!($first) $(, ".", stringify!($next))*),
+            &$check.raw.$first $(.$next)*,
+        )?
     };
 }
 
@@ -161,15 +164,25 @@ impl Check<'_> {
     }
 
     fn stream(&self) -> Result<Stream, Failure> {
-        let max_age = read!(self.stream.max_age)
-            .and(|age: &Duration| match *age {
-                Duration::ZERO => Ok(()),
-                age => within(&age, &(STREAM_TIME_MIN..=Duration::MAX)),
-            })?
-            .required();
-        let max_age = (!max_age.is_zero()).then_some(max_age);
+        let max_age = read!(self.stream.max_age).and(|age| match age.is_zero() {
+            true => Ok(()),
+            false => within(age, &(STREAM_TIME_MIN..=Duration::MAX)),
+        })?;
         let window = read!(self.stream.duplicate_window)
-            .within(STREAM_TIME_MIN..=max_age.unwrap_or(Duration::MAX))?;
+            .within(STREAM_TIME_MIN..=Duration::MAX)?
+            .required();
+        let max_age = max_age.and(|age| match !age.is_zero() && *age < window {
+            // nats-server refuses it: "duplicates window can not be larger then max age".
+            true => Err(Refusal::new(
+                format!(
+                    "is less than stream.duplicate_window, {}",
+                    duration_text(window)
+                ),
+                "write a longer max_age, or a duplicate_window that is no longer than it",
+            )),
+            false => Ok(()),
+        })?;
+        let max_age = max_age.required();
         let Bytes(max_bytes) = read!(self.stream.max_bytes)
             .and(|bytes: &Bytes| within(bytes, &(Bytes(0)..=Bytes(i64::MAX.unsigned_abs()))))?
             .required();
@@ -182,26 +195,23 @@ impl Check<'_> {
             replicas: read!(self.stream.replicas).within(REPLICAS)?.required(),
             storage: read!(self.stream.storage).required(),
             manage: read!(self.stream.manage).required(),
-            duplicate_window: window.required(),
-            max_age,
+            duplicate_window: window,
+            max_age: (!max_age.is_zero()).then_some(max_age),
             max_bytes: (max_bytes != 0).then_some(max_bytes),
         })
     }
 
     fn publish(&self) -> Result<Publish, Failure> {
-        let Bytes(in_flight_bytes_max) = read!(self.publish.in_flight_bytes_max)
-            .within(IN_FLIGHT_BYTES)?
-            .required();
+        let events = read!(self.publish.in_flight_max).within(IN_FLIGHT)?;
+        let bytes = read!(self.publish.in_flight_bytes_max).within(IN_FLIGHT_BYTES)?;
         Ok(Publish {
             subject: read!(self.publish.subject).and_text(not_empty)?.required(),
             routes: read!(self.publish.routes).and(check_routes)?.required().0,
             format: read!(self.publish.format).required(),
             source: read!(self.publish.source).and_text(not_empty)?.optional(),
             on_reject: read!(self.publish.on_reject).required(),
-            in_flight_max: read!(self.publish.in_flight_max)
-                .within(IN_FLIGHT)?
-                .required(),
-            in_flight_bytes_max,
+            in_flight_max: events.required() as usize,
+            in_flight_bytes_max: bytes.required().0 as usize,
             ack_timeout: read!(self.publish.ack_timeout).within(WAITS)?.required(),
             drain_timeout: read!(self.publish.drain_timeout).within(DRAINS)?.required(),
         })
@@ -223,9 +233,11 @@ impl Check<'_> {
             return Ok(Read::absent(key));
         };
         let shown = T::quoted(&given.written);
-        // Of a text in quotes, the backticks around it have the same width.
-        let marked = shown.chars().count().saturating_sub(2);
-        let marked = if T::SECRET { 1 } else { marked };
+        // A text is marked as a whole, of a list or a secret only where it begins.
+        let text = shown
+            .strip_prefix('`')
+            .and_then(|text| text.strip_suffix('`'));
+        let marked = text.map_or(1, |text| text.chars().count());
         let mut read = Read {
             key,
             place: origin_place(&given.origin, self.source, marked),

@@ -46,11 +46,10 @@ impl Override {
     /// Takes the argument of `--set`.
     pub fn from_set(assignment: &str) -> Result<Self, Failure> {
         let Some((key, value)) = assignment.split_once('=') else {
-            let key = nearest(assignment, &["stream.name"]).unwrap_or("stream.name");
             let problem = Problem::new(
                 format!("--set {assignment} is not an assignment"),
                 "there is no = in it",
-                format!("write --set KEY=VALUE, as in --set {key}=ORDERS"),
+                "write --set KEY=VALUE, as in --set stream.name=ORDERS",
             );
             return Err(Failure::halt(Exit::Usage, problem));
         };
@@ -163,18 +162,15 @@ fn no_such_key(key: &str, origin: &Origin) -> Failure {
     };
     let fix = match nearest(key, &words) {
         Some(path) => format!("did you mean {}?", written(path)),
-        None => "unset it; `outjet config default` shows every key".to_owned(),
+        None => "remove it; `outjet config default` shows every key".to_owned(),
     };
     let place = origin_place(origin, None, 0);
     let problem = match origin {
         Origin::Variable(name) => format!("{name} names no key of the configuration"),
         _ => format!("unknown key `{key}`"),
     };
-    config_failure(
-        problem,
-        format!("{place} stands for the key {key}, which does not exist"),
-        fix,
-    )
+    let cause = format!("{place} stands for the key {key}, which does not exist");
+    config_failure(problem, cause, fix)
 }
 
 /// Puts the content of `<key>_file` where the key itself would stand, and of the file that
@@ -208,14 +204,13 @@ pub(super) fn secret_files(raw: &mut Raw, source: Option<&Source>) -> Result<(),
         config_failure(
             "nats.nkey is neither a seed nor a file with one",
             origin_place(&nkey.origin, source, 1),
-            "give the user's seed (58 characters, SU...) or a readable file that holds nothing else",
+            "give the user's seed (58 characters, SU...) or a readable file that holds just that",
         )
     })?;
     Ok(())
 }
 
-/// Whether it looks like the seed of a user
-/// (<https://docs.nats.io/running-a-nats-service/configuration/securing_nats/auth_intro/nkey_auth>).
+/// Whether it looks like the seed of a user (32 bytes, prefix and checksum in base32: NATS ADR-14).
 fn is_seed(text: &str) -> bool {
     let base32 = |c: char| c.is_ascii_uppercase() || ('2'..='7').contains(&c);
     text.len() == 58 && text.starts_with("SU") && text.chars().all(base32)

@@ -109,8 +109,9 @@ pub(super) struct Tables(pub(super) Vec<Table>);
 #[serde(deny_unknown_fields)]
 pub(super) struct RawTable {
     name: Spanned<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     preset: Option<Spanned<String>>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "RawColumns::is_empty")]
     columns: RawColumns,
 }
 
@@ -209,6 +210,12 @@ impl Table {
 /// `columns` in the order in which it is written.
 #[derive(Debug, Default)]
 struct RawColumns(Vec<(Spanned<String>, Spanned<RawColumn>)>);
+
+impl RawColumns {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
 
 impl<'de> Deserialize<'de> for RawColumns {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

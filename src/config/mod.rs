@@ -11,6 +11,8 @@ mod problem;
 mod raw;
 mod schema;
 mod show;
+#[cfg(test)]
+mod tests;
 mod value;
 
 use std::collections::BTreeMap;
@@ -168,9 +170,9 @@ pub struct Publish {
     /// What becomes of an event that cannot be published.
     pub on_reject: OnReject,
     /// Events in the window.
-    pub in_flight_max: u32,
+    pub in_flight_max: usize,
     /// Bytes in the window.
-    pub in_flight_bytes_max: u64,
+    pub in_flight_bytes_max: usize,
     /// Time for one acknowledgement.
     pub ack_timeout: Duration,
     /// Time for a clean stop.
@@ -184,6 +186,13 @@ pub struct Log {
     pub level: LogLevel,
     /// How a line looks.
     pub format: LogFormat,
+}
+
+impl Nats {
+    /// The servers, one by one.
+    pub fn servers(&self) -> impl Iterator<Item = &str> {
+        self.url.expose().split(',').map(str::trim)
+    }
 }
 
 impl Config {

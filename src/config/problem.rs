@@ -99,8 +99,21 @@ fn describe(error: &Error) -> (String, String, usize) {
         } => {
             let fix = format!("write {expected} here; {SEE}");
             (
-                format!("{unexpected} stands where {expected} is needed"),
+                format!("{unexpected} stands in the place of {expected}"),
                 fix,
+                1,
+            )
+        }
+        Error::Unexpected { expected, .. } => {
+            let (needed, fix) = match *expected {
+                "mapping start" => ("a section", "write its keys below it, indented"),
+                "sequence start" => ("a list", "write it in brackets: [a, b]"),
+                "string scalar" => ("a single value", "write it without brackets"),
+                other => (other, "correct the YAML there"),
+            };
+            (
+                format!("{needed} must stand here"),
+                format!("{fix}; {SEE}"),
                 1,
             )
         }

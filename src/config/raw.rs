@@ -157,12 +157,19 @@ fn join(path: &str, key: &str) -> String {
 
 /// Declares a section: a struct that YAML can be read into, and its [`Node`].
 macro_rules! section {
-    ($(#[doc = $about:literal])+ $name:ident { $($(#[doc = $doc:literal])+ $key:ident: $kind:ty,)+ }) => {
+    (
+        $(#[doc = $about:literal])+
+        $name:ident { $($(#[doc = $doc:literal])+ $key:ident: $kind:ty,)+ }
+    ) => {
         $(#[doc = $about])+
         #[derive(Debug, Default, Deserialize)]
         #[serde(default, deny_unknown_fields)]
         pub(super) struct $name {
-            $($(#[doc = $doc])+ #[serde(deserialize_with = "nothing_is_default")] pub(super) $key: $kind),+
+            $(
+                $(#[doc = $doc])+
+                #[serde(deserialize_with = "nothing_is_default")]
+                pub(super) $key: $kind
+            ),+
         }
 
         impl Node for $name {

@@ -13,12 +13,12 @@ impl Config {
         self.raw.each("", &mut |path, value| {
             let mut sections: Vec<&str> = path.split('.').collect();
             let key = sections.pop().unwrap_or_default();
-            let common = open
+            let kept = open
                 .iter()
                 .zip(&sections)
                 .take_while(|(a, b)| a == *b)
                 .count();
-            for (depth, section) in sections.iter().enumerate().skip(common) {
+            for (depth, section) in sections.iter().enumerate().skip(kept) {
                 text.push_str(&format!("{}{section}:\n", "  ".repeat(depth)));
             }
             open = sections

@@ -359,7 +359,10 @@ pub fn duration_text(duration: Duration) -> String {
 
 /// One of a few words.
 macro_rules! choice {
-    ($(#[doc = $about:literal])+ $name:ident { $($(#[doc = $doc:literal])+ $variant:ident = $word:literal),+ $(,)? }) => {
+    (
+        $(#[doc = $about:literal])+
+        $name:ident { $($(#[doc = $doc:literal])+ $variant:ident = $word:literal,)+ }
+    ) => {
         $(#[doc = $about])+
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         pub enum $name { $($(#[doc = $doc])+ $variant),+ }
@@ -398,13 +401,22 @@ fn unknown_word(text: &str, words: &[&str]) -> Refusal {
     Refusal::new("is not one of the possible words", fix)
 }
 
-/// The word that was probably meant: at most a third of its letters are wrong, and at least one
-/// may be.
+/// The word that was probably meant: one that the text begins with or is the beginning of, else one
+/// with at most a third of its letters wrong (of a short one, one letter).
 pub(super) fn nearest<'a>(text: &str, words: &[&'a str]) -> Option<&'a str> {
-    let distance = |word: &str| strsim::osa_distance(&text.to_lowercase(), word);
-    let near = words.iter().map(|word| (distance(word), *word));
-    let (distance, word) = near.min_by_key(|(distance, _)| *distance)?;
-    (distance <= (word.len() / 3).max(1)).then_some(word)
+    const PREFIX_MIN: usize = 3;
+    let text = text.to_lowercase();
+    let akin = |word: &str| {
+        let shorter = text.len().min(word.len());
+        shorter >= PREFIX_MIN && (text.starts_with(word) || word.starts_with(&text))
+    };
+    let distance = |word: &str| strsim::osa_distance(&text, word);
+    let near = words
+        .iter()
+        .filter(|word| distance(word) <= (word.len() / 3).max(1));
+    let near = near.min_by_key(|word| distance(word));
+    near.or_else(|| words.iter().find(|word| akin(word)))
+        .copied()
 }
 
 choice! {
@@ -450,7 +462,7 @@ choice! {
         Type = "type",
         /// The body, as text or JSON.
         Payload = "payload",
-        /// The body, as bytes; goes before `payload`.
+        /// A second place for the body: where `payload` is NULL.
         PayloadRaw = "payload_raw",
         /// The body's media type.
         ContentType = "content_type",

@@ -182,3 +182,6 @@ fn check_iterations(server_first: &[u8]) -> Result<(), Kind> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;

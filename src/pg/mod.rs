@@ -1,6 +1,6 @@
 //! The Postgres client: connection parameters as libpq reads them, one way to connect (TLS and
-//! authentication included), the replication session and its messages, and the control connection
-//! that shares both. Knows nothing of events, of NATS or of the configuration file.
+//! authentication included), the replication session with its decoder, and the control connection
+//! with what is asked of it. Knows nothing of events, sinks, the relay or the configuration.
 
 mod auth;
 pub mod catalog;

@@ -289,7 +289,7 @@ impl Stream {
     }
 
     /// Says what we have: `received` of what the server sent, `confirmed` of what it may forget;
-    /// `None` leaves the slot where it is.
+    /// `None` before anything was leaves the slot where it is.
     /// It leaves with the next [`Stream::recv`] or [`Stream::flush`]; while the server takes
     /// nothing, only the latest is kept.
     ///
@@ -302,22 +302,13 @@ impl Stream {
         confirmed: Option<Confirmed>,
         reply_requested: bool,
     ) {
-        let confirmed = confirmed.map_or(Lsn::ZERO, Confirmed::lsn);
-        assert!(
-            confirmed >= self.confirmed,
-            "confirmed goes back from {} to {confirmed}",
-            self.confirmed
-        );
-        assert!(
-            confirmed <= self.sent || confirmed == Lsn::ZERO,
-            "confirmed {confirmed} is ahead of {}, the last that the server sent",
-            self.sent
-        );
+        if let Some(confirmed) = confirmed {
+            self.confirm(confirmed.lsn());
+        }
         let reply_requested = reply_requested || self.status.is_some_and(|s| s.reply_requested);
-        self.confirmed = confirmed;
         self.status = Some(Status {
-            received: received.max(confirmed),
-            confirmed,
+            received: received.max(self.confirmed),
+            confirmed: self.confirmed,
             reply_requested,
         });
         self.move_status();
@@ -345,6 +336,20 @@ impl Stream {
     pub async fn close(mut self) {
         self.move_status();
         self.conn.close().await;
+    }
+
+    fn confirm(&mut self, confirmed: Lsn) {
+        assert!(
+            confirmed >= self.confirmed,
+            "confirmed goes back from {} to {confirmed}",
+            self.confirmed
+        );
+        assert!(
+            confirmed <= self.sent,
+            "confirmed {confirmed} is ahead of {}, the last that the server sent",
+            self.sent
+        );
+        self.confirmed = confirmed;
     }
 
     /// A status update is queued only when the one before it is gone, so that they cannot pile up.

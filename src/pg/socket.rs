@@ -120,8 +120,7 @@ impl Socket {
         match encryption {
             Encryption::Plain => Ok(Self::new(stream, Protection::None)),
             Encryption::IfOffered | Encryption::Required => {
-                let direct = params.sslnegotiation == SslNegotiation::Direct;
-                if direct && encryption == Encryption::Required {
+                if params.sslnegotiation == SslNegotiation::Direct {
                     return encrypt(params, host, address.ip(), stream).await;
                 }
                 if request_tls(&mut stream).await? {

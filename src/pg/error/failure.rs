@@ -148,14 +148,15 @@ impl Told<'_> {
     }
 
     fn untrusted(&self, reason: &rustls::CertificateError) -> Failure {
-        use rustls::CertificateError::{NotValidForName, NotValidForNameContext, UnknownIssuer};
+        use rustls::CertificateError as Reason;
         let fix = match reason {
-            NotValidForName | NotValidForNameContext { .. } => {
-                "connect by a name in its subjectAltName (a common name alone does not count), issue \
-                 it again with that name, or check the authority only: sslmode=verify-ca"
+            Reason::NotValidForName | Reason::NotValidForNameContext { .. } => {
+                "connect by a name in its subjectAltName (a common name alone does not count), \
+                 issue it again with that name, or check the authority only: sslmode=verify-ca"
                     .to_owned()
             }
-            UnknownIssuer => format!(
+            // The latter if an authority of the same name signed it.
+            Reason::UnknownIssuer | Reason::BadSignature => format!(
                 "name its authority's certificate with sslrootcert=/path/to/root.crt; who signed \
                  it: openssl s_client -starttls postgres -connect {} </dev/null",
                 self.at
@@ -234,87 +235,115 @@ impl Told<'_> {
     }
 
     fn server(&self, message: &ServerMessage) -> Failure {
-        let problem =
-            |problem: String, fix: String| Problem::new(problem, message.to_string(), fix);
-        let (at, dbname) = (&self.at, &self.params.dbname);
-        let role = escape_identifier(&self.params.user);
+        let said =
+            |(problem, fix): (String, String)| Problem::new(problem, message.to_string(), fix);
         match (self.error.0.phase, message.code.as_str()) {
-            (_, "28P01") => Failure::halt(
-                Exit::NotPermitted,
-                problem(
-                    format!("Postgres at {at} refuses the password of role {role}"),
-                    format!(
-                        "correct it in DATABASE_URL, PGPASSWORD or ~/.pgpass, or set it: \
-                         ALTER ROLE {role} PASSWORD '…';"
-                    ),
-                ),
-            ),
-            (_, code) if code.starts_with("28") => Failure::halt(
-                Exit::NotPermitted,
-                problem(
-                    format!("Postgres at {at} does not let role {role} into database \"{dbname}\""),
-                    format!(
-                        "make the role (CREATE ROLE {role} LOGIN REPLICATION PASSWORD '…';) and add to \
-                         pg_hba.conf: {}, then SELECT pg_reload_conf(); the word replication there \
-                         is for physical standbys only",
-                        self.hba_line("scram-sha-256")
-                    ),
-                ),
-            ),
-            (Phase::LogIn, "42501") => Failure::halt(
-                Exit::NotPermitted,
-                problem(
-                    format!("role {role} may not replicate"),
-                    format!(
-                        "ALTER ROLE {role} REPLICATION; (RDS and Aurora: GRANT rds_replication TO {role};)"
-                    ),
-                ),
-            ),
-            (_, "42501") => Failure::halt(
-                Exit::NotPermitted,
-                problem(
-                    format!("role {role} lacks a privilege in database \"{dbname}\""),
-                    format!("grant {role} what the cause names, then: outjet check"),
-                ),
-            ),
-            (_, "3D000") => Failure::halt(
-                Exit::Config,
-                problem(
-                    format!("there is no database \"{dbname}\" on Postgres at {at}"),
-                    format!(
-                        "correct the name in DATABASE_URL, or: CREATE DATABASE {};",
-                        escape_identifier(dbname)
-                    ),
-                ),
-            ),
+            (_, "28P01") => Failure::halt(Exit::NotPermitted, said(self.wrong_password())),
+            (_, code) if code.starts_with("28") => {
+                Failure::halt(Exit::NotPermitted, said(self.not_let_in()))
+            }
+            (Phase::LogIn, "42501") => {
+                Failure::halt(Exit::NotPermitted, said(self.no_replication()))
+            }
+            (_, "42501") => Failure::halt(Exit::NotPermitted, said(self.no_privilege())),
+            (_, "3D000") => Failure::halt(Exit::Config, said(self.no_database())),
             // A server that speaks our protocol does not answer a startup packet like this; a
             // pooler does, to the parameter "replication".
-            (Phase::LogIn, "08P01") => Failure::halt(
-                Exit::Config,
-                problem(
-                    format!("what answers at {at} is a connection pooler, not Postgres itself"),
-                    "give the server's own address in DATABASE_URL (often port 5432, or the host name \
-                     without \"-pooler\")"
-                        .to_owned(),
-                ),
-            ),
-            (_, "53300") => Failure::retry(problem(
-                format!("Postgres at {at} has no connection left"),
-                "see who holds them: SELECT usename, application_name, count(*) FROM \
-                 pg_stat_activity GROUP BY 1, 2; else raise max_connections or max_wal_senders \
-                 (needs a restart)"
-                    .to_owned(),
-            )),
-            (_, "57P03") => Failure::retry(problem(
-                format!("Postgres at {at} is not ready yet"),
+            (Phase::LogIn, "08P01") => Failure::halt(Exit::Config, said(self.pooler())),
+            (_, "53300") => Failure::retry(said(self.no_connection_left())),
+            (_, "57P03") => Failure::retry(said((
+                format!("Postgres at {} is not ready yet", self.at),
                 format!("wait for it: {}", self.pg_isready()),
-            )),
-            (Phase::Start, code) => self.start(code, problem),
-            _ => Failure::retry(problem(
-                format!("Postgres at {at} refused a command or ended the session"),
+            ))),
+            (Phase::Start, code) => self.start(code, |problem, fix| said((problem, fix))),
+            _ => Failure::retry(said((
+                format!(
+                    "Postgres at {} refused a command or ended the session",
+                    self.at
+                ),
                 "see the server's log; what is missing shows: outjet check".to_owned(),
-            )),
+            ))),
         }
+    }
+
+    fn role(&self) -> String {
+        escape_identifier(&self.params.user)
+    }
+
+    fn wrong_password(&self) -> (String, String) {
+        let role = self.role();
+        let problem = format!(
+            "Postgres at {} refuses the password of role {role}",
+            self.at
+        );
+        let fix = format!(
+            "correct it in DATABASE_URL, PGPASSWORD or ~/.pgpass, or set it: ALTER ROLE {role} \
+             PASSWORD '…';"
+        );
+        (problem, fix)
+    }
+
+    fn not_let_in(&self) -> (String, String) {
+        let (role, dbname) = (self.role(), &self.params.dbname);
+        let problem = format!(
+            "Postgres at {} does not let role {role} into database \"{dbname}\"",
+            self.at
+        );
+        let fix = format!(
+            "make the role (CREATE ROLE {role} LOGIN REPLICATION PASSWORD '…';) and add to \
+             pg_hba.conf: {}, then SELECT pg_reload_conf(); the word replication there is for \
+             physical standbys only",
+            self.hba_line("scram-sha-256")
+        );
+        (problem, fix)
+    }
+
+    fn no_replication(&self) -> (String, String) {
+        let role = self.role();
+        let fix = format!(
+            "ALTER ROLE {role} REPLICATION; (RDS and Aurora: GRANT rds_replication TO {role};)"
+        );
+        (format!("role {role} may not replicate"), fix)
+    }
+
+    fn no_privilege(&self) -> (String, String) {
+        let (role, dbname) = (self.role(), &self.params.dbname);
+        let problem = format!("role {role} lacks a privilege in database \"{dbname}\"");
+        (
+            problem,
+            format!("grant {role} what the cause names, then: outjet check"),
+        )
+    }
+
+    fn no_database(&self) -> (String, String) {
+        let dbname = &self.params.dbname;
+        let problem = format!(
+            "there is no database \"{dbname}\" on Postgres at {}",
+            self.at
+        );
+        let create = escape_identifier(dbname);
+        let fix = format!("correct the name in DATABASE_URL, or: CREATE DATABASE {create};");
+        (problem, fix)
+    }
+
+    fn pooler(&self) -> (String, String) {
+        let problem = format!(
+            "what answers at {} is a connection pooler, not Postgres itself",
+            self.at
+        );
+        let fix = "give the server's own address in DATABASE_URL (often port 5432, or the host \
+                   name without \"-pooler\")";
+        (problem, fix.to_owned())
+    }
+
+    fn no_connection_left(&self) -> (String, String) {
+        let fix = "see who holds them: SELECT usename, application_name, count(*) FROM \
+                   pg_stat_activity GROUP BY 1, 2; else raise max_connections or max_wal_senders \
+                   (needs a restart)";
+        (
+            format!("Postgres at {} has no connection left", self.at),
+            fix.to_owned(),
+        )
     }
 
     /// START_REPLICATION was refused.

@@ -27,7 +27,8 @@ fn url_and_keywords_say_the_same() {
     let url =
         parse("postgres://u%40x:p%2Fw%25@db:6432/app%20one?sslmode=require&connect_timeout=3");
     let keywords = parse(
-        r"host=db port = 6432 user=u@x password='p/w%' dbname='app one' sslmode=require connect_timeout=3",
+        r"host=db port = 6432 user=u@x password='p/w%' dbname='app\ one' sslmode=require
+          connect_timeout=3",
     );
     assert_eq!(url, keywords);
     assert_eq!(url.password.as_ref().map(Secret::expose), Some("p/w%"));
@@ -174,7 +175,9 @@ proptest! {
         let [u, p, d] = [&user, &password, &dbname].map(|text| percent_encoded(text));
         let url = parse(&format!("postgresql://{u}:{p}@{name}:{port}/{d}"));
         let [u, p, d] = [&user, &password, &dbname].map(|text| quoted(text));
-        let keywords = parse(&format!("user={u} password = {p} dbname={d} host={name}  port={port}"));
+        let keywords = parse(&format!(
+            "user={u} password = {p} dbname={d} host={name}  port={port}"
+        ));
         prop_assert_eq!(&url, &keywords);
         prop_assert_eq!(url.password, Some(Secret::new(password)));
         prop_assert_eq!((url.user, url.dbname, url.hosts), (user, dbname, vec![tcp(&name, port)]));

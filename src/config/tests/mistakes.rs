@@ -1,0 +1,435 @@
+//! The text of every complaint, to the letter.
+
+use super::*;
+use crate::error::{Disposition, Exit};
+
+/// What loading complains about, as it is printed.
+#[track_caller]
+fn complaint(yaml: &str, environment: &[(&str, &str)], set: &[&str]) -> String {
+    let failure = load(yaml, environment, set).expect_err("it was accepted");
+    assert_eq!(failure.exit, Exit::Config);
+    assert_eq!(failure.disposition, Disposition::Halt);
+    failure.to_string()
+}
+
+/// Asserts the complaint about a file.
+#[track_caller]
+fn refused(yaml: &str, text: &str) {
+    assert_eq!(complaint(yaml, &[], &[]), text.trim_start_matches('\n'));
+}
+
+#[test]
+fn an_unknown_key_is_pointed_at_with_what_was_meant() {
+    refused(
+        "postgres:\n  slto: x\n",
+        "
+outjet.yaml: unknown key `slto`
+  cause: outjet.yaml:2:3
+         2 |   slto: x
+           |   ^^^^
+  fix:   did you mean `slot`? `outjet config default` shows every key",
+    );
+}
+
+#[test]
+fn a_key_in_the_wrong_section_is_sent_to_the_right_one() {
+    refused(
+        "slot: x\n",
+        "
+outjet.yaml: unknown key `slot`
+  cause: outjet.yaml:1:1
+         1 | slot: x
+           | ^^^^
+  fix:   did you mean `postgres.slot`? `outjet config default` shows every key",
+    );
+}
+
+#[test]
+fn an_unknown_key_like_no_other_is_to_be_removed() {
+    refused(
+        "\n\nhttp: {listen: x}\n",
+        "
+outjet.yaml: unknown key `http`
+  cause: outjet.yaml:3:1
+         3 | http: {listen: x}
+           | ^^^^
+  fix:   remove it; `outjet config default` shows every key",
+    );
+}
+
+#[test]
+fn an_unknown_key_inside_a_list_is_pointed_at() {
+    refused(
+        "tables:\n  - name: a.b\n    colums: {}\n",
+        "
+outjet.yaml: unknown key `colums`
+  cause: outjet.yaml:3:5
+         3 |     colums: {}
+           |     ^^^^^^
+  fix:   did you mean `columns`? `outjet config default` shows every key",
+    );
+}
+
+#[test]
+fn a_number_without_a_unit_is_no_duration() {
+    refused(
+        "publish:\n  ack_timeout: 30\n",
+        "
+publish.ack_timeout: `30` has no unit
+  cause: outjet.yaml:2:16
+         2 |   ack_timeout: 30
+           |                ^^
+  fix:   write a number and a unit: 500ms, 30s, 2m, 12h or 7d",
+    );
+}
+
+#[test]
+fn a_decimal_unit_is_no_size() {
+    refused(
+        "publish: {in_flight_bytes_max: 32MB}",
+        "
+publish.in_flight_bytes_max: `32MB` has the unknown unit \"MB\"
+  cause: outjet.yaml:1:32
+         1 | publish: {in_flight_bytes_max: 32MB}
+           |                                ^^^^
+  fix:   write a number and a unit: 512B, 64KiB, 32MiB, 2GiB or 1TiB",
+    );
+}
+
+#[test]
+fn a_word_that_is_not_possible_is_told_the_possible_ones() {
+    refused(
+        "log: {level: warning}\n",
+        "
+log.level: `warning` is not one of the possible words
+  cause: outjet.yaml:1:14
+         1 | log: {level: warning}
+           |              ^^^^^^^
+  fix:   did you mean `warn`? It can be: error, warn, info, debug, trace",
+    );
+}
+
+#[test]
+fn dead_letters_are_refused_by_name() {
+    refused(
+        "publish:\n  on_reject: dead_letter\n",
+        "
+publish.on_reject: `dead_letter` is not possible in this version: there is no dead-letter stream yet
+  cause: outjet.yaml:2:14
+         2 |   on_reject: dead_letter
+           |              ^^^^^^^^^^^
+  fix:   write halt; publishing then stops before an event that cannot be published",
+    );
+}
+
+#[test]
+fn a_number_beyond_its_limits_is_told_them() {
+    refused(
+        "stream:\n  replicas: 6\n",
+        "
+stream.replicas: `6` is too much
+  cause: outjet.yaml:2:13
+         2 |   replicas: 6
+           |             ^
+  fix:   write 1 to 5",
+    );
+}
+
+#[test]
+fn a_slot_is_named_as_postgres_demands() {
+    refused(
+        "postgres:\n  slot: My-Slot\n",
+        "
+postgres.slot: `My-Slot` is not a name for a replication slot
+  cause: outjet.yaml:2:9
+         2 |   slot: My-Slot
+           |         ^^^^^^^
+  fix:   use 1 to 63 of a-z, 0-9 and _, as Postgres demands",
+    );
+}
+
+#[test]
+fn a_table_without_its_schema_is_told_one() {
+    refused(
+        "tables:\n  - name: events\n",
+        "
+tables: `events` has no schema
+  cause: outjet.yaml:2:11
+         2 |   - name: events
+           |           ^
+  fix:   write it with its schema: public.events",
+    );
+}
+
+#[test]
+fn an_unknown_preset_is_told_the_known_ones() {
+    refused(
+        "tables:\n  - name: a.b\n    preset: debezium\n",
+        "
+tables: `debezium` is not one of the possible words
+  cause: outjet.yaml:3:13
+         3 |     preset: debezium
+           |             ^
+  fix:   write one of: native, none",
+    );
+}
+
+#[test]
+fn a_table_without_a_preset_needs_an_id_and_a_body() {
+    refused(
+        "tables: [{name: a.b, preset: none}]",
+        "
+tables: a.b has neither a preset nor a column for `id`
+  cause: outjet.yaml:1:17
+         1 | tables: [{name: a.b, preset: none}]
+           |                 ^
+  fix:   add `columns: {id: <column>, ...}`, with the column that identifies a row",
+    );
+    refused(
+        "tables: [{name: a.b, preset: none, columns: {id: k}}]",
+        "
+tables: a.b has neither a preset nor a column for `payload`
+  cause: outjet.yaml:1:17
+         1 | tables: [{name: a.b, preset: none, columns: {id: k}}]
+           |                 ^
+  fix:   add `payload: <column>` (text or JSON) or `payload_raw: <column>` (bytea)",
+    );
+}
+
+#[test]
+fn a_table_is_named_once() {
+    refused(
+        "tables: [{name: a.b}, {name: A.b}]",
+        "
+tables: the list names a.b twice
+  cause: outjet.yaml:1:9
+         1 | tables: [{name: a.b}, {name: A.b}]
+           |         ^
+  fix:   remove one of the two",
+    );
+}
+
+#[test]
+fn a_source_of_nothing_is_refused() {
+    refused(
+        "tables: []\nmessages: {prefixes: []}\n",
+        "
+there is nothing to publish
+  cause: tables and messages.prefixes are both empty
+  fix:   name the outbox table in tables, or leave tables out: then it is outbox.events",
+    );
+}
+
+#[test]
+fn a_stream_takes_at_least_one_subject() {
+    refused(
+        "stream: {subjects: []}\n",
+        "
+stream.subjects: the list is empty
+  cause: outjet.yaml:1:20
+         1 | stream: {subjects: []}
+           |                    ^
+  fix:   write at least one subject: [events.>]",
+    );
+}
+
+#[test]
+fn max_age_is_no_shorter_than_the_duplicate_window() {
+    refused(
+        "stream: {max_age: 1s}\n",
+        "
+stream.max_age: `1s` is less than stream.duplicate_window, 10s
+  cause: outjet.yaml:1:19
+         1 | stream: {max_age: 1s}
+           |                   ^^
+  fix:   write a longer max_age, or a duplicate_window that is no longer than it",
+    );
+}
+
+#[test]
+fn a_list_a_section_and_a_value_do_not_take_each_others_place() {
+    refused(
+        "stream: {subjects: a.b}\n",
+        "
+outjet.yaml: a list must stand here
+  cause: outjet.yaml:1:20
+         1 | stream: {subjects: a.b}
+           |                    ^
+  fix:   write it in brackets: [a, b]; `outjet config default` shows every key",
+    );
+    refused(
+        "postgres: 5\n",
+        "
+outjet.yaml: a section must stand here
+  cause: outjet.yaml:1:11
+         1 | postgres: 5
+           |           ^
+  fix:   write its keys below it, indented; `outjet config default` shows every key",
+    );
+    refused(
+        "stream: {name: [a]}\n",
+        "
+outjet.yaml: a single value must stand here
+  cause: outjet.yaml:1:16
+         1 | stream: {name: [a]}
+           |                ^
+  fix:   write it without brackets; `outjet config default` shows every key",
+    );
+}
+
+#[test]
+fn a_key_stands_once() {
+    refused(
+        "stream:\n  name: a\n  name: b\n",
+        "
+outjet.yaml: the key `name` stands twice
+  cause: outjet.yaml:3:3
+         3 |   name: b
+           |   ^^^^
+  fix:   keep one of them",
+    );
+}
+
+#[test]
+fn broken_yaml_is_pointed_at() {
+    refused(
+        "postgres:\n\tslot: x\n",
+        "
+outjet.yaml: tabs disallowed within this context (block indentation)
+  cause: outjet.yaml:2:2
+         2 | \tslot: x
+           | \t^
+  fix:   correct the YAML there; `outjet config default` shows every key",
+    );
+}
+
+#[test]
+fn a_line_with_a_secret_is_shown_without_it() {
+    refused(
+        "nats: {password: hunter2, usr: x}\n",
+        "
+outjet.yaml: unknown key `usr`
+  cause: outjet.yaml:1:27
+         1 | nats: {password: ***
+           |                           ^^^
+  fix:   did you mean `user`? `outjet config default` shows every key",
+    );
+}
+
+#[test]
+fn a_wrong_secret_is_not_repeated() {
+    let text = complaint("", &[("NATS_URL", "http://u:hunter2@h")], &[]);
+    assert_eq!(
+        text,
+        "nats.url: the value has an unknown scheme: http://u:***@h
+  cause: the environment variable NATS_URL
+  fix:   write nats://host:4222 or tls://host:4222, several separated by commas"
+    );
+    let text = complaint("", &[("NATS_NKEY", "SUhunter2")], &[]);
+    assert_eq!(
+        text,
+        "nats.nkey is neither a seed nor a file with one
+  cause: the environment variable NATS_NKEY
+  fix:   give the user's seed (58 characters, SU...) or a readable file that holds just that"
+    );
+}
+
+#[test]
+fn halves_of_a_pair_ask_for_the_other() {
+    assert_eq!(
+        complaint("", &[("NATS_PASSWORD", "x")], &[]),
+        "nats.password: a password without a user
+  cause: the environment variable NATS_PASSWORD
+  fix:   give nats.user, too"
+    );
+    assert_eq!(
+        complaint("", &[], &["nats.tls.cert=a"]),
+        "nats.tls.cert: a certificate without its key
+  cause: the flag --set nats.tls.cert
+  fix:   give nats.tls.key, too"
+    );
+}
+
+#[test]
+fn a_secret_and_its_file_contradict_in_one_place() {
+    refused(
+        "postgres:\n  url: a\n  url_file: b\n",
+        "
+postgres.url and postgres.url_file are both given
+  cause: outjet.yaml:3:13
+         3 |   url_file: b
+           |             ^
+  fix:   remove one of the two",
+    );
+}
+
+#[test]
+fn a_missing_secret_file_is_named() {
+    assert_eq!(
+        complaint("", &[("NATS_TOKEN_FILE", "/nonexistent/token")], &[]),
+        "nats.token_file: cannot read /nonexistent/token: No such file or directory (os error 2)
+  cause: the environment variable NATS_TOKEN_FILE
+  fix:   name a file that outjet may read"
+    );
+}
+
+#[test]
+fn a_variable_that_is_no_key_is_named_with_what_was_meant() {
+    assert_eq!(
+        complaint("", &[("OUTJET_STREAM_NAME", "x")], &[]),
+        "OUTJET_STREAM_NAME names no key of the configuration
+  cause: the environment variable OUTJET_STREAM_NAME stands for the key stream_name, \
+which does not exist
+  fix:   did you mean OUTJET_STREAM__NAME?"
+    );
+}
+
+#[test]
+fn a_wrong_value_in_a_variable_or_a_flag_names_it() {
+    assert_eq!(
+        complaint("", &[("OUTJET_STREAM__REPLICAS", "six")], &[]),
+        "stream.replicas: `six` is not a whole number
+  cause: the environment variable OUTJET_STREAM__REPLICAS
+  fix:   write digits only"
+    );
+    assert_eq!(
+        complaint("", &[], &["stream.subjects=events.>"]),
+        "stream.subjects: a list must stand here
+  cause: the flag --set stream.subjects
+  fix:   write a YAML list on one line, as in [events.>]"
+    );
+    assert_eq!(
+        complaint("", &[], &["stream.nam=x"]),
+        "unknown key `stream.nam`
+  cause: the flag --set stream.nam stands for the key stream.nam, which does not exist
+  fix:   did you mean stream.name?"
+    );
+}
+
+#[test]
+fn a_flag_without_a_value_is_a_mistake_of_usage() {
+    let failure = Override::from_set("stream.name").unwrap_err();
+    assert_eq!(failure.exit, Exit::Usage);
+    assert_eq!(
+        failure.to_string(),
+        "--set stream.name is not an assignment
+  cause: there is no = in it
+  fix:   write --set KEY=VALUE, as in --set stream.name=ORDERS"
+    );
+}
+
+#[test]
+fn a_file_that_was_asked_for_must_exist() {
+    let failure = Config::load(&Sources {
+        file: Some(Path::new("/nonexistent/outjet.yaml")),
+        searched: &[],
+        environment: &BTreeMap::new(),
+        overrides: &[],
+    });
+    assert_eq!(
+        failure.unwrap_err().to_string(),
+        "cannot read the configuration file /nonexistent/outjet.yaml
+  cause: No such file or directory (os error 2)
+  fix:   name a readable file with -c, or none: every key has a default"
+    );
+}
