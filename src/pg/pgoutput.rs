@@ -17,6 +17,8 @@
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod encode;
+#[cfg(test)]
+mod golden;
 mod reader;
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "tests alone call it, with what fits")]
 
-use super::{Column, Message, OldTuple, Relation, ReplicaIdentity, Tuple, TupleValue};
+use super::{
+    Column, LogicalMessage, Message, OldTuple, Relation, ReplicaIdentity, Tuple, TupleValue,
+};
 
 /// The body of one `XLogData` that holds `message`.
 pub fn encode(message: &Message<'_>) -> Vec<u8> {
@@ -62,20 +64,13 @@ pub fn encode(message: &Message<'_>) -> Vec<u8> {
             restart_identity,
             relations,
         } => {
+            let count = i32::try_from(relations.iter().len()).unwrap();
             out.push(b'T');
-            put(
-                out,
-                u32::try_from(relations.iter().len()).unwrap().to_be_bytes(),
-            );
+            put(out, count.to_be_bytes());
             out.push(u8::from(cascade) | u8::from(restart_identity) << 1);
             relations.iter().for_each(|oid| put(out, oid.to_be_bytes()));
         }
-        Message::Logical(message) => {
-            put(out, [b'M', u8::from(message.transactional)]);
-            put(out, message.lsn.as_u64().to_be_bytes());
-            string(out, message.prefix);
-            sized(out, message.content);
-        }
+        Message::Logical(message) => logical(out, &message),
     }
     std::mem::take(out)
 }
@@ -152,6 +147,13 @@ fn old_tuple(out: &mut Vec<u8>, old: OldTuple<'_>) {
     };
     out.push(kind);
     tuple(out, &values(old));
+}
+
+fn logical(out: &mut Vec<u8>, message: &LogicalMessage<'_>) {
+    put(out, [b'M', u8::from(message.transactional)]);
+    put(out, message.lsn.as_u64().to_be_bytes());
+    string(out, message.prefix);
+    sized(out, message.content);
 }
 
 fn change(out: &mut Vec<u8>, tag: u8, oid: u32) {
