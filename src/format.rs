@@ -98,8 +98,12 @@ fn cloudevents(headers: &mut Headers, fields: &Fields<'_>) {
 /// Appends a header value as the binding wants it (3.1.3.2): space, double quote, percent and all
 /// that is not printable ASCII as percent-encoded UTF-8.
 fn percent_encode(text: &mut String, value: &str) {
+    let plain = |byte: u8| matches!(byte, b'!' | b'#'..=b'$' | b'&'..=b'~');
+    if value.bytes().all(plain) {
+        return text.push_str(value);
+    }
     for character in value.chars() {
-        if matches!(character, '!' | '#'..='$' | '&'..='~') {
+        if u8::try_from(character).is_ok_and(plain) {
             text.push(character);
         } else {
             for byte in character.encode_utf8(&mut [0; 4]).bytes() {

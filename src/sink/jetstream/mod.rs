@@ -482,7 +482,8 @@ fn headers(event: &Event, source: &str, anonymous: bool) -> HeaderMap {
         // row's headers would be our bug.
         let value: HeaderValue = value.parse().expect("a checked header value");
         match name {
-            HeaderName::Known(name) => headers.append(NatsHeaderName::from_static(name), value),
+            // Ours appear once; asking whether they do would cost a hash each.
+            HeaderName::Known(name) => headers.insert(NatsHeaderName::from_static(name), value),
             HeaderName::Custom(name) => headers.append(name.as_ref(), value),
         }
     }
