@@ -270,7 +270,7 @@ impl Assembler {
             Some(Known::Other(table)) => return Err(AssembleError::Unmapped(table.clone())),
             None => return Err(AssembleError::Undescribed(relation)),
         };
-        let row = Row::read(tuple).ok_or_else(|| AssembleError::Row(plan.table.clone()))?;
+        let row = plan.read(tuple).ok_or_else(|| AssembleError::Row(plan.table.clone()))?;
         let open = self
             .open
             .as_mut()

@@ -176,6 +176,7 @@ pub struct MappingError {
 pub struct Plan {
     /// `schema.table`.
     pub table: String,
+    columns: usize,
     picks: Vec<(Field, Pick)>,
     subject: Vec<Option<Pick>>,
 }
@@ -231,9 +232,27 @@ impl Plan {
         let subject = subject.collect::<Result<_, _>>()?;
         Ok(Self {
             table,
+            columns: relation.columns.len(),
             picks,
             subject,
         })
+    }
+
+    /// Takes the values of an Insert. `None` if there are more or fewer of them than columns, or if
+    /// one has no text form, which an Insert without the option `binary` never has.
+    pub fn read<'a>(&self, tuple: Tuple<'a>) -> Option<Row<'a>> {
+        if tuple.len() != self.columns {
+            return None;
+        }
+        let mut values = Vec::with_capacity(tuple.len());
+        for value in tuple.iter() {
+            values.push(match value {
+                TupleValue::Null => None,
+                TupleValue::Text(text) => Some(text),
+                TupleValue::Unchanged | TupleValue::Binary(_) => return None,
+            });
+        }
+        Some(Row { values })
     }
 
     /// The value of a field; `None` if NULL or not mapped.
@@ -264,20 +283,6 @@ pub struct Row<'a> {
 }
 
 impl<'a> Row<'a> {
-    /// Takes the values of an Insert. `None` if one of them has no text form, which an Insert
-    /// without the option `binary` never has.
-    pub fn read(tuple: Tuple<'a>) -> Option<Self> {
-        let mut values = Vec::with_capacity(tuple.len());
-        for value in tuple.iter() {
-            values.push(match value {
-                TupleValue::Null => None,
-                TupleValue::Text(text) => Some(text),
-                TupleValue::Unchanged | TupleValue::Binary(_) => return None,
-            });
-        }
-        Some(Self { values })
-    }
-
     fn value(&self, pick: &'a Pick) -> Option<Value<'a>> {
         match pick {
             Pick::Constant(text) => Some(Value {
