@@ -149,8 +149,8 @@ impl Headers {
 /// Whether a header can be sent as it is: a name of printable ASCII without `:` (ADR-4), a value
 /// without control characters; the server checks neither and consumers break. And neither mentions
 /// the header that keeps the order: older servers look for that name as for any text and, if they
-/// first find it elsewhere, take the message out of order (2.10.26 does, 2.15.1 does not; nats-server
-/// pull request 7065).
+/// first find it elsewhere, take the message out of order (2.10.26 does, 2.15.1 does not;
+/// nats-server pull request 7065).
 pub fn header_is_sound(name: &str, value: &str) -> bool {
     const CHAIN: &str = "Nats-Expected-Last-Sequence";
     let name_ok = !name.is_empty() && name.bytes().all(|b| b.is_ascii_graphic() && b != b':');

@@ -198,8 +198,8 @@ pub struct Value<'a> {
 }
 
 impl Plan {
-    /// Resolves a mapping, and the fields of the subject template: fields of the mapping or, failing
-    /// that, columns of the table.
+    /// Resolves a mapping, and the fields of the subject template: fields of the mapping or,
+    /// failing that, columns of the table.
     pub fn resolve<'t>(
         mapping: &Mapping,
         relation: &Relation<'_>,
@@ -412,7 +412,8 @@ pub(crate) mod tests {
         let error = resolve(&mapping, &[("id", 20), ("kind", 25)], &[]).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "table app.outbox has no column \"event_type\", which is mapped to type; it has id, kind"
+            "table app.outbox has no column \"event_type\", which is mapped to type; \
+             it has id, kind"
         );
     }
 
