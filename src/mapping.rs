@@ -198,8 +198,8 @@ pub struct Value<'a> {
 }
 
 impl Plan {
-    /// Resolves a mapping, and the fields of the subject template: fields of the mapping or,
-    /// failing that, columns of the table.
+    /// Resolves a mapping, and the fields of the subject template: fields of the mapping or, where
+    /// there is no such field, columns of the table.
     pub fn resolve<'t>(
         mapping: &Mapping,
         relation: &Relation<'_>,

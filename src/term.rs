@@ -110,7 +110,7 @@ impl Term<'_> {
     async fn lead(&mut self) -> Result<(), Failure> {
         let stop = self.stop;
         let leading = async {
-            let ready = self.get_ready().await?;
+            let ready = self.prepare().await?;
             self.take_slot(ready).await
         };
         let lead = tokio::select! {
@@ -125,7 +125,7 @@ impl Term<'_> {
     }
 
     /// Connects to everything and checks it; changes nothing but a missing stream.
-    async fn get_ready(&self) -> Result<Ready, Failure> {
+    async fn prepare(&self) -> Result<Ready, Failure> {
         let params = &self.options.params;
         let timeout = self.options.relay.takeover_after.as_millis().to_string();
         let startup = [("wal_sender_timeout", timeout)];
@@ -292,7 +292,7 @@ impl Term<'_> {
                 warn!(cause = failure.problem.cause, "the slot's position was not seen");
             },
             () = drain => {}
-            () = limit => warn!("the slot did not take the last position: some events are read again"),
+            () = limit => warn!("the slot did not take the last position: events are read again"),
         }
         stream.close().await;
         info!(

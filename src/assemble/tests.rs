@@ -37,8 +37,6 @@ const COLUMNS: Columns<'static> = &[
     ("correlation_id", TEXT),
     ("traceparent", TEXT),
     ("dedup_key", TEXT),
-    ("deliver_at", TIMESTAMPTZ),
-    ("expires_at", TIMESTAMPTZ),
 ];
 
 /// What a row holds where a test says nothing else.

@@ -84,21 +84,21 @@ impl Inspection {
 /// Looks at the stream, or creates it if `options` say so; `source` is who would write into it.
 pub async fn inspect(options: &Options, source: Option<&Source>) -> Result<Inspection, Error> {
     let connection = Connection::open(options).await?;
-    let info = &connection.info;
+    let found = &connection.info;
     let bounds = Bounds {
-        first: info.state.first_sequence,
-        last: info.state.last_sequence,
+        first: found.state.first_sequence,
+        last: found.state.last_sequence,
     };
     if let Some(source) = source {
         check_source(&connection, bounds, source).await?;
     }
     Ok(Inspection {
-        name: info.config.name.clone(),
-        subjects: info.config.subjects.clone(),
-        messages: info.state.messages,
-        last_sequence: info.state.last_sequence,
+        name: found.config.name.clone(),
+        subjects: found.config.subjects.clone(),
+        messages: found.state.messages,
+        last_sequence: found.state.last_sequence,
         created: connection.created,
-        warnings: client::warnings(&info.config),
+        warnings: client::warnings(&found.config),
     })
 }
 
