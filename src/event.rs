@@ -131,16 +131,6 @@ impl Headers {
             .map(|(_, value)| value)
     }
 
-    /// Bytes that the headers take on the wire: names, values, `: ` and line ends.
-    pub fn wire_len(&self) -> usize {
-        self.values.len()
-            + self
-                .entries
-                .iter()
-                .map(|(n, _)| n.as_str().len() + 4)
-                .sum::<usize>()
-    }
-
     fn size(&self) -> usize {
         self.values.len() + self.entries.len() * size_of::<(HeaderName, usize)>()
     }
@@ -212,7 +202,6 @@ mod tests {
             .collect();
         assert_eq!(all, [("a", "1"), ("b", ""), ("a", "two")]);
         assert_eq!(headers.find("a"), Some("1"));
-        assert_eq!(headers.wire_len(), "a: 1\r\nb: \r\na: two\r\n".len());
     }
 
     #[test]
