@@ -87,6 +87,8 @@ pub struct Relay {
     heard_at: Instant,
     down: Option<(Instant, Failure)>,
     stop_at: Option<Instant>,
+    /// What cannot be read on; what was read before it is stored first.
+    unreadable: Option<Error>,
     passed: Passed,
 }
 
@@ -131,12 +133,14 @@ impl Relay {
             heard_at: now,
             down: None,
             stop_at: None,
+            unreadable: None,
             passed: Passed::default(),
         }
     }
 
     /// Runs until told to stop and everything handed over is stored, or `drain_timeout` is over.
-    /// Returns the stream for its orderly end, and what was confirmed last if anything was.
+    /// Returns the stream for its orderly end, and what was confirmed last if anything was. A row
+    /// that ends the stint does so when everything before it is stored.
     pub async fn run(
         mut self,
         stop: &CancellationToken,
@@ -146,6 +150,9 @@ impl Relay {
             self.apply(action)?;
             self.maintain()?;
         }
+        if let Some(error) = self.unreadable.take().filter(|_| self.stop_at.is_none()) {
+            return Err(error);
+        }
         let confirmed = self.window.confirmed();
         self.queue_status(true);
         Ok((self.stream, (confirmed > self.start).then_some(confirmed)))
@@ -153,7 +160,7 @@ impl Relay {
 
     /// Chooses the next action. Cancel-safe: all of these are.
     async fn select(&mut self, stop: &CancellationToken) -> Result<Action, Error> {
-        let reading = self.window.has_room() && self.stop_at.is_none();
+        let reading = self.reading();
         let wake = self.wake_at();
         tokio::select! {
             biased;
@@ -187,7 +194,13 @@ impl Relay {
                 Ok(())
             }
             Action::Flushed => Ok(()),
-            Action::Frame(frame) => self.take_frames(frame),
+            Action::Frame(frame) => match self.take_frames(frame) {
+                Err(error) if error.is_of_the_log() => {
+                    self.unreadable = Some(error);
+                    Ok(())
+                }
+                taken => taken,
+            },
         }
     }
 
@@ -306,16 +319,20 @@ impl Relay {
         // A server that is asked answers at once, or within half of wal_sender_timeout from the
         // middle of a large transaction (WalSndWriteData).
         let silence = self.heard_at.elapsed();
-        let reading = self.window.has_room() && self.stop_at.is_none();
-        if reading && silence >= self.options.takeover_after * 3 {
+        if self.reading() && silence >= self.options.takeover_after * 3 {
             return Err(Error::Silent(silence));
         }
         Ok(())
     }
 
+    fn reading(&self) -> bool {
+        self.window.has_room() && self.stop_at.is_none() && self.unreadable.is_none()
+    }
+
     fn drained(&self) -> bool {
-        self.stop_at
-            .is_some_and(|at| self.window.events() == 0 || Instant::now() >= at)
+        let ending = self.stop_at.is_some() || self.unreadable.is_some();
+        let late = self.stop_at.is_some_and(|at| Instant::now() >= at);
+        ending && (self.window.events() == 0 || late)
     }
 
     /// Says once of each kind that something is passed over.
@@ -358,6 +375,14 @@ fn take_notice(notice: ServerMessage) -> Result<(), Error> {
 }
 
 impl Error {
+    /// Whether it is what the log says that ended the stint, not how it was carried.
+    fn is_of_the_log(&self) -> bool {
+        match self {
+            Self::Assemble(_) | Self::Rejected(_) | Self::PublicationSkipped(_) => true,
+            Self::Postgres(_) | Self::SinkEnded | Self::SinkDown { .. } | Self::Silent(_) => false,
+        }
+    }
+
     /// For whom it may concern, with the fix.
     pub fn failure(&self, params: &Params) -> Failure {
         match self {

@@ -1,8 +1,10 @@
 //! Integration tests: the real binary against real servers.
 
 mod auth_tls;
+mod delivery;
 mod harness;
 mod replication;
+mod restart;
 mod setup;
 mod sql;
 mod tidy;

@@ -177,6 +177,11 @@ impl Chain {
         settled
     }
 
+    /// What the next event sent expects.
+    pub(super) fn last_sequence(&self) -> u64 {
+        self.last_sequence
+    }
+
     /// Events sent and not acknowledged.
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight

@@ -20,7 +20,7 @@ use super::options::{NatsOptions, Options, Storage, StreamOptions};
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Header blocks of 64 KiB and more are refused (error 10097).
-pub(super) const HEADER_BYTES_MAX: usize = 64 * 1024 - 512;
+pub(super) const HEADER_BYTES_MAX: usize = 64 * 1024 - 1;
 
 /// A connection, as long as it lives.
 pub(super) struct Connection {

@@ -258,13 +258,15 @@ impl JetStream {
         down: &mut bool,
     ) -> Result<bool, Error> {
         loop {
-            self.pump().await?;
+            let pumped = self.pump().await;
+            // Also if this was the end: what is stored is to be confirmed.
             let settled = self.chain.take_settled();
             if settled != Settled::default() {
                 self.settled(settled, reports, down).await;
             } else if *down && self.chain.waiting().is_none() && self.chain.in_flight() == 0 {
                 self.recovered(reports, down).await;
             }
+            pumped?;
             match self.select(events).await? {
                 Action::Closed => return Ok(true),
                 Action::Events(batch) => batch.into_iter().for_each(|event| self.chain.push(event)),
@@ -342,14 +344,24 @@ impl JetStream {
                 self.chain.skip();
                 continue;
             }
-            self.check(event)?;
             let mut headers = headers(event, &self.source, anonymous);
+            headers.insert(
+                EXPECTED_LAST_SEQUENCE,
+                HeaderValue::from(self.chain.last_sequence()),
+            );
+            if let Err(error) = self.check(event, &headers) {
+                // The end of the sink takes the connection along, and what it has not sent yet:
+                // first everything before this event is stored.
+                return match self.chain.in_flight() {
+                    0 => Err(error),
+                    _ => Ok(()),
+                };
+            }
             let (subject, payload) = (event.subject.clone(), event.payload.clone());
             if self.chain.in_flight() == 0 {
                 epoch_mut(&mut self.epoch).progress_at = Instant::now();
             }
-            let (number, expected) = self.chain.send();
-            headers.insert(EXPECTED_LAST_SEQUENCE, HeaderValue::from(expected));
+            let (number, _) = self.chain.send();
             let connection = &epoch_mut(&mut self.epoch).connection;
             let reply = format!("{}.{number}", connection.inbox);
             let publish = connection
@@ -363,7 +375,7 @@ impl JetStream {
     }
 
     /// What no server takes must not be sent: it would close the connection or never answer.
-    fn check(&self, event: &Event) -> Result<(), Error> {
+    fn check(&self, event: &Event, headers: &HeaderMap) -> Result<(), Error> {
         let epoch = self.epoch.as_ref().expect("an epoch runs");
         let subjects = &epoch.connection.info.config.subjects;
         if !subjects
@@ -376,8 +388,7 @@ impl JetStream {
                 subject: event.subject.clone(),
             });
         }
-        // Our own headers: names, values and the preamble stay below this.
-        let headers = event.headers.wire_len() + self.source.len() + event.id.len() + 200;
+        let headers = wire_len(headers);
         let bytes = headers + event.payload.len();
         let reason = if headers > HEADER_BYTES_MAX {
             format!("{headers} bytes of headers, a server takes {HEADER_BYTES_MAX}")
@@ -474,7 +485,18 @@ fn epoch_mut(epoch: &mut Option<Epoch>) -> &mut Epoch {
     epoch.as_mut().expect("an epoch runs")
 }
 
-/// The headers of a message but for the expectation, which is made when it is sent.
+/// The bytes of a header block as it is sent; the server counts them with the body.
+fn wire_len(headers: &HeaderMap) -> usize {
+    let lines = headers.iter().flat_map(|(name, values)| {
+        let name: &str = name.as_ref();
+        values
+            .iter()
+            .map(|value| name.len() + value.as_str().len() + ": \r\n".len())
+    });
+    lines.sum::<usize>() + "NATS/1.0\r\n\r\n".len()
+}
+
+/// The headers of a message but for the expectation.
 fn headers(event: &Event, source: &str, anonymous: bool) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, value) in event.headers.iter() {
