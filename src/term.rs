@@ -50,16 +50,33 @@ const HALT_POLL: Duration = Duration::from_secs(30);
 /// Most reports that wait for the relay, which takes all there are at each turn.
 const REPORTS_MAX: usize = 64;
 
-/// Leads or stands by until it is told to stop; `Err` only with `exit_on_halt`.
-pub async fn run(options: &Options, stop: &CancellationToken) -> Result<(), Failure> {
+/// Leads or stands by until it is told to stop; `Err` only with `exit_on_halt`. `before` must have
+/// worked once before the first term.
+pub async fn run(
+    options: &Options,
+    before: impl AsyncFn() -> Result<(), Failure>,
+    stop: &CancellationToken,
+) -> Result<(), Failure> {
     let mut term = Term {
         options,
         stop,
         backoff: Backoff::new(backoff::Options::default()),
     };
     let mut halted = None;
+    let mut prepared = false;
     while !stop.is_cancelled() {
-        let Err(failure) = Box::pin(term.lead()).await else {
+        let lead = async {
+            if !prepared {
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => return Ok(()),
+                    done = before() => done?,
+                }
+                prepared = true;
+            }
+            term.lead().await
+        };
+        let Err(failure) = Box::pin(lead).await else {
             return Ok(());
         };
         match failure.disposition {
@@ -190,7 +207,8 @@ impl Term<'_> {
             let (returned, error) = match session.start(&wanted.slot, publications, true).await {
                 Ok(stream) => {
                     if stood_by {
-                        // Another leader has written since: look at the stream as it is now.
+                        // Things may have changed since, and another leader has written: look again.
+                        self.preflight(&control).await?;
                         sink = JetStream::open(self.options.sink.clone(), lineage.clone()).await?;
                     }
                     return Ok(Lead {

@@ -72,6 +72,8 @@ pub struct Inspection {
     pub created: bool,
     /// What is worth knowing.
     pub warnings: Vec<&'static str>,
+    /// Whose event the newest of ours is, if one was found near the end.
+    pub writer: Option<Source>,
 }
 
 impl Inspection {
@@ -79,19 +81,21 @@ impl Inspection {
     pub fn summary(&self) -> String {
         format!("{}, {} messages", self.name, self.messages)
     }
+
+    /// Refuses a stream that another slot or another cluster writes.
+    pub fn check_writer(&self, ours: &Source) -> Result<(), Error> {
+        check_writer(&self.name, self.writer.as_ref(), ours)
+    }
 }
 
-/// Looks at the stream, or creates it if `options` say so; `source` is who would write into it.
-pub async fn inspect(options: &Options, source: Option<&Source>) -> Result<Inspection, Error> {
+/// Looks at the stream, or creates it if `options` say so.
+pub async fn inspect(options: &Options) -> Result<Inspection, Error> {
     let connection = Connection::open(options).await?;
     let found = &connection.info;
     let bounds = Bounds {
         first: found.state.first_sequence,
         last: found.state.last_sequence,
     };
-    if let Some(source) = source {
-        check_source(&connection, bounds, source).await?;
-    }
     Ok(Inspection {
         name: found.config.name.clone(),
         subjects: found.config.subjects.clone(),
@@ -99,14 +103,14 @@ pub async fn inspect(options: &Options, source: Option<&Source>) -> Result<Inspe
         last_sequence: found.state.last_sequence,
         created: connection.created,
         warnings: client::warnings(&found.config),
+        writer: tail::newest_source(&connection.stream, bounds).await?,
     })
 }
 
-/// Refuses a stream that another slot or another cluster writes.
-async fn check_source(connection: &Connection, bounds: Bounds, ours: &Source) -> Result<(), Error> {
-    match tail::newest_source(&connection.stream, bounds).await? {
+fn check_writer(name: &str, writer: Option<&Source>, ours: &Source) -> Result<(), Error> {
+    match writer {
         Some(found) if !found.same_slot(ours) => Err(Error::OtherSource {
-            name: connection.info.config.name.clone(),
+            name: name.to_owned(),
             found: found.to_string(),
             ours: ours.to_string(),
         }),
@@ -215,7 +219,9 @@ impl JetStream {
         };
         let tail = match self.anchor {
             None => {
-                check_source(&connection, bounds, self.lineage.source()).await?;
+                let writer = tail::newest_source(&connection.stream, bounds).await?;
+                let name = &self.options.stream.name;
+                check_writer(name, writer.as_ref(), self.lineage.source())?;
                 Search::Pending(bounds)
             }
             Some(_) if created != self.created => {
