@@ -264,6 +264,10 @@ impl JetStream {
         down: &mut bool,
     ) -> Result<bool, Error> {
         loop {
+            // Replies come before new events in `select`; under load there is always one.
+            while let Ok(batch) = events.try_recv() {
+                self.take_events(batch);
+            }
             let pumped = self.pump().await;
             // Also if this was the end: what is stored is to be confirmed.
             let settled = self.chain.take_settled();
@@ -275,10 +279,14 @@ impl JetStream {
             pumped?;
             match self.select(events).await? {
                 Action::Closed => return Ok(true),
-                Action::Events(batch) => batch.into_iter().for_each(|event| self.chain.push(event)),
+                Action::Events(batch) => self.take_events(batch),
                 Action::Reply(message) => self.take_replies(message)?,
             }
         }
+    }
+
+    fn take_events(&mut self, batch: Vec<Event>) {
+        batch.into_iter().for_each(|event| self.chain.push(event));
     }
 
     /// Chooses what to do next. Cancel-safe: every branch is a receive on a channel or a timer.
