@@ -74,8 +74,6 @@ BEGIN
       correlation_id text DEFAULT nullif(current_setting('outbox.correlation_id', true), ''),
       traceparent    text DEFAULT nullif(current_setting('outbox.traceparent', true), ''),
       dedup_key      text,
-      deliver_at     timestamptz,
-      expires_at     timestamptz,
       PRIMARY KEY (id, created_at)
     ) PARTITION BY RANGE (created_at)$create$,
     CASE WHEN current_setting('server_version_num')::int >= 180000
@@ -117,8 +115,6 @@ CREATE OR REPLACE FUNCTION outbox.emit(
   headers        jsonb       DEFAULT NULL,
   id             uuid        DEFAULT NULL,
   dedup_key      text        DEFAULT NULL,
-  deliver_at     timestamptz DEFAULT NULL,
-  expires_at     timestamptz DEFAULT NULL,
   payload_raw    bytea       DEFAULT NULL,
   content_type   text        DEFAULT NULL,
   tenant_id      text        DEFAULT NULL,
@@ -129,12 +125,11 @@ DECLARE
   event_id CONSTANT uuid := coalesce(emit.id, outbox.new_id());
 BEGIN
   INSERT INTO outbox.events (
-    id, aggregatetype, aggregateid, type, payload, topic, headers, dedup_key, deliver_at,
-    expires_at, payload_raw, content_type, tenant_id, correlation_id, traceparent
+    id, aggregatetype, aggregateid, type, payload, topic, headers, dedup_key,
+    payload_raw, content_type, tenant_id, correlation_id, traceparent
   ) VALUES (
     event_id, emit.aggregatetype, emit.aggregateid, emit.type, emit.payload, emit.topic,
-    emit.headers, emit.dedup_key, emit.deliver_at, emit.expires_at, emit.payload_raw,
-    emit.content_type,
+    emit.headers, emit.dedup_key, emit.payload_raw, emit.content_type,
     coalesce(emit.tenant_id,
       nullif(pg_catalog.current_setting('outbox.tenant_id', true), '')),
     coalesce(emit.correlation_id,

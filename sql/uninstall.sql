@@ -27,7 +27,7 @@ DROP FUNCTION IF EXISTS
   outbox.wait_published(interval, name),
   outbox.expire_partitions(interval, name),
   outbox.ensure_partitions(int),
-  outbox.emit(text, text, text, jsonb, text, jsonb, uuid, text, timestamptz, timestamptz, bytea,
+  outbox.emit(text, text, text, jsonb, text, jsonb, uuid, text, bytea,
     text, text, text, text),
   outbox.new_id();
 DROP TABLE IF EXISTS outbox.processed_messages, outbox.events, outbox.schema_version;

@@ -98,8 +98,12 @@ fn cloudevents(headers: &mut Headers, fields: &Fields<'_>) {
 /// Appends a header value as the binding wants it (3.1.3.2): space, double quote, percent and all
 /// that is not printable ASCII as percent-encoded UTF-8.
 fn percent_encode(text: &mut String, value: &str) {
+    let plain = |byte: u8| matches!(byte, b'!' | b'#'..=b'$' | b'&'..=b'~');
+    if value.bytes().all(plain) {
+        return text.push_str(value);
+    }
     for character in value.chars() {
-        if matches!(character, '!' | '#'..='$' | '&'..='~') {
+        if u8::try_from(character).is_ok_and(plain) {
             text.push(character);
         } else {
             for byte in character.encode_utf8(&mut [0; 4]).bytes() {
@@ -110,12 +114,28 @@ fn percent_encode(text: &mut String, value: &str) {
 }
 
 /// `2026-11-21 05:26:15.123456+00`, as a session with `DateStyle = ISO` and `TimeZone = UTC` prints
-/// a `timestamptz`, in RFC 3339. `None` for what has no such form (infinity, years before Christ).
+/// a `timestamptz`, in RFC 3339. `None` for what has no such form: infinity, years before Christ or
+/// of five digits, a timestamp without time zone, other text.
 pub fn rfc3339(timestamptz: &str) -> Option<String> {
     let (date, time) = timestamptz.split_once(' ')?;
     let time = time.strip_suffix("+00")?;
-    let plain = date.len() == 10 && time.len() >= 8;
+    let (seconds, fraction) = time.split_at_checked(8)?;
+    let digits = |text: &str| (1..=6).contains(&text.len()) && looks_like(text, "000000");
+    let plain = looks_like(date, "0000-00-00")
+        && date.len() == 10
+        && looks_like(seconds, "00:00:00")
+        && (fraction.is_empty() || fraction.strip_prefix('.').is_some_and(digits));
     plain.then(|| format!("{date}T{time}Z"))
+}
+
+/// Whether each byte is as in the pattern, where `0` is any digit.
+fn looks_like(text: &str, pattern: &str) -> bool {
+    text.bytes()
+        .zip(pattern.bytes())
+        .all(|(byte, wanted)| match wanted {
+            b'0' => byte.is_ascii_digit(),
+            _ => byte == wanted,
+        })
 }
 
 #[cfg(test)]
@@ -196,6 +216,13 @@ mod tests {
             "0044-03-15 12:00:00+00 BC",
             "2026-11-21 05:26:15",
             "12026-11-21 05:26:15+00",
+            "2026-11-21 05:26:15.+00",
+            "2026-11-21 05:26:15.1234567+00",
+            "2026-11-21 05:26:15x5+00",
+            "yesterday, 05:26:15+00",
+            "2026-11-21 5:26:15+00",
+            "2026-11-21 ü5:26:5+00",
+            "+00",
         ] {
             assert_eq!(of(text), None, "{text:?}");
         }

@@ -149,7 +149,7 @@ impl Guard {
     }
 
     /// Says that whatever stands at `first` and behind it belongs to events that will be judged, as
-    /// after an acknowledgement for the sequence number before `first`: vacancies then always count.
+    /// after an acknowledgement for the sequence number before it: vacancies then always count.
     pub fn anchored(mut self) -> Self {
         self.anchored = true;
         self
@@ -405,7 +405,7 @@ mod tests {
             let survivors = tail.iter().filter_map(|entry| entry.mark.as_ref());
             let last = survivors.map(|mark| mark.position).max();
             let decidable = last.is_some_and(|last| last >= at(resent_from.min(stored)));
-            let tail: Vec<_> = tail.iter().filter(|entry| entry.sequence >= first).cloned().collect();
+            let tail: Vec<_> = tail.into_iter().filter(|e| e.sequence >= first).collect();
             let expected: Vec<u64> = (stored..total.max(stored)).collect();
             let sent = sent(&mut guard(first, sequence), &tail, &events);
             prop_assert!(sent.ends_with(&expected), "lost: {sent:?} of {expected:?}");

@@ -176,6 +176,7 @@ pub struct MappingError {
 pub struct Plan {
     /// `schema.table`.
     pub table: String,
+    columns: usize,
     picks: Vec<(Field, Pick)>,
     subject: Vec<Option<Pick>>,
 }
@@ -197,8 +198,8 @@ pub struct Value<'a> {
 }
 
 impl Plan {
-    /// Resolves a mapping, and the fields of the subject template: fields of the mapping or, failing
-    /// that, columns of the table.
+    /// Resolves a mapping, and the fields of the subject template: fields of the mapping or, where
+    /// there is no such field, columns of the table.
     pub fn resolve<'t>(
         mapping: &Mapping,
         relation: &Relation<'_>,
@@ -231,9 +232,27 @@ impl Plan {
         let subject = subject.collect::<Result<_, _>>()?;
         Ok(Self {
             table,
+            columns: relation.columns.len(),
             picks,
             subject,
         })
+    }
+
+    /// Takes the values of an Insert. `None` if there are more or fewer of them than columns, or if
+    /// one has no text form, which an Insert without the option `binary` never has.
+    pub fn read<'a>(&self, tuple: Tuple<'a>) -> Option<Row<'a>> {
+        if tuple.len() != self.columns {
+            return None;
+        }
+        let mut values = Vec::with_capacity(tuple.len());
+        for value in tuple.iter() {
+            values.push(match value {
+                TupleValue::Null => None,
+                TupleValue::Text(text) => Some(text),
+                TupleValue::Unchanged | TupleValue::Binary(_) => return None,
+            });
+        }
+        Some(Row { values })
     }
 
     /// The value of a field; `None` if NULL or not mapped.
@@ -264,20 +283,6 @@ pub struct Row<'a> {
 }
 
 impl<'a> Row<'a> {
-    /// Takes the values of an Insert. `None` if one of them has no text form, which an Insert
-    /// without the option `binary` never has.
-    pub fn read(tuple: Tuple<'a>) -> Option<Self> {
-        let mut values = Vec::with_capacity(tuple.len());
-        for value in tuple.iter() {
-            values.push(match value {
-                TupleValue::Null => None,
-                TupleValue::Text(text) => Some(text),
-                TupleValue::Unchanged | TupleValue::Binary(_) => return None,
-            });
-        }
-        Some(Self { values })
-    }
-
     fn value(&self, pick: &'a Pick) -> Option<Value<'a>> {
         match pick {
             Pick::Constant(text) => Some(Value {
@@ -292,5 +297,174 @@ impl<'a> Row<'a> {
                 })
             }
         }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::pg::pgoutput::{Column, Message, decode, encode};
+
+    /// `(name, type oid)` of a table's columns.
+    pub(crate) type Columns<'a> = &'a [(&'a str, u32)];
+
+    /// The bytes by which the server describes a table.
+    pub(crate) fn described(oid: u32, (schema, name): (&str, &str), columns: Columns) -> Vec<u8> {
+        let nothing = [&b"R"[..], &oid.to_be_bytes(), b"\0\0d\0\0"].concat();
+        let Ok(Message::Relation(nothing)) = decode(&nothing) else {
+            panic!("a relation without columns is one");
+        };
+        let relation = Relation {
+            namespace: schema,
+            name,
+            ..nothing
+        };
+        let columns: Vec<_> = columns
+            .iter()
+            .map(|&(name, type_oid)| Column {
+                key: false,
+                name,
+                type_oid,
+                typmod: -1,
+            })
+            .collect();
+        encode::relation(&relation, &columns)
+    }
+
+    fn resolve(
+        mapping: &Mapping,
+        columns: Columns,
+        template: &[&str],
+    ) -> Result<Plan, MappingError> {
+        let described = described(1, ("app", "outbox"), columns);
+        let Ok(Message::Relation(relation)) = decode(&described) else {
+            panic!("not a relation");
+        };
+        Plan::resolve(mapping, &relation, template.iter().copied())
+    }
+
+    fn read(plan: &Plan, values: &[TupleValue<'_>], check: impl FnOnce(Option<Row<'_>>)) {
+        let insert = encode::insert(1, values);
+        let Ok(Message::Insert { tuple, .. }) = decode(&insert) else {
+            panic!("not an insert");
+        };
+        check(plan.read(tuple));
+    }
+
+    fn mapped(fields: &[(Field, &str)]) -> Mapping {
+        let mut mapping = Mapping::new("app", "outbox");
+        for (field, column) in fields {
+            mapping.set(*field, Origin::Column((*column).to_owned()));
+        }
+        mapping
+    }
+
+    #[test]
+    fn every_field_has_a_key_of_its_own() {
+        for (field, key) in Field::ALL {
+            assert_eq!(field.key(), key);
+            assert_eq!(Field::named(key), Some(field));
+        }
+        assert_eq!(Field::named("Id"), None);
+        assert_eq!(Field::named(""), None);
+    }
+
+    #[test]
+    fn native_wants_every_column_that_the_schema_has_and_no_other() {
+        let install = include_str!("../sql/install.sql");
+        for (field, column) in Mapping::native("outbox", "events").columns() {
+            assert_eq!(field.key(), column);
+            assert!(install.contains(&format!("      {column} ")), "{column}");
+        }
+    }
+
+    #[test]
+    fn what_is_said_last_of_a_field_counts() {
+        let mut mapping = mapped(&[(Field::Id, "a"), (Field::Id, "b")]);
+        assert_eq!(mapping.columns().collect::<Vec<_>>(), [(Field::Id, "b")]);
+        mapping.set(Field::Id, Origin::Constant("c".to_owned()));
+        assert_eq!(mapping.columns().count(), 0);
+        assert!(mapping.has(Field::Id));
+    }
+
+    #[test]
+    fn columns_are_found_by_name_wherever_they_stand() {
+        let mapping = mapped(&[(Field::Id, "key"), (Field::Payload, "body")]);
+        let plan = resolve(&mapping, &[("body", 114), ("x", 23), ("key", 20)], &[]).unwrap();
+        let values = [
+            TupleValue::Text(b"{}"),
+            TupleValue::Null,
+            TupleValue::Text(b"7"),
+        ];
+        read(&plan, &values, |row| {
+            let row = row.unwrap();
+            let id = plan.value(&row, Field::Id).unwrap();
+            assert_eq!((id.text, id.type_oid), (&b"7"[..], 20));
+            let body = plan.value(&row, Field::Payload).unwrap();
+            assert_eq!((body.text, body.type_oid), (&b"{}"[..], 114));
+            assert_eq!(plan.value(&row, Field::Topic), None);
+        });
+    }
+
+    #[test]
+    fn missing_column_is_named_with_those_that_there_are() {
+        let mapping = mapped(&[(Field::Type, "event_type")]);
+        let error = resolve(&mapping, &[("id", 20), ("kind", 25)], &[]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "table app.outbox has no column \"event_type\", which is mapped to type; \
+             it has id, kind"
+        );
+    }
+
+    #[test]
+    fn constant_has_no_type_and_needs_no_column() {
+        let mut mapping = Mapping::new("app", "outbox");
+        mapping.set(Field::AggregateType, Origin::Constant("order".to_owned()));
+        let plan = resolve(&mapping, &[("id", 20)], &["aggregatetype"]).unwrap();
+        read(&plan, &[TupleValue::Null], |row| {
+            let row = row.unwrap();
+            let wanted = Some(Value {
+                text: b"order",
+                type_oid: 0,
+            });
+            assert_eq!(plan.value(&row, Field::AggregateType), wanted);
+            assert_eq!(plan.subject_value(&row, 0), wanted);
+        });
+    }
+
+    #[test]
+    fn template_takes_fields_then_columns_and_leaves_a_field_without_column_empty() {
+        let mapping = mapped(&[(Field::Type, "kind")]);
+        let columns = [("kind", 25), ("region", 25), ("tenant_id", 25)];
+        let template = ["type", "region", "tenant_id", "aggregatetype"];
+        let plan = resolve(&mapping, &columns, &template).unwrap();
+        let values = [b"paid", &b"eu"[..], b"acme"].map(TupleValue::Text);
+        read(&plan, &values, |row| {
+            let row = row.unwrap();
+            let texts = [0, 1, 2, 3, 4].map(|number| plan.subject_value(&row, number));
+            let texts = texts.map(|value| value.map(|value| value.text));
+            let wanted = [Some(&b"paid"[..]), Some(b"eu"), Some(b"acme"), None, None];
+            assert_eq!(texts, wanted);
+        });
+        let error = resolve(&mapping, &columns, &["country"]).unwrap_err();
+        assert_eq!(error.field, "the subject");
+        assert_eq!(error.column, "country");
+    }
+
+    #[test]
+    fn row_that_does_not_fit_its_description_is_not_read() {
+        let mapping = mapped(&[(Field::Id, "id")]);
+        let plan = resolve(&mapping, &[("id", 20), ("x", 25)], &[]).unwrap();
+        let text = TupleValue::Text(b"1");
+        let fits = |values: &[TupleValue<'_>], fits| {
+            read(&plan, values, |row| assert_eq!(row.is_some(), fits));
+        };
+        fits(&[text, text], true);
+        fits(&[text, TupleValue::Null], true);
+        fits(&[text], false);
+        fits(&[text, text, text], false);
+        fits(&[text, TupleValue::Unchanged], false);
+        fits(&[text, TupleValue::Binary(b"1")], false);
     }
 }

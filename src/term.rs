@@ -50,16 +50,33 @@ const HALT_POLL: Duration = Duration::from_secs(30);
 /// Most reports that wait for the relay, which takes all there are at each turn.
 const REPORTS_MAX: usize = 64;
 
-/// Leads or stands by until it is told to stop; `Err` only with `exit_on_halt`.
-pub async fn run(options: &Options, stop: &CancellationToken) -> Result<(), Failure> {
+/// Leads or stands by until it is told to stop; `Err` only with `exit_on_halt`. `before` must have
+/// worked once before the first term.
+pub async fn run(
+    options: &Options,
+    before: impl AsyncFn() -> Result<(), Failure>,
+    stop: &CancellationToken,
+) -> Result<(), Failure> {
     let mut term = Term {
         options,
         stop,
         backoff: Backoff::new(backoff::Options::default()),
     };
     let mut halted = None;
+    let mut prepared = false;
     while !stop.is_cancelled() {
-        let Err(failure) = Box::pin(term.lead()).await else {
+        let lead = async {
+            if !prepared {
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => return Ok(()),
+                    done = before() => done?,
+                }
+                prepared = true;
+            }
+            term.lead().await
+        };
+        let Err(failure) = Box::pin(lead).await else {
             return Ok(());
         };
         match failure.disposition {
@@ -110,7 +127,7 @@ impl Term<'_> {
     async fn lead(&mut self) -> Result<(), Failure> {
         let stop = self.stop;
         let leading = async {
-            let ready = self.get_ready().await?;
+            let ready = self.prepare().await?;
             self.take_slot(ready).await
         };
         let lead = tokio::select! {
@@ -125,7 +142,7 @@ impl Term<'_> {
     }
 
     /// Connects to everything and checks it; changes nothing but a missing stream.
-    async fn get_ready(&self) -> Result<Ready, Failure> {
+    async fn prepare(&self) -> Result<Ready, Failure> {
         let params = &self.options.params;
         let timeout = self.options.relay.takeover_after.as_millis().to_string();
         let startup = [("wal_sender_timeout", timeout)];
@@ -190,7 +207,8 @@ impl Term<'_> {
             let (returned, error) = match session.start(&wanted.slot, publications, true).await {
                 Ok(stream) => {
                     if stood_by {
-                        // Another leader has written since: look at the stream as it is now.
+                        // Things may have changed since, and another leader has written: look again.
+                        self.preflight(&control).await?;
                         sink = JetStream::open(self.options.sink.clone(), lineage.clone()).await?;
                     }
                     return Ok(Lead {
@@ -292,7 +310,7 @@ impl Term<'_> {
                 warn!(cause = failure.problem.cause, "the slot's position was not seen");
             },
             () = drain => {}
-            () = limit => warn!("the slot did not take the last position: some events are read again"),
+            () = limit => warn!("the slot did not take the last position: events are read again"),
         }
         stream.close().await;
         info!(

@@ -330,7 +330,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn confirmed_is_the_end_of_the_settled_prefix(steps in prop::collection::vec(step(), 1..200)) {
+        fn confirmed_is_the_end_of_the_settled_prefix(
+            steps in prop::collection::vec(step(), 1..200),
+        ) {
             let mut window = window();
             let mut model: Vec<(u64, usize)> = Vec::new();
             let mut now = 10;
@@ -359,7 +361,8 @@ mod tests {
                 }
                 let done = model.iter().take_while(|(_, events)| *events == 0).last();
                 prop_assert_eq!(window.confirmed().lsn(), lsn(done.map_or(10, |(end, _)| *end)));
-                prop_assert_eq!(window.events(), model.iter().map(|(_, events)| events).sum::<usize>());
+                let outstanding: usize = model.iter().map(|(_, events)| events).sum();
+                prop_assert_eq!(window.events(), outstanding);
             }
         }
     }

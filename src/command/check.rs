@@ -62,7 +62,13 @@ async fn nats(config: &Config, source: Option<Source>) -> Result<Vec<Check>, Fai
         verdict,
     };
     let sample = config.sample_subject()?;
-    Ok(match jetstream::inspect(&options, source.as_ref()).await {
+    let found = jetstream::inspect(&options).await.and_then(|found| {
+        source
+            .iter()
+            .try_for_each(|source| found.check_writer(source))
+            .map(|()| found)
+    });
+    Ok(match found {
         Ok(found) => {
             let mut checks = vec![
                 check("nats", "reachable", Verdict::Pass(options.nats.display())),

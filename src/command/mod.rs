@@ -51,7 +51,9 @@ fn connected(
     let config = config::load(&cli.global, environment)?;
     // One provider of cryptography for the process: the NATS client asks for it.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    // One thread: the tasks hand each other small things, and Postgres' walsender, which is
+    // single-threaded, too, costs more per event than all of them.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
     let runtime = runtime.map_err(|error| {

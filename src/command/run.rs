@@ -43,12 +43,11 @@ pub(super) async fn run(
     );
     let stop = CancellationToken::new();
     let setup_first = typed.setup;
-    let work = async {
-        if setup_first {
-            setup::setup_all(config, &options.params, false, &mut std::io::stderr()).await?;
-        }
-        term::run(&options, &stop).await
+    let before = async || match setup_first {
+        true => setup::setup_unattended(config, &options.params).await,
+        false => Ok(()),
     };
+    let work = term::run(&options, before, &stop);
     tokio::select! {
         end = work => end,
         () = signals.watch(&stop) => Ok(()),

@@ -8,11 +8,46 @@ use tokio_postgres::Client;
 use super::{Out, unwritten};
 use crate::config::Config;
 use crate::error::{Disposition, Exit, Failure, Problem};
+use crate::guard::Source;
 use crate::pg::catalog::{self, Error, Facts, Publication, TableName};
 use crate::pg::ddl;
 use crate::pg::params::Params;
 use crate::preflight::{self, Check, Options};
 use crate::sink::jetstream;
+
+/// Sets up Postgres, then the stream, without anybody watching: never makes a slot where the stream
+/// holds events of ours, because what was committed since the last one went is in no slot.
+pub async fn setup_unattended(config: &Config, params: &Params) -> Result<(), Failure> {
+    let control = super::connect(params).await?;
+    let wanted = config.preflight_options();
+    let facts = read(control.client(), &wanted).await?;
+    let mut options = config.sink_options();
+    options.stream.create = false;
+    let found = match jetstream::inspect(&options).await {
+        Ok(found) => found.writer,
+        Err(jetstream::Error::StreamMissing(_)) => None,
+        Err(error) => return Err(error.failure(&options)),
+    };
+    let system = facts.server.system_identifier;
+    let ours = Source {
+        system,
+        timeline: 0,
+        slot: wanted.slot.clone(),
+    };
+    if facts.slot.is_none() && found.is_some_and(|writer| writer.same_slot(&ours)) {
+        let (slot, stream) = (wanted.slot, options.stream.name);
+        return Err(Failure::halt(
+            Exit::Config,
+            Problem::new(
+                format!("slot {slot} is missing, but stream {stream} holds events from it"),
+                "what was committed since the slot went is in no slot",
+                "see which rows the stream lacks, then type `outjet setup`: \
+                 it makes a slot that starts now",
+            ),
+        ));
+    }
+    setup_all(config, params, false, &mut std::io::stderr()).await
+}
 
 /// Sets up Postgres, then the stream.
 pub async fn setup_all(
@@ -30,7 +65,7 @@ pub async fn setup_all(
         let json = serde_json::to_string_pretty(&stream).unwrap_or_default();
         return writeln!(out, "-- stream {name}, unless it exists\n{json}").map_err(unwritten);
     }
-    let found = jetstream::inspect(&options, None).await;
+    let found = jetstream::inspect(&options).await;
     let found = found.map_err(|error| error.failure(&options))?;
     let done = if found.created { "created" } else { "exists " };
     writeln!(out, "{done}  stream {name}").map_err(unwritten)

@@ -106,7 +106,7 @@ pub async fn status_all(
     let postgres = status(control.client(), &config.preflight_options()).await?;
     let mut options = config.sink_options();
     options.stream.create = false;
-    let (stream, problem) = match jetstream::inspect(&options, None).await {
+    let (stream, problem) = match jetstream::inspect(&options).await {
         Ok(found) => (Some(StreamStatus::new(found)), None),
         Err(error) => (None, Some(error.failure(&options).problem)),
     };

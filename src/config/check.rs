@@ -28,26 +28,22 @@ const IN_FLIGHT: RangeInclusive<u32> = 1..=16_384;
 const IN_FLIGHT_BYTES: RangeInclusive<Bytes> = Bytes(64 << 10)..=Bytes(1 << 30);
 /// nats-server's `StreamMaxReplicas`.
 const REPLICAS: RangeInclusive<u32> = 1..=5;
-/// The prefix of outjet's own messages (`replay`); never an application's.
-const OWN_PREFIX: &str = "outjet";
 
 /// Checks the whole.
 pub(super) fn config(raw: Raw, source: Option<&Source>) -> Result<Config, Failure> {
     let check = Check { raw: &raw, source };
     let (postgres, nats, stream) = (check.postgres()?, check.nats()?, check.stream()?);
-    let (tables, message_prefixes) = (check.tables()?, check.message_prefixes()?);
-    let (publish, log) = (check.publish()?, check.log()?);
-    if tables.is_empty() && message_prefixes.is_empty() {
+    let (tables, publish, log) = (check.tables()?, check.publish()?, check.log()?);
+    if tables.is_empty() {
         return Err(config_failure(
             "there is nothing to publish",
-            "tables and messages.prefixes are both empty",
+            "tables is empty",
             "name the outbox table in tables, or leave tables out: then it is outbox.events",
         ));
     }
     Ok(Config {
         postgres,
         tables,
-        message_prefixes,
         nats,
         stream,
         publish,
@@ -105,20 +101,6 @@ impl Check<'_> {
             }
         };
         Ok(read!(self.tables).and(twice)?.required().0)
-    }
-
-    fn message_prefixes(&self) -> Result<Vec<String>, Failure> {
-        let test = |Texts(prefixes): &Texts| {
-            let refusal = |what| Err(Refusal::new(what, "write another prefix, such as outbox"));
-            if prefixes.iter().any(|prefix| prefix == OWN_PREFIX) {
-                return refusal("holds `outjet`, the prefix of outjet's own messages");
-            }
-            match prefixes.iter().any(String::is_empty) {
-                true => refusal("holds an empty prefix"),
-                false => Ok(()),
-            }
-        };
-        Ok(read!(self.messages.prefixes).and(test)?.required().0)
     }
 
     fn nats(&self) -> Result<Nats, Failure> {

@@ -147,7 +147,6 @@ fn example(key: &str) -> &'static str {
     match key {
         "tables" => "[{name: outbox.events}]",
         "publish.routes" => "[{match: order.>, to: events.order.{1}}]",
-        "messages.prefixes" => "[outbox]",
         _ => "[events.>]",
     }
 }

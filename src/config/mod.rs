@@ -59,8 +59,6 @@ pub struct Config {
     pub postgres: Postgres,
     /// The outbox tables, each once.
     pub tables: Vec<Table>,
-    /// Prefixes of the logical messages that are events.
-    pub message_prefixes: Vec<String>,
     /// The NATS server.
     pub nats: Nats,
     /// The JetStream stream.

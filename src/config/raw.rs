@@ -209,8 +209,6 @@ section! {
         postgres: Postgres,
         /// The outbox tables.
         tables: Leaf<Tables>,
-        /// Events without a table.
-        messages: Messages,
         /// The NATS server.
         nats: Nats,
         /// The JetStream stream.
@@ -245,14 +243,6 @@ section! {
         takeover_after: Leaf<Duration>,
         /// How long connecting to one host may take; goes before what the URL says.
         connect_timeout: Leaf<Duration>,
-    }
-}
-
-section! {
-    /// `messages`.
-    Messages {
-        /// Prefixes of the logical messages that are events (outbox.emit_wal).
-        prefixes: Leaf<Texts>,
     }
 }
 
@@ -323,7 +313,7 @@ section! {
         duplicate_window: Leaf<Duration>,
         /// Age at which the server drops a message; 0s: never.
         max_age: Leaf<Duration>,
-        /// Size at which the server drops the oldest messages; 0B: never.
+        /// Size at which the stream is full: further events wait in Postgres; 0B: without limit.
         max_bytes: Leaf<Bytes>,
     }
 }

@@ -488,9 +488,7 @@ choice! {
 choice! {
     /// What becomes of the stream at start-up.
     Manage {
-        /// Nothing is looked at beyond what appending needs.
-        None = "none",
-        /// It must exist and be as configured.
+        /// It must exist.
         Check = "check",
         /// It is made if it is missing, then checked.
         Create = "create",

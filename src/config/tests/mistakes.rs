@@ -212,10 +212,10 @@ tables: the list names a.b twice
 #[test]
 fn a_source_of_nothing_is_refused() {
     refused(
-        "tables: []\nmessages: {prefixes: []}\n",
+        "tables: []\n",
         "
 there is nothing to publish
-  cause: tables and messages.prefixes are both empty
+  cause: tables is empty
   fix:   name the outbox table in tables, or leave tables out: then it is outbox.events",
     );
 }

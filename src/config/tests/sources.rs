@@ -15,7 +15,6 @@ fn without_any_source_every_key_has_the_default_of_the_documentation() {
     assert_eq!(config.tables.len(), 1);
     assert_eq!(config.tables[0].name.to_string(), "outbox.events");
     assert_eq!(config.tables[0].preset, Preset::Native);
-    assert_eq!(config.message_prefixes, ["outbox"]);
     assert_eq!(
         config.nats.servers().collect::<Vec<_>>(),
         ["nats://127.0.0.1:4222"]

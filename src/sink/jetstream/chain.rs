@@ -336,7 +336,8 @@ mod tests {
                         model[at].0 = 's';
                     }
                     (Step::Ack(pick), _) => {
-                        let flying: Vec<_> = (0..model.len()).filter(|at| model[*at].0 == 'f').collect();
+                        let all = 0..model.len();
+                        let flying: Vec<_> = all.filter(|at| model[*at].0 == 'f').collect();
                         if !flying.is_empty() {
                             let at = *pick.get(&flying);
                             chain.acknowledge(at as u64, model[at].1).unwrap();
@@ -353,7 +354,8 @@ mod tests {
                 let left = chain.take_settled();
                 settled += left.stored + left.known;
                 prop_assert_eq!(settled, model.iter().take_while(|slot| slot.0 == 's').count());
-                prop_assert_eq!(chain.in_flight(), model.iter().filter(|slot| slot.0 == 'f').count());
+                let flying = model.iter().filter(|slot| slot.0 == 'f').count();
+                prop_assert_eq!(chain.in_flight(), flying);
             }
         }
     }

@@ -72,6 +72,8 @@ pub struct Inspection {
     pub created: bool,
     /// What is worth knowing.
     pub warnings: Vec<&'static str>,
+    /// Whose event the newest of ours is, if one was found near the end.
+    pub writer: Option<Source>,
 }
 
 impl Inspection {
@@ -79,34 +81,36 @@ impl Inspection {
     pub fn summary(&self) -> String {
         format!("{}, {} messages", self.name, self.messages)
     }
+
+    /// Refuses a stream that another slot or another cluster writes.
+    pub fn check_writer(&self, ours: &Source) -> Result<(), Error> {
+        check_writer(&self.name, self.writer.as_ref(), ours)
+    }
 }
 
-/// Looks at the stream, or creates it if `options` say so; `source` is who would write into it.
-pub async fn inspect(options: &Options, source: Option<&Source>) -> Result<Inspection, Error> {
+/// Looks at the stream, or creates it if `options` say so.
+pub async fn inspect(options: &Options) -> Result<Inspection, Error> {
     let connection = Connection::open(options).await?;
-    let info = &connection.info;
+    let found = &connection.info;
     let bounds = Bounds {
-        first: info.state.first_sequence,
-        last: info.state.last_sequence,
+        first: found.state.first_sequence,
+        last: found.state.last_sequence,
     };
-    if let Some(source) = source {
-        check_source(&connection, bounds, source).await?;
-    }
     Ok(Inspection {
-        name: info.config.name.clone(),
-        subjects: info.config.subjects.clone(),
-        messages: info.state.messages,
-        last_sequence: info.state.last_sequence,
+        name: found.config.name.clone(),
+        subjects: found.config.subjects.clone(),
+        messages: found.state.messages,
+        last_sequence: found.state.last_sequence,
         created: connection.created,
-        warnings: client::warnings(&info.config),
+        warnings: client::warnings(&found.config),
+        writer: tail::newest_source(&connection.stream, bounds).await?,
     })
 }
 
-/// Refuses a stream that another slot or another cluster writes.
-async fn check_source(connection: &Connection, bounds: Bounds, ours: &Source) -> Result<(), Error> {
-    match tail::newest_source(&connection.stream, bounds).await? {
+fn check_writer(name: &str, writer: Option<&Source>, ours: &Source) -> Result<(), Error> {
+    match writer {
         Some(found) if !found.same_slot(ours) => Err(Error::OtherSource {
-            name: connection.info.config.name.clone(),
+            name: name.to_owned(),
             found: found.to_string(),
             ours: ours.to_string(),
         }),
@@ -215,7 +219,9 @@ impl JetStream {
         };
         let tail = match self.anchor {
             None => {
-                check_source(&connection, bounds, self.lineage.source()).await?;
+                let writer = tail::newest_source(&connection.stream, bounds).await?;
+                let name = &self.options.stream.name;
+                check_writer(name, writer.as_ref(), self.lineage.source())?;
                 Search::Pending(bounds)
             }
             Some(_) if created != self.created => {
@@ -258,6 +264,10 @@ impl JetStream {
         down: &mut bool,
     ) -> Result<bool, Error> {
         loop {
+            // Replies come before new events in `select`; under load there is always one.
+            while let Ok(batch) = events.try_recv() {
+                self.take_events(batch);
+            }
             let pumped = self.pump().await;
             // Also if this was the end: what is stored is to be confirmed.
             let settled = self.chain.take_settled();
@@ -269,10 +279,14 @@ impl JetStream {
             pumped?;
             match self.select(events).await? {
                 Action::Closed => return Ok(true),
-                Action::Events(batch) => batch.into_iter().for_each(|event| self.chain.push(event)),
+                Action::Events(batch) => self.take_events(batch),
                 Action::Reply(message) => self.take_replies(message)?,
             }
         }
+    }
+
+    fn take_events(&mut self, batch: Vec<Event>) {
+        batch.into_iter().for_each(|event| self.chain.push(event));
     }
 
     /// Chooses what to do next. Cancel-safe: every branch is a receive on a channel or a timer.
@@ -504,7 +518,8 @@ fn headers(event: &Event, source: &str, anonymous: bool) -> HeaderMap {
         // row's headers would be our bug.
         let value: HeaderValue = value.parse().expect("a checked header value");
         match name {
-            HeaderName::Known(name) => headers.append(NatsHeaderName::from_static(name), value),
+            // Ours appear once; asking whether they do would cost a hash each.
+            HeaderName::Known(name) => headers.insert(NatsHeaderName::from_static(name), value),
             HeaderName::Custom(name) => headers.append(name.as_ref(), value),
         }
     }
