@@ -54,9 +54,9 @@ fn release() -> PathBuf {
     let messages = messages
         .lines()
         .filter_map(|line| serde_json::from_str(line).ok());
-    let executables = messages
+    let mut executables = messages
         .filter_map(|message: serde_json::Value| message["executable"].as_str().map(PathBuf::from));
-    executables.last().expect("the executable's path")
+    executables.next_back().expect("the executable's path")
 }
 
 /// Publishes what was committed, and looks at time, memory, and the stream.
