@@ -87,6 +87,8 @@ pub struct Relay {
     heard_at: Instant,
     down: Option<(Instant, Failure)>,
     stop_at: Option<Instant>,
+    /// How many events a stop still takes so that the open transaction can be confirmed.
+    last_events: usize,
     /// What cannot be read on; what was read before it is stored first.
     unreadable: Option<Error>,
     passed: Passed,
@@ -106,7 +108,8 @@ impl Relay {
     /// whoever waits, seldom enough to cost nothing.
     const STATUS_PAUSE: Duration = Duration::from_millis(20);
 
-    /// Most events in one hand-over: larger ones only delay the first event of them.
+    /// Most events in one hand-over: larger ones only delay the first event of them. A stop reads
+    /// no more than this, either: an end within a transaction means that it is read again.
     const BATCH_MAX: usize = 256;
 
     /// For a stream that was just started at `start`, the slot's confirmed position.
@@ -133,6 +136,7 @@ impl Relay {
             heard_at: now,
             down: None,
             stop_at: None,
+            last_events: Self::BATCH_MAX,
             unreadable: None,
             passed: Passed::default(),
         }
@@ -227,7 +231,7 @@ impl Relay {
     fn take_frames(&mut self, first: Frame) -> Result<(), Error> {
         self.heard_at = Instant::now();
         self.take_frame(first)?;
-        while self.window.has_room() && self.batch.len() < Self::BATCH_MAX {
+        while self.reading() && self.batch.len() < Self::BATCH_MAX {
             match self.stream.next_buffered() {
                 Some(frame) => self.take_frame(frame.map_err(Error::Postgres)?)?,
                 None => break,
@@ -244,6 +248,7 @@ impl Relay {
                     Step::Begin => self.window.begin(),
                     Step::Event(event) => {
                         self.window.hand_over(event.size());
+                        self.last_events -= usize::from(self.stop_at.is_some());
                         self.batch.push(event);
                     }
                     Step::Rejected(rejection) => return Err(Error::Rejected(rejection)),
@@ -326,13 +331,21 @@ impl Relay {
     }
 
     fn reading(&self) -> bool {
-        self.window.has_room() && self.stop_at.is_none() && self.unreadable.is_none()
+        let wanted = self.stop_at.is_none() || self.finishing();
+        wanted && self.unreadable.is_none() && self.window.has_room()
+    }
+
+    /// Whether a stop waits for the end of the open transaction.
+    fn finishing(&self) -> bool {
+        self.window.in_transaction() && self.last_events > 0
     }
 
     fn drained(&self) -> bool {
-        let ending = self.stop_at.is_some() || self.unreadable.is_some();
-        let late = self.stop_at.is_some_and(|at| Instant::now() >= at);
-        ending && (self.window.events() == 0 || late)
+        if self.stop_at.is_some_and(|at| Instant::now() >= at) {
+            return true;
+        }
+        let stopped = self.stop_at.is_some() && !self.finishing();
+        (stopped || self.unreadable.is_some()) && self.window.events() == 0
     }
 
     /// Says once of each kind that something is passed over.

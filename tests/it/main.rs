@@ -3,6 +3,7 @@
 mod auth_tls;
 mod delivery;
 mod harness;
+mod million;
 mod replication;
 mod restart;
 mod setup;
