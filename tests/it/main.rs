@@ -3,6 +3,7 @@
 mod auth_tls;
 mod delivery;
 mod harness;
+mod problems;
 mod replication;
 mod restart;
 mod setup;
