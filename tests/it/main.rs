@@ -4,6 +4,7 @@ mod auth_tls;
 mod delivery;
 mod harness;
 mod million;
+mod problems;
 mod replication;
 mod restart;
 mod setup;
