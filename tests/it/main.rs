@@ -2,6 +2,7 @@
 
 mod auth_tls;
 mod delivery;
+mod docs;
 mod harness;
 mod million;
 mod problems;
