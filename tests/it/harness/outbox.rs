@@ -6,6 +6,7 @@
 use futures_util::SinkExt;
 use std::time::Duration;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use super::postgres::{Postgres, Session};
 
@@ -81,6 +82,7 @@ pub(crate) struct Written {
 /// Writers at work.
 pub(crate) struct Writers {
     tasks: JoinSet<Written>,
+    stop: CancellationToken,
 }
 
 impl Load {
@@ -96,15 +98,18 @@ impl Load {
 
     /// Starts the writers, and lets the test go on.
     pub(crate) async fn start(&self, url: &str) -> Writers {
-        eprintln!("{self:?}");
+        if cfg!(test) {
+            eprintln!("{self:?}");
+        }
         Session::connect(url).await.run(BUSINESS).await;
         let mut tasks = JoinSet::new();
+        let stop = CancellationToken::new();
         for number in 0..self.writers {
             let session = Session::connect(url).await;
             let writer = Writer::new(self, number, session);
-            tasks.spawn(writer.run(self.transactions, self.pause));
+            tasks.spawn(writer.run(self.transactions, self.pause, stop.clone()));
         }
-        Writers { tasks }
+        Writers { tasks, stop }
     }
 
     /// Writes it all.
@@ -114,6 +119,12 @@ impl Load {
 }
 
 impl Writers {
+    /// Lets each end the transaction that it is in, and no more.
+    pub(crate) async fn stop(self) -> Written {
+        self.stop.cancel();
+        self.finish().await
+    }
+
     /// Waits until all have written what they were to write.
     pub(crate) async fn finish(mut self) -> Written {
         let mut sum = Written::default();
@@ -179,8 +190,11 @@ impl Writer {
         }
     }
 
-    async fn run(mut self, transactions: u64, pause: Duration) -> Written {
+    async fn run(mut self, transactions: u64, pause: Duration, stop: CancellationToken) -> Written {
         for _ in 0..transactions {
+            if stop.is_cancelled() {
+                break;
+            }
             let kind = KINDS[self.random.below(KINDS.len() as u64) as usize];
             self.transaction(kind).await;
             if !pause.is_zero() {
