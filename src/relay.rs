@@ -94,6 +94,16 @@ pub struct Relay {
     passed: Passed,
 }
 
+/// An orderly end, but for the last status update, which is queued.
+pub struct End {
+    /// To be flushed and closed.
+    pub stream: Stream,
+    /// What was confirmed last, if anything was.
+    pub confirmed: Option<Confirmed>,
+    /// The row that cannot be read, unless it was told to stop.
+    pub unreadable: Option<Error>,
+}
+
 /// What to do next.
 enum Action {
     Stop,
@@ -142,24 +152,22 @@ impl Relay {
         }
     }
 
-    /// Runs until told to stop and everything handed over is stored, or `drain_timeout` is over.
-    /// Returns the stream for its orderly end, and what was confirmed last if anything was. A row
-    /// that ends the stint does so when everything before it is stored.
-    pub async fn run(
-        mut self,
-        stop: &CancellationToken,
-    ) -> Result<(Stream, Option<Confirmed>), Error> {
+    /// Runs until told to stop and everything handed over is stored, or `drain_timeout` is over. A
+    /// row that ends the stint does so when everything before it is stored, and is an orderly end,
+    /// too: whatever is configured to get past it need not suit the rows before it once more.
+    pub async fn run(mut self, stop: &CancellationToken) -> Result<End, Error> {
         while !self.drained() {
             let action = self.select(stop).await?;
             self.apply(action)?;
             self.maintain()?;
         }
-        if let Some(error) = self.unreadable.take().filter(|_| self.stop_at.is_none()) {
-            return Err(error);
-        }
         let confirmed = self.window.confirmed();
         self.queue_status(true);
-        Ok((self.stream, (confirmed > self.start).then_some(confirmed)))
+        Ok(End {
+            stream: self.stream,
+            confirmed: (confirmed > self.start).then_some(confirmed),
+            unreadable: self.unreadable.filter(|_| self.stop_at.is_none()),
+        })
     }
 
     /// Chooses the next action. Cancel-safe: all of these are.
@@ -407,7 +415,8 @@ impl Error {
                 Problem::new(
                     "the publication does not exist for what is read now",
                     message,
-                    "type `outjet check`; rows written without a publication are not in the stream",
+                    "`outjet check` shows what is missing; what was written without a publication \
+                     is not published",
                 ),
             ),
             Self::SinkEnded => Failure::retry(Problem::new(
@@ -431,12 +440,16 @@ impl Error {
 fn assemble_problem(error: &AssembleError) -> Problem {
     match error {
         AssembleError::Mapping(missing) => Problem::new(
-            format!("table {} has no column {:?}", missing.table, missing.column),
+            format!("table {} has no column {}", missing.table, missing.column),
             format!(
-                "it is mapped to {}; the table has {}",
+                "{} comes from it, and the next row was written when the columns were {}",
                 missing.field, missing.found
             ),
-            "map the field to a column that exists (tables[].columns), or rename the column back",
+            format!(
+                "name the column of that time in `columns` of this table, {{{}: …}}: rows keep \
+                 the names that they were written with, whatever is renamed later",
+                missing.field
+            ),
         ),
         AssembleError::Unmapped(table) => Problem::new(
             format!("rows of {table} arrive, which is not configured"),

@@ -14,7 +14,7 @@ use async_nats::{Client, ConnectOptions, Event, Subscriber};
 use tokio::sync::watch;
 
 use super::error::Error;
-use super::options::{NatsOptions, Options, Storage, StreamOptions, UserInfo};
+use super::options::{NatsOptions, Options, SignIn, Storage, StreamOptions};
 
 /// How often an idle connection is tried: a dead one is noticed after about two of these.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
@@ -124,10 +124,10 @@ fn connect_options(nats: &NatsOptions) -> Result<ConnectOptions, Error> {
         }
         // The client reads no user information from URLs. What is configured on its own goes first.
         (None, None) => match nats.of_url() {
-            Some(UserInfo::User { user, password }) => {
+            Some(SignIn::User { user, password }) => {
                 connect = connect.user_and_password(user, password);
             }
-            Some(UserInfo::Token(token)) => connect = connect.token(token),
+            Some(SignIn::Token(token)) => connect = connect.token(token),
             None => {}
         },
     }

@@ -111,8 +111,8 @@ fn check_writer(name: &str, writer: Option<&Source>, ours: &Source) -> Result<()
     match writer {
         Some(found) if !found.same_slot(ours) => Err(Error::OtherSource {
             name: name.to_owned(),
-            found: found.to_string(),
-            ours: ours.to_string(),
+            found: Box::new(found.clone()),
+            ours: Box::new(ours.clone()),
         }),
         _ => Ok(()),
     }

@@ -76,18 +76,18 @@ impl NatsOptions {
     }
 
     /// How to sign in, of the first URL that says it.
-    pub(super) fn of_url(&self) -> Option<UserInfo> {
+    pub(super) fn of_url(&self) -> Option<SignIn> {
         let mut authorities = self.servers.iter().map(|server| {
             let (_, rest) = server.split_once("://").unwrap_or(("", server));
             rest.split('/').next().unwrap_or_default()
         });
-        let (user_info, _) = authorities.find_map(|authority| authority.rsplit_once('@'))?;
-        Some(match user_info.split_once(':') {
-            Some((user, password)) => UserInfo::User {
+        let (before_at, _) = authorities.find_map(|authority| authority.rsplit_once('@'))?;
+        Some(match before_at.split_once(':') {
+            Some((user, password)) => SignIn::User {
                 user: percent_decode(user),
                 password: percent_decode(password),
             },
-            None => UserInfo::Token(percent_decode(user_info)),
+            None => SignIn::Token(percent_decode(before_at)),
         })
     }
 }
@@ -95,7 +95,7 @@ impl NatsOptions {
 /// What stands before the `@` of a URL.
 #[derive(PartialEq, Eq)]
 #[cfg_attr(test, derive(Debug))]
-pub(super) enum UserInfo {
+pub(super) enum SignIn {
     /// `user:password@`
     User { user: String, password: String },
     /// `token@`
@@ -153,7 +153,7 @@ pub enum Storage {
 mod tests {
     use super::*;
 
-    fn of_url(servers: &[&str]) -> Option<UserInfo> {
+    fn of_url(servers: &[&str]) -> Option<SignIn> {
         let servers = servers.iter().map(|server| (*server).to_owned());
         let options = NatsOptions {
             servers: servers.collect(),
@@ -173,9 +173,9 @@ mod tests {
         options.of_url()
     }
 
-    fn user(user: &str, password: &str) -> Option<UserInfo> {
+    fn user(user: &str, password: &str) -> Option<SignIn> {
         let (user, password) = (user.to_owned(), password.to_owned());
-        Some(UserInfo::User { user, password })
+        Some(SignIn::User { user, password })
     }
 
     #[test]
@@ -186,7 +186,7 @@ mod tests {
         );
         assert_eq!(of_url(&["me:secret@a:1"]), user("me", "secret"));
         assert_eq!(of_url(&["tls://me:@a"]), user("me", ""));
-        let token = UserInfo::Token("s3cret".to_owned());
+        let token = SignIn::Token("s3cret".to_owned());
         assert_eq!(of_url(&["nats://s3cret@a"]), Some(token));
         assert_eq!(of_url(&["nats://a:4222", "b"]), None);
         assert_eq!(of_url(&["ws://a/path@x"]), None);
