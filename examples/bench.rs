@@ -152,7 +152,8 @@ impl<'a> Bench<'a> {
     async fn introduce(&self) {
         let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
         println!(
-            "{} {}, {} cores, load {}\nPostgres {}, fsync {}, unix socket\n{}\n{}, {:?}, file storage",
+            "{} {}, {} cores, load {}\nPostgres {}, fsync {}, unix socket\n{}\n\
+             {}, {:?}, file storage",
             std::env::consts::OS,
             std::env::consts::ARCH,
             std::thread::available_parallelism().map_or(0, usize::from),
@@ -174,11 +175,11 @@ impl<'a> Bench<'a> {
         } = self.asked;
         // {"i": 1, "words": "…"}: 20 characters besides the number and the words.
         let sql = format!(
-            "DO $$ BEGIN FOR first IN 1..{events} BY {transaction} LOOP
+            "DO $$ BEGIN FOR n IN 1..{events} BY {transaction} LOOP
                INSERT INTO outbox.events (aggregatetype, aggregateid, type, payload)
                SELECT 'order', (i % 1000)::text, 'created', jsonb_build_object('i', i, 'words',
                  left(repeat('some words ', {payload}), {payload} - 20 - length(i::text)))
-               FROM generate_series(first, least(first + {transaction} - 1, {events})) AS i;
+               FROM generate_series(n, least(n + {transaction} - 1, {events})) AS i;
                COMMIT;
              END LOOP; END $$"
         );
@@ -194,8 +195,8 @@ impl<'a> Bench<'a> {
             .await;
         let size = format!("SELECT pg_size_pretty('{}'::pg_lsn - '{begun}')", self.end);
         println!(
-            "backlog of {events} events, {payload} bytes of jsonb each, {transaction} a transaction: \
-             {} of WAL, written in {:.1} s",
+            "backlog of {events} events, {payload} bytes of jsonb each, {transaction} a \
+             transaction: {} of WAL, written in {:.1} s",
             self.session.text(&size).await,
             started.elapsed().as_secs_f64(),
         );
