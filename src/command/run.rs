@@ -13,8 +13,8 @@ use crate::log;
 use crate::shutdown::Signals;
 use crate::term;
 
-/// Runs until a signal, or until it halts if `--exit-on-halt` is given. `false`: a second signal left
-/// work undone.
+/// Runs until a signal, or until it halts if `--exit-on-halt` is given. `false`: a second signal
+/// left work undone.
 pub(super) async fn run(
     typed: &cli::Run,
     config: &Config,
