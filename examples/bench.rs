@@ -161,7 +161,8 @@ impl<'a> Bench<'a> {
     async fn introduce(&self) {
         let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
         println!(
-            "{} {}, {} cores, load {}\nPostgres {}, fsync {}, unix socket\n{}\n{}\n{}, {}, file storage",
+            "{} {}, {} cores, load {}\nPostgres {}, fsync {}, unix socket\n{}\n{}\n\
+             {}, {}, file storage",
             std::env::consts::OS,
             std::env::consts::ARCH,
             std::thread::available_parallelism().map_or(0, usize::from),
@@ -204,8 +205,8 @@ impl<'a> Bench<'a> {
             .await;
         let size = format!("SELECT pg_size_pretty('{}'::pg_lsn - '{begun}')", self.end);
         println!(
-            "backlog of {events} events, {payload} bytes of jsonb each, {transaction} a transaction: \
-             {} of WAL, written in {:.1} s",
+            "backlog of {events} events, {payload} bytes of jsonb each, {transaction} a \
+             transaction: {} of WAL, written in {:.1} s",
             self.session.text(&size).await,
             started.elapsed().as_secs_f64(),
         );
