@@ -6,5 +6,6 @@ mod harness;
 mod replication;
 mod restart;
 mod setup;
+mod sink;
 mod sql;
 mod tidy;

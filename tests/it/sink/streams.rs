@@ -1,0 +1,1 @@
+//! Streams that are full, deleted, changed, or not what the events need.
