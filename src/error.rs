@@ -112,8 +112,12 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     let mut line = error.to_string();
     let mut source = error.source();
     while let Some(inner) = source {
-        line.push_str(": ");
-        line.push_str(&inner.to_string());
+        let text = inner.to_string();
+        // Some libraries' errors print their source themselves.
+        if !line.ends_with(&text) {
+            line.push_str(": ");
+            line.push_str(&text);
+        }
         source = inner.source();
     }
     line

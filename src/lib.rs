@@ -1,4 +1,80 @@
-//! Streams a Postgres outbox to NATS JetStream from the write-ahead log.
+//! Streams a Postgres outbox to NATS JetStream from the write-ahead log, in commit order, each
+//! event once.
+//!
+//! The README says what it does and how it is operated. Here stands how it is built, and why
+//! nothing is lost: read this, then [`relay`], [`window`], [`sink`] and [`guard`].
+//!
+//! # The life of an event
+//!
+//! ```text
+//! main → cli → command/run → term → relay
+//!
+//!      ┌→ pg/replication → pg/pgoutput → assemble → route → sink/jetstream ─┐
+//! relay┤                                                                    │
+//!      └←────────────── window (tickets → acks → Confirmed) ←───────────────┘
+//! ```
+//!
+//! An application inserts a row into the outbox and commits. Postgres's walsender decodes the
+//! transaction after its commit and sends it as pgoutput messages. [`pg::replication`] cuts the
+//! bytes into frames, [`pg::pgoutput`] reads a frame without copying, and [`assemble`] makes an
+//! [`event::Event`] of an inserted row: [`mapping`] says which column means what, [`route`] makes
+//! the subject, [`format`](mod@format) the headers; the body stays a slice of the frame.
+//!
+//! The event enters the [`window`], goes through a bounded channel to the [`sink`], and out to
+//! JetStream. When its acknowledgement has come, the sink reports it as settled; the window then
+//! knows up to where everything is stored, and the next status update tells Postgres.
+//!
+//! # Why nothing is lost
+//!
+//! Postgres keeps the WAL from the slot's `confirmed_flush_lsn` on, and sends again what lies
+//! behind it. So an event can be lost only by confirming an LSN too early. Five rules keep that
+//! from happening; each is held in one place.
+//!
+//! 1. Only [`window::Window`] makes a [`window::Confirmed`], and a status update takes nothing
+//!    else: acknowledging what is not stored does not compile.
+//! 2. An event enters the window before it is handed to the sink, and leaves it only when the sink
+//!    says that it is stored. The window is one queue: what confirms an LSN is that everything
+//!    before it has left.
+//! 3. What is confirmed for a transaction is the end of its commit record (`Commit.end_lsn`), once
+//!    all its events have left. A keepalive confirms what it says only behind everything that was
+//!    sent before it; an idle outbox on a busy server needs no more to let WAL go.
+//! 4. The sink settles an event on its own acknowledgement alone, with the stream sequence that was
+//!    predicted for it. Every other answer, or none, means that the outcome is unknown: the
+//!    connection is given up, and the next one asks the stream.
+//! 5. What is not understood ends the term. Nothing is passed over for want of understanding:
+//!    no unknown tag, no missing column, no subject that the stream does not cover.
+//!
+//! # Why nothing is there twice, or out of order
+//!
+//! Postgres does send again what was stored: whatever was in flight when outjet or Postgres went
+//! down. And a connection to NATS that broke may still deliver what was sent on it.
+//!
+//! - Every message expects the stream sequence that its predecessor made
+//!   (`Nats-Expected-Last-Sequence`). What comes late or out of turn is refused by the server, with
+//!   everything behind it. A header of a row that could hide this one is a reason for a rejection
+//!   ([`event::header_is_sound`]).
+//! - Before anything is sent on a new connection, [`guard`] compares what is to be sent with the
+//!   end of the stream, by position and id: the position is the LSN of the commit record and the
+//!   number of the row or message in its transaction, counting all that the slot sends.
+//! - The slot is the lock. Two processes cannot stream it at the same time, and one that lost it
+//!   without noticing meets the chain.
+//!
+//! # Where trouble ends
+//!
+//! Trouble with NATS ends an *epoch*: one connection with its chain. Trouble with Postgres, or one
+//! that a person must mend, ends the *term*: one stint of leading ([`term`]). Both begin again
+//! through the same guard; there is no third way to recover. A term that ended is tried again, or
+//! stood by, or halted, as its [`error::Failure`] says.
+//!
+//! # Who may know what
+//!
+//! Held by a test (`tests/it/tidy.rs`):
+//!
+//! - Pure, without async, clock or socket: [`lsn`], [`event`], [`route`], [`format`](mod@format),
+//!   [`mapping`], [`assemble`], [`guard`], [`window`], [`pg::pgoutput`].
+//! - [`assemble`] alone knows both pgoutput and events. A [`sink`] knows no LSN, [`pg`] no event.
+//! - [`config`] knows every subsystem's options and builds them; none of them imports it.
+//! - [`preflight`] judges facts that [`pg::catalog`] has read; [`command`] prints, [`term`] acts.
 
 pub mod assemble;
 pub mod backoff;

@@ -87,9 +87,21 @@ pub struct Relay {
     heard_at: Instant,
     down: Option<(Instant, Failure)>,
     stop_at: Option<Instant>,
+    /// How many events a stop still takes so that the open transaction can be confirmed.
+    last_events: usize,
     /// What cannot be read on; what was read before it is stored first.
     unreadable: Option<Error>,
     passed: Passed,
+}
+
+/// An orderly end, but for the last status update, which is queued.
+pub struct End {
+    /// To be flushed and closed.
+    pub stream: Stream,
+    /// What was confirmed last, if anything was.
+    pub confirmed: Option<Confirmed>,
+    /// The row that cannot be read, unless it was told to stop.
+    pub unreadable: Option<Error>,
 }
 
 /// What to do next.
@@ -106,7 +118,8 @@ impl Relay {
     /// whoever waits, seldom enough to cost nothing.
     const STATUS_PAUSE: Duration = Duration::from_millis(20);
 
-    /// Most events in one hand-over: larger ones only delay the first event of them.
+    /// Most events in one hand-over: larger ones only delay the first event of them. A stop reads
+    /// no more than this, either: an end within a transaction means that it is read again.
     const BATCH_MAX: usize = 256;
 
     /// For a stream that was just started at `start`, the slot's confirmed position.
@@ -133,29 +146,28 @@ impl Relay {
             heard_at: now,
             down: None,
             stop_at: None,
+            last_events: Self::BATCH_MAX,
             unreadable: None,
             passed: Passed::default(),
         }
     }
 
-    /// Runs until told to stop and everything handed over is stored, or `drain_timeout` is over.
-    /// Returns the stream for its orderly end, and what was confirmed last if anything was. A row
-    /// that ends the stint does so when everything before it is stored.
-    pub async fn run(
-        mut self,
-        stop: &CancellationToken,
-    ) -> Result<(Stream, Option<Confirmed>), Error> {
+    /// Runs until told to stop and everything handed over is stored, or `drain_timeout` is over. A
+    /// row that ends the stint does so when everything before it is stored, and is an orderly end,
+    /// too: whatever is configured to get past it need not suit the rows before it once more.
+    pub async fn run(mut self, stop: &CancellationToken) -> Result<End, Error> {
         while !self.drained() {
             let action = self.select(stop).await?;
             self.apply(action)?;
             self.maintain()?;
         }
-        if let Some(error) = self.unreadable.take().filter(|_| self.stop_at.is_none()) {
-            return Err(error);
-        }
         let confirmed = self.window.confirmed();
         self.queue_status(true);
-        Ok((self.stream, (confirmed > self.start).then_some(confirmed)))
+        Ok(End {
+            stream: self.stream,
+            confirmed: (confirmed > self.start).then_some(confirmed),
+            unreadable: self.unreadable.filter(|_| self.stop_at.is_none()),
+        })
     }
 
     /// Chooses the next action. Cancel-safe: all of these are.
@@ -227,7 +239,7 @@ impl Relay {
     fn take_frames(&mut self, first: Frame) -> Result<(), Error> {
         self.heard_at = Instant::now();
         self.take_frame(first)?;
-        while self.window.has_room() && self.batch.len() < Self::BATCH_MAX {
+        while self.reading() && self.batch.len() < Self::BATCH_MAX {
             match self.stream.next_buffered() {
                 Some(frame) => self.take_frame(frame.map_err(Error::Postgres)?)?,
                 None => break,
@@ -244,6 +256,7 @@ impl Relay {
                     Step::Begin => self.window.begin(),
                     Step::Event(event) => {
                         self.window.hand_over(event.size());
+                        self.last_events -= usize::from(self.stop_at.is_some());
                         self.batch.push(event);
                     }
                     Step::Rejected(rejection) => return Err(Error::Rejected(rejection)),
@@ -326,13 +339,21 @@ impl Relay {
     }
 
     fn reading(&self) -> bool {
-        self.window.has_room() && self.stop_at.is_none() && self.unreadable.is_none()
+        let wanted = self.stop_at.is_none() || self.finishing();
+        wanted && self.unreadable.is_none() && self.window.has_room()
+    }
+
+    /// Whether a stop waits for the end of the open transaction.
+    fn finishing(&self) -> bool {
+        self.window.in_transaction() && self.last_events > 0
     }
 
     fn drained(&self) -> bool {
-        let ending = self.stop_at.is_some() || self.unreadable.is_some();
-        let late = self.stop_at.is_some_and(|at| Instant::now() >= at);
-        ending && (self.window.events() == 0 || late)
+        if self.stop_at.is_some_and(|at| Instant::now() >= at) {
+            return true;
+        }
+        let stopped = self.stop_at.is_some() && !self.finishing();
+        (stopped || self.unreadable.is_some()) && self.window.events() == 0
     }
 
     /// Says once of each kind that something is passed over.
@@ -394,7 +415,8 @@ impl Error {
                 Problem::new(
                     "the publication does not exist for what is read now",
                     message,
-                    "type `outjet check`; rows written without a publication are not in the stream",
+                    "`outjet check` shows what is missing; what was written without a publication \
+                     is not published",
                 ),
             ),
             Self::SinkEnded => Failure::retry(Problem::new(
@@ -418,12 +440,16 @@ impl Error {
 fn assemble_problem(error: &AssembleError) -> Problem {
     match error {
         AssembleError::Mapping(missing) => Problem::new(
-            format!("table {} has no column {:?}", missing.table, missing.column),
+            format!("table {} has no column {}", missing.table, missing.column),
             format!(
-                "it is mapped to {}; the table has {}",
+                "{} comes from it, and the next row was written when the columns were {}",
                 missing.field, missing.found
             ),
-            "map the field to a column that exists (tables[].columns), or rename the column back",
+            format!(
+                "name the column of that time in `columns` of this table, {{{}: …}}: rows keep \
+                 the names that they were written with, whatever is renamed later",
+                missing.field
+            ),
         ),
         AssembleError::Unmapped(table) => Problem::new(
             format!("rows of {table} arrive, which is not configured"),

@@ -168,6 +168,34 @@ pub fn matches(pattern: &str, subject: &str) -> bool {
     capture(pattern, subject, &mut |_| {})
 }
 
+/// Whether every subject under the pattern `inner` falls under the pattern `outer`.
+pub fn contains(outer: &str, inner: &str) -> bool {
+    let (mut outer, mut inner) = (outer.split('.'), inner.split('.'));
+    loop {
+        match (outer.next(), inner.next()) {
+            (None, None) => return true,
+            (Some(">"), Some(_)) => return true,
+            (Some("*"), Some(token)) if token != ">" => {}
+            (Some(one), Some(other)) if one == other => {}
+            _ => return false,
+        }
+    }
+}
+
+/// Whether any subject falls under both patterns.
+pub fn overlap(one: &str, other: &str) -> bool {
+    let (mut one, mut other) = (one.split('.'), other.split('.'));
+    loop {
+        match (one.next(), other.next()) {
+            (None, None) => return true,
+            (None, Some(_)) | (Some(_), None) => return false,
+            (Some(">"), Some(_)) | (Some(_), Some(">")) => return true,
+            (Some(one), Some(other)) if one == other || one == "*" || other == "*" => {}
+            (Some(_), Some(_)) => return false,
+        }
+    }
+}
+
 /// `{match: "order.*", to: "prod.orders.{1}"}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
@@ -365,6 +393,33 @@ mod tests {
         }
     }
 
+    fn pattern() -> impl Strategy<Value = String> {
+        let tokens = prop::collection::vec(prop_oneof!["a", "b", "\\*"], 0..4);
+        (tokens, any::<bool>()).prop_map(|(mut tokens, rest)| {
+            if rest || tokens.is_empty() {
+                tokens.push(">".to_owned());
+            }
+            tokens.join(".")
+        })
+    }
+
+    /// Every subject of so many tokens or fewer.
+    fn subjects(tokens: &[&str], count_max: usize) -> Vec<String> {
+        let mut longest: Vec<String> = tokens.iter().map(|&token| token.to_owned()).collect();
+        let mut all = longest.clone();
+        for _ in 1..count_max {
+            let longer = |subject: &String| -> Vec<String> {
+                tokens
+                    .iter()
+                    .map(|token| format!("{subject}.{token}"))
+                    .collect()
+            };
+            longest = longest.iter().flat_map(longer).collect();
+            all.extend_from_slice(&longest);
+        }
+        all
+    }
+
     proptest! {
         #[test]
         fn every_rendered_subject_can_be_published(a in "\\PC{0,40}", b in ".{0,40}", token: bool) {
@@ -389,6 +444,19 @@ mod tests {
             let model: Vec<_> = subject.iter().map(String::as_str).collect();
             let matched = matches(&pattern.join("."), &subject.join("."));
             prop_assert_eq!(matched, naive(&tokens, &model));
+        }
+
+        #[test]
+        fn patterns_contain_and_overlap_as_the_sets_of_their_subjects_do(
+            one in pattern(),
+            other in pattern(),
+        ) {
+            let all = subjects(&["a", "b", "c"], 5);
+            let both = |subject: &String| matches(&one, subject) && matches(&other, subject);
+            prop_assert_eq!(overlap(&one, &other), all.iter().any(both));
+            let inner: Vec<_> = all.iter().filter(|subject| matches(&other, subject)).collect();
+            let contained = inner.iter().all(|subject| matches(&one, subject));
+            prop_assert_eq!(contains(&one, &other), contained);
         }
     }
 }

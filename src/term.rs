@@ -14,12 +14,12 @@ use crate::backoff::{self, Backoff};
 use crate::error::{Disposition, Exit, Failure, Problem};
 use crate::guard::{Lineage, Source};
 use crate::lsn::Lsn;
-use crate::pg::catalog::{Facts, Slot};
+use crate::pg::catalog::{Facts, Holder, Slot};
 use crate::pg::control::Control;
 use crate::pg::params::Params;
 use crate::pg::replication::{Session, Stream};
 use crate::preflight;
-use crate::relay::{self, Relay};
+use crate::relay::{self, End, Relay};
 use crate::sink::Report;
 use crate::sink::jetstream::{self, JetStream};
 use crate::window::Confirmed;
@@ -61,6 +61,7 @@ pub async fn run(
         options,
         stop,
         backoff: Backoff::new(backoff::Options::default()),
+        led: false,
     };
     let mut halted = None;
     let mut prepared = false;
@@ -92,7 +93,8 @@ pub async fn run(
                 });
             }
             Disposition::Halt => {
-                if halted.as_ref() != Some(&failure.problem) {
+                // Once more if it seemed to be over: the last line must not be "leading".
+                if std::mem::take(&mut term.led) || halted.as_ref() != Some(&failure.problem) {
                     let Problem {
                         problem,
                         cause,
@@ -112,6 +114,8 @@ struct Term<'a> {
     options: &'a Options,
     stop: &'a CancellationToken,
     backoff: Backoff,
+    /// Since the last halt it has said that it leads.
+    led: bool,
 }
 
 /// What was learned before leading.
@@ -138,18 +142,20 @@ impl Term<'_> {
         if let Some(attempts) = self.backoff.worked() {
             info!(attempts, "recovered");
         }
+        self.led = true;
         self.stream(lead).await
     }
 
-    /// Connects to everything and checks it; changes nothing but a missing stream.
+    /// Connects to everything and checks it; changes nothing but a missing stream. What is wrong is
+    /// told by the same checks, in the same order, as `outjet check` does.
     async fn prepare(&self) -> Result<Ready, Failure> {
         let params = &self.options.params;
         let timeout = self.options.relay.takeover_after.as_millis().to_string();
         let startup = [("wal_sender_timeout", timeout)];
         let pg = |error: crate::pg::Error| error.failure(params);
-        let mut session = Session::connect(params, &startup).await.map_err(pg)?;
         let control = Control::connect(params).await.map_err(pg)?;
         self.preflight(&control).await?;
+        let mut session = Session::connect(params, &startup).await.map_err(pg)?;
         let system = session.identify_system().await.map_err(pg)?;
         let history = session
             .timeline_history(system.timeline)
@@ -207,7 +213,7 @@ impl Term<'_> {
             let (returned, error) = match session.start(&wanted.slot, publications, true).await {
                 Ok(stream) => {
                     if stood_by {
-                        // Things may have changed since, and another leader has written: look again.
+                        // Things may have changed, and another leader has written: look again.
                         self.preflight(&control).await?;
                         sink = JetStream::open(self.options.sink.clone(), lineage.clone()).await?;
                     }
@@ -225,7 +231,7 @@ impl Term<'_> {
             }
             session = returned;
             if !std::mem::replace(&mut stood_by, true) {
-                info!(slot = wanted.slot, "standing by: another copy leads");
+                self.log_standby(&control).await?;
             }
             self.wait_for_slot(&control).await?;
         }
@@ -248,6 +254,26 @@ impl Term<'_> {
             .and_then(|lsn| lsn.parse().ok());
         // A slot that is being made has none yet.
         Ok(lsn.unwrap_or(Lsn::ZERO))
+    }
+
+    /// Says who leads; a stranger may hold the slot for ever.
+    async fn log_standby(&self, control: &Control) -> Result<(), Failure> {
+        let name = &self.options.preflight.slot;
+        let slot = Slot::read(control.client(), name).await;
+        let slot = slot.map_err(|error| error.failure())?;
+        let holder = slot.and_then(|slot| slot.holder);
+        let leader = holder.as_ref().map(Holder::to_string);
+        match holder {
+            Some(holder) if !holder.outjet() => {
+                let fix = preflight::free_slot(&holder);
+                warn!(
+                    slot = name,
+                    leader, fix, "standing by: another program holds the slot"
+                );
+            }
+            Some(_) | None => info!(slot = name, leader, "standing by: another copy leads"),
+        }
+        Ok(())
     }
 
     async fn wait_for_slot(&self, control: &Control) -> Result<(), Failure> {
@@ -280,8 +306,17 @@ impl Term<'_> {
         let assembler = Assembler::new(self.options.assemble.clone());
         let relay = Relay::new(stream, assembler, (events, settled), (start, relay));
         match Box::pin(relay.run(self.stop)).await {
-            Ok((stream, confirmed)) => {
+            Ok(End {
+                stream,
+                confirmed,
+                unreadable,
+            }) => {
                 self.finish(&control, stream, confirmed).await;
+                if let Some(error) = unreadable {
+                    return Err(error.failure(&self.options.params));
+                }
+                let confirmed = confirmed.map(|confirmed| confirmed.lsn().to_string());
+                info!(confirmed, "stopped");
                 Ok(())
             }
             Err(relay::Error::SinkEnded) => match tasks.join_next().await {
@@ -313,10 +348,6 @@ impl Term<'_> {
             () = limit => warn!("the slot did not take the last position: events are read again"),
         }
         stream.close().await;
-        info!(
-            confirmed = confirmed.map(|confirmed| confirmed.lsn().to_string()),
-            "stopped"
-        );
     }
 
     async fn wait_until_shown(

@@ -70,7 +70,7 @@ impl Window {
 
     /// A transaction starts.
     pub fn begin(&mut self) {
-        assert!(!self.open(), "transactions arrive one at a time");
+        assert!(!self.in_transaction(), "transactions arrive one at a time");
         self.entries.push_back(Entry {
             end: self.received,
             outstanding: 0,
@@ -101,7 +101,7 @@ impl Window {
     /// A keepalive was read: nothing below `wal_end` is still to come. Inside a transaction it says
     /// nothing new (`wal_end` is then at most the start of the commit record).
     pub fn keepalive(&mut self, wal_end: Lsn) {
-        if self.open() {
+        if self.in_transaction() {
             return;
         }
         self.received = self.received.max(wal_end);
@@ -164,7 +164,8 @@ impl Window {
         self.bytes
     }
 
-    fn open(&self) -> bool {
+    /// Whether the end of a transaction is still to come.
+    pub fn in_transaction(&self) -> bool {
         self.entries.back().is_some_and(|entry| !entry.closed)
     }
 

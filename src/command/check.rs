@@ -6,7 +6,7 @@ use tokio_postgres::Client;
 
 use super::{Out, unwritten};
 use crate::config::Config;
-use crate::error::{Disposition, Failure, Problem};
+use crate::error::{Disposition, Exit, Failure, Problem};
 use crate::guard::Source;
 use crate::pg::catalog::Facts;
 use crate::pg::control::Control;
@@ -16,15 +16,16 @@ use crate::preflight::{self, Check, Options, Verdict};
 use crate::route;
 use crate::sink::jetstream;
 
-/// How outjet's connections call themselves; instances may add to it.
-const APPLICATION_NAME: &str = "outjet";
-
 /// Checks Postgres, then NATS, and writes what was found. True if nothing failed.
 pub async fn check_all(config: &Config, params: &Params, out: Out<'_>) -> Result<bool, Failure> {
     let options = config.preflight_options();
     // Both may be asked for even where the other cannot be reached.
     let (mut checks, slot) = match Control::connect(params).await {
-        Ok(control) => check(control.client(), &options).await?,
+        Ok(control) => {
+            let found = check(control.client(), &options).await;
+            control.close().await;
+            found?
+        }
         Err(error) => (unreachable(error.failure(params)), None),
     };
     if checks.iter().all(|check| check.failure().is_none()) {
@@ -61,7 +62,7 @@ async fn nats(config: &Config, source: Option<Source>) -> Result<Vec<Check>, Fai
         name,
         verdict,
     };
-    let sample = config.sample_subject()?;
+    let pattern = config.subject_pattern()?;
     let found = jetstream::inspect(&options).await.and_then(|found| {
         source
             .iter()
@@ -73,7 +74,11 @@ async fn nats(config: &Config, source: Option<Source>) -> Result<Vec<Check>, Fai
             let mut checks = vec![
                 check("nats", "reachable", Verdict::Pass(options.nats.display())),
                 check("stream", "exists", Verdict::Pass(found.summary())),
-                check("stream", "subjects", covers(&found, &sample, &options)),
+                check(
+                    "stream",
+                    "subjects",
+                    covers(&found.subjects, &pattern, &options),
+                ),
             ];
             let warn = |warning: &&'static str| {
                 let fix = format!("`nats stream edit {name}`, if that is not what you want");
@@ -89,6 +94,7 @@ async fn nats(config: &Config, source: Option<Source>) -> Result<Vec<Check>, Fai
             vec![
                 check("nats", "reachable", Verdict::Pass(options.nats.display())),
                 check("stream", "exists", Verdict::Pass(created)),
+                check("stream", "subjects", will_cover(&options.stream, &pattern)),
             ]
         }
         Err(error) => {
@@ -104,21 +110,48 @@ async fn nats(config: &Config, source: Option<Source>) -> Result<Vec<Check>, Fai
     })
 }
 
-/// Whether the stream listens on what the template makes.
-fn covers(found: &jetstream::Inspection, sample: &str, options: &jetstream::Options) -> Verdict {
-    if found
-        .subjects
+/// Whether the stream listens on what the template makes. What it takes only in part may be all
+/// that the rows ask for: nobody knows before they come.
+fn covers(subjects: &[String], pattern: &str, options: &jetstream::Options) -> Verdict {
+    let (name, listed) = (&options.stream.name, subjects.join(", "));
+    if subjects
         .iter()
-        .any(|pattern| route::matches(pattern, sample))
+        .any(|subject| route::contains(subject, pattern))
     {
-        return Verdict::Pass(found.subjects.join(", "));
+        return Verdict::Pass(listed);
     }
     let uncovered = jetstream::Error::Uncovered {
-        name: options.stream.name.clone(),
-        subjects: found.subjects.join(", "),
-        subject: sample.to_owned(),
+        name: name.clone(),
+        subjects: listed,
+        subject: pattern.to_owned(),
     };
-    Verdict::Fail(uncovered.failure(options))
+    let Failure { problem, .. } = uncovered.failure(options);
+    if subjects
+        .iter()
+        .any(|subject| route::overlap(subject, pattern))
+    {
+        let part = format!("stream {name:?} takes only a part of {pattern:?}");
+        return Verdict::Warn(Problem {
+            problem: part,
+            ..problem
+        });
+    }
+    Verdict::Fail(Failure::halt(Exit::Config, problem))
+}
+
+/// The same of a stream that is yet to be made.
+fn will_cover(stream: &jetstream::StreamOptions, pattern: &str) -> Verdict {
+    let listed = stream.subjects.join(", ");
+    let mut subjects = stream.subjects.iter();
+    if subjects.any(|subject| route::overlap(subject, pattern)) {
+        return Verdict::Pass(listed);
+    }
+    let problem = Problem::new(
+        format!("stream.subjects does not cover subject {pattern:?}"),
+        format!("stream {:?} would listen on {listed}", stream.name),
+        format!("add {pattern:?} to stream.subjects, or change publish.subject"),
+    );
+    Verdict::Fail(Failure::halt(Exit::Config, problem))
 }
 
 /// Reads and judges everything in Postgres; also says who we would write as.
@@ -185,14 +218,11 @@ fn led(check: Check, facts: &Facts) -> Check {
         return check;
     };
     let holder = facts.slot.as_ref().and_then(|slot| slot.holder.as_ref());
-    let name = holder.and_then(|holder| holder.application_name.as_deref());
-    let verdict = match (holder, name) {
-        (Some(holder), Some(name)) if name.starts_with(APPLICATION_NAME) => {
-            Verdict::Pass(format!("led by {holder}"))
-        }
+    let verdict = match holder {
+        Some(holder) if holder.outjet() => Verdict::Pass(format!("led by {holder}")),
+        Some(_) => Verdict::Warn(failure.problem.clone()),
         // Nobody to be seen: it ended between two looks.
-        (None, _) => Verdict::Pass(failure.problem.cause.clone()),
-        (Some(_), _) => Verdict::Warn(failure.problem.clone()),
+        None => Verdict::Pass(failure.problem.cause.clone()),
     };
     Check { verdict, ..check }
 }
@@ -239,7 +269,7 @@ mod tests {
     fn slot_that_a_stranger_holds_is_warned_about() {
         let (text, passed) = text(&held_by("Debezium Streaming"));
         assert!(
-            text.contains("warn  slot holder           Replication slot"),
+            text.contains("warn  slot holder           replication slot"),
             "{text}"
         );
         assert!(passed);
@@ -250,9 +280,9 @@ mod tests {
         let mut facts = facts();
         facts.server.in_recovery = true;
         let (text, passed) = text(&facts);
-        let lines = "FAIL  server primary        The server is a standby\n        \
+        let lines = "FAIL  server primary        the server is a standby\n        \
                      cause: pg_is_in_recovery() is true; outjet streams from the primary\n        \
-                     fix:   Name the primary";
+                     fix:   name the primary";
         assert!(text.contains(lines), "{text}");
         assert!(!passed);
     }

@@ -30,7 +30,9 @@ pub async fn drop_all(
         return writeln!(out, "nothing was dropped").map_err(unwritten);
     }
     let control = super::connect(params).await?;
-    drop(control.client(), &options, typed.force, out).await
+    let done = drop(control.client(), &options, typed.force, out).await;
+    control.close().await;
+    done
 }
 
 /// Asks on the terminal; without one there is nobody to ask.
@@ -98,14 +100,14 @@ fn refuse_foreign(slot: &Slot, facts: &Facts) -> Result<(), Failure> {
     Err(Failure::halt(
         Exit::CheckFailed,
         Problem::new(
-            format!("Replication slot \"{}\" is not outjet's", slot.name),
+            format!("replication slot \"{}\" is not outjet's", slot.name),
             format!(
                 "its output plugin is {}, its database {}; ours are pgoutput and {}",
                 plugin.unwrap_or("none"),
                 database.unwrap_or("none"),
                 facts.server.database
             ),
-            "Name outjet's slot in postgres.slot, and its database in DATABASE_URL.",
+            "name outjet's slot in postgres.slot, and its database in DATABASE_URL",
         ),
     ))
 }
@@ -121,9 +123,9 @@ fn refuse_active(slot: &Slot) -> Result<(), Failure> {
     Err(Failure::halt(
         Exit::CheckFailed,
         Problem::new(
-            format!("Replication slot \"{}\" is in use", slot.name),
+            format!("replication slot \"{}\" is in use", slot.name),
             holder,
-            "Stop every outjet first, then: outjet drop",
+            "stop every outjet first, then `outjet drop`",
         ),
     ))
 }
@@ -135,9 +137,9 @@ async fn refuse_unconfirmed(client: &Client, slot: &Slot, facts: &Facts) -> Resu
         Failure::halt(
             Exit::CheckFailed,
             Problem::new(
-                format!("Dropping replication slot \"{name}\" may lose events"),
+                format!("dropping replication slot \"{name}\" may lose events"),
                 cause,
-                "outjet run publishes them; or, to lose them: outjet drop --force",
+                "`outjet run` publishes them; or, to lose them, `outjet drop --force`",
             ),
         )
     };

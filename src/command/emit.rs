@@ -82,15 +82,15 @@ fn failure(error: Error) -> Failure {
         Some("3F000" | "42883") => Failure::halt(
             Exit::CheckFailed,
             problem(
-                "The schema outbox is not installed in this database",
-                "outjet setup",
+                "the schema outbox is not installed in this database",
+                "`outjet setup`",
             ),
         ),
         // insufficient_privilege
         Some("42501") => Failure::halt(
             Exit::NotPermitted,
             problem(
-                "This role may not write to the outbox",
+                "this role may not write to the outbox",
                 "GRANT USAGE ON SCHEMA outbox TO …; GRANT INSERT ON outbox.events TO …;",
             ),
         ),
@@ -98,8 +98,8 @@ fn failure(error: Error) -> Failure {
         Some("22P02" | "22P05") => Failure::halt(
             Exit::Usage,
             problem(
-                "The event is not well-formed",
-                "Payload and headers are JSON, the id is a UUID.",
+                "the event is not well-formed",
+                "payload and headers are JSON, the id is a UUID",
             ),
         ),
         _ => error.failure(),

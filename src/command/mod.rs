@@ -133,9 +133,9 @@ fn unwritten(error: io::Error) -> Failure {
     Failure::halt(
         Exit::Unavailable,
         Problem::new(
-            "The answer cannot be written",
+            "the answer cannot be written",
             error.to_string(),
-            "Look where standard output goes.",
+            "look where standard output goes",
         ),
     )
 }

@@ -57,7 +57,9 @@ pub async fn setup_all(
     out: Out<'_>,
 ) -> Result<(), Failure> {
     let control = super::connect(params).await?;
-    setup(control.client(), &config.preflight_options(), dry_run, out).await?;
+    let done = setup(control.client(), &config.preflight_options(), dry_run, out).await;
+    control.close().await;
+    done?;
     let options = config.sink_options();
     let name = &options.stream.name;
     if dry_run {
@@ -80,6 +82,7 @@ pub async fn setup(
     out: Out<'_>,
 ) -> Result<(), Failure> {
     let facts = read(client, options).await?;
+    refuse(&preflight::judge_server(&facts))?;
     let native = options
         .table_names()
         .contains(&TableName::new("outbox", "events"));
@@ -156,9 +159,9 @@ fn plan_schema(
         Some(version) if version > known => Err(Failure::halt(
             Exit::CheckFailed,
             Problem::new(
-                format!("Schema outbox is at version {version}"),
+                format!("schema outbox is at version {version}"),
                 format!("this outjet knows version {known}"),
-                "Use the outjet that installed it, or a newer one.",
+                "use the outjet that installed it, or a newer one",
             ),
         )),
         Some(version) if version == known => {
@@ -303,7 +306,7 @@ async fn execute(client: &Client, what: &str, sql: &str) -> Result<&'static str,
     }
     let mut failure = error.failure();
     if failure.exit == Exit::NotPermitted {
-        "outjet setup --dry-run prints the SQL: have the owner of the database execute it."
+        "`outjet setup --dry-run` prints the SQL: have the owner of the database execute it"
             .clone_into(&mut failure.problem.fix);
     }
     Err(failure)
@@ -409,14 +412,14 @@ mod tests {
         let failure = plan(&empty(), None, &options).expect_err("no plan");
         assert_eq!(
             failure.problem.problem,
-            "Table public.outboxes does not exist"
+            "table public.outboxes does not exist"
         );
     }
 
     #[test]
     fn newer_schema_is_left_alone() {
         let failure = plan(&facts(), Some(2), &options()).expect_err("no plan");
-        assert_eq!(failure.problem.problem, "Schema outbox is at version 2");
+        assert_eq!(failure.problem.problem, "schema outbox is at version 2");
     }
 
     #[test]

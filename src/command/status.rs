@@ -103,7 +103,9 @@ pub async fn status_all(
     out: Out<'_>,
 ) -> Result<(), Failure> {
     let control = super::connect(params).await?;
-    let postgres = status(control.client(), &config.preflight_options()).await?;
+    let postgres = status(control.client(), &config.preflight_options()).await;
+    control.close().await;
+    let postgres = postgres?;
     let mut options = config.sink_options();
     options.stream.create = false;
     let (stream, problem) = match jetstream::inspect(&options).await {

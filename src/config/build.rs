@@ -80,15 +80,27 @@ impl Config {
         })
     }
 
-    /// A subject as the template and the routes make it, to see whether a stream covers it.
-    pub fn sample_subject(&self) -> Result<String, Failure> {
+    /// What the template and the routes make of rows, as a pattern: `events.>`. Values may hold
+    /// dots, so that nothing is known behind the first of them.
+    pub fn subject_pattern(&self) -> Result<String, Failure> {
         let options = self.assemble_options("")?;
-        let mut subject = String::new();
-        options.subject.render(&mut subject, |_| Some("x"));
-        let mut routes = options.routes.iter();
-        Ok(routes
-            .find_map(|route| route.apply(&subject))
-            .unwrap_or(subject))
+        let made_of = |value: &str| {
+            let mut subject = String::new();
+            options.subject.render(&mut subject, |_| Some(value));
+            let routed = options
+                .routes
+                .iter()
+                .find_map(|route| route.apply(&subject));
+            routed.unwrap_or(subject)
+        };
+        let (one, other) = (made_of("x"), made_of("y"));
+        if one == other {
+            return Ok(one);
+        }
+        let tokens = one.split('.').zip(other.split('.'));
+        let same = tokens.take_while(|(one, other)| one == other);
+        let pattern: String = same.map(|(token, _)| format!("{token}.")).collect();
+        Ok(pattern + ">")
     }
 
     /// Where events go.

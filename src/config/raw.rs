@@ -327,7 +327,7 @@ section! {
         routes: Leaf<Routes>,
         /// How an event is written as a message.
         format: Leaf<Format>,
-        /// The attribute ce-source; without it, /<database>/<schema>.<table>.
+        /// The attribute ce-source; without it, `/<database>/<schema>.<table>`.
         source: Leaf<String>,
         /// What becomes of an event that cannot be published.
         on_reject: Leaf<OnReject>,

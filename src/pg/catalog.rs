@@ -256,6 +256,15 @@ pub struct Holder {
     pub since: Option<String>,
 }
 
+impl Holder {
+    /// Calls itself as we do (`params`: the default of `application_name`); what it is called at
+    /// other roles we may not see.
+    pub fn outjet(&self) -> bool {
+        let name = self.application_name.as_deref();
+        name.is_some_and(|name| name.starts_with(super::params::APPLICATION_NAME))
+    }
+}
+
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "pid {}", self.pid)?;
@@ -556,25 +565,25 @@ impl Error {
         // something, 57: an operator intervened, 42501: insufficient privilege.
         match self.sqlstate() {
             None if self.disconnected() => {
-                Failure::retry(problem(fix("Check that the server is up and reachable.")))
+                Failure::retry(problem(fix("check that the server is up and reachable")))
             }
             // The answer is not what the query promises.
-            None => Failure::halt(Exit::Bug, problem(fix("Report it as a bug in outjet."))),
+            None => Failure::halt(Exit::Bug, problem(fix("report it as a bug in outjet"))),
             Some("42501") => Failure::halt(
                 Exit::NotPermitted,
-                problem(fix("Grant it to this role, or connect as the owner.")),
+                problem(fix("grant it to this role, or connect as the owner")),
             ),
             Some(code)
                 if ["08", "53", "57"]
                     .iter()
                     .any(|class| code.starts_with(class)) =>
             {
-                Failure::retry(problem(fix("Look into the server's log.")))
+                Failure::retry(problem(fix("look into the server's log")))
             }
             Some(_) => Failure::halt(
                 Exit::CheckFailed,
                 problem(fix(
-                    "Look into the server's log; if it says no more, report a bug.",
+                    "look into the server's log; if it says no more, report a bug",
                 )),
             ),
         }

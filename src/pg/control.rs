@@ -4,6 +4,7 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -19,7 +20,7 @@ use super::socket::Socket;
 pub struct Control {
     client: Client,
     /// Does the reading and writing for `client`; aborted when dropped.
-    _connection: JoinSet<()>,
+    connection: JoinSet<()>,
 }
 
 impl Control {
@@ -43,8 +44,20 @@ impl Control {
         });
         Ok(Self {
             client,
-            _connection: tasks,
+            connection: tasks,
         })
+    }
+
+    /// Ends the session in good order: a server that is still answering when the socket goes logs
+    /// a lost connection, as FATAL.
+    pub async fn close(self) {
+        let Self {
+            client,
+            mut connection,
+        } = self;
+        drop(client);
+        // Whether it ends well or late, it ends.
+        let _ = tokio::time::timeout(CLOSE_MAX, connection.join_next()).await;
     }
 
     /// For queries. Its errors become ours by [`Error::from_client`].
@@ -52,6 +65,9 @@ impl Control {
         &self.client
     }
 }
+
+/// How long an orderly end may take: an answer or two are outstanding.
+const CLOSE_MAX: Duration = Duration::from_secs(1);
 
 /// Plays the server's part of a login that has taken place already: swallows the client's startup
 /// packet and repeats what the server said after it. From then on, the socket.

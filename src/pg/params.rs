@@ -99,12 +99,15 @@ impl Params {
             application_name: given
                 .take("application_name")
                 .or_else(|| given.take("fallback_application_name"))
-                .unwrap_or_else(|| "outjet".to_owned()),
+                .unwrap_or_else(|| APPLICATION_NAME.to_owned()),
             options: given.take("options"),
             target_session_attrs: given.parse_or_default("target_session_attrs")?,
         })
     }
 }
+
+/// How outjet's connections call themselves; an instance may add to it.
+pub(super) const APPLICATION_NAME: &str = "outjet";
 
 impl fmt::Display for Params {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

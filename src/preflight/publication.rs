@@ -42,7 +42,7 @@ pub(super) fn judge(facts: &Facts, options: &Options) -> Vec<Check> {
 fn missing(facts: &Facts, options: &Options) -> Verdict {
     let name = &options.publication;
     let problem = format!(
-        "Publication \"{name}\" does not exist in database {}",
+        "publication \"{name}\" does not exist in database {}",
         facts.server.database
     );
     if facts.slot.is_some() {
@@ -53,15 +53,15 @@ fn missing(facts: &Facts, options: &Options) -> Verdict {
                  since cannot be decoded",
                 options.slot
             ),
-            "If nothing was written to the outbox since: outjet drop --force && outjet setup. \
-             Else compare the table with the stream before you do so.",
+            "if nothing was written to the outbox since: `outjet drop --force && outjet setup`; \
+             else compare the table with the stream before you do so",
         );
     }
     Verdict::halt(
         problem,
         "no publication, so that no table would be published",
         format!(
-            "outjet setup, or {}",
+            "`outjet setup`, or {}",
             ddl::create_publication(name, &options.table_names())
         ),
     )
@@ -73,7 +73,7 @@ fn inserts(publication: &Publication) -> Verdict {
     }
     let name = &publication.name;
     Verdict::halt(
-        format!("Publication \"{name}\" does not publish inserts"),
+        format!("publication \"{name}\" does not publish inserts"),
         "its parameter publish lacks insert",
         ddl::set_publication(name, "publish = 'insert'"),
     )
@@ -87,7 +87,7 @@ fn member(publication: &Publication, table: &Table) -> Verdict {
     if table.published_by_partition && !publication.via_root {
         return Verdict::halt(
             format!(
-                "Publication \"{name}\" publishes the partitions of {} one by one",
+                "publication \"{name}\" publishes the partitions of {} one by one",
                 table.name
             ),
             "publish_via_partition_root is false: rows arrive under the names of partitions",
@@ -95,10 +95,10 @@ fn member(publication: &Publication, table: &Table) -> Verdict {
         );
     }
     Verdict::halt(
-        format!("Publication \"{name}\" does not publish {}", table.name),
+        format!("publication \"{name}\" does not publish {}", table.name),
         "the table is not in it (a table that was dropped and made again is not, either); what \
          was inserted meanwhile is not published later",
-        format!("outjet setup, or {}", ddl::add_table(name, &table.name)),
+        format!("`outjet setup`, or {}", ddl::add_table(name, &table.name)),
     )
 }
 
@@ -108,7 +108,7 @@ fn rows(publication: &Publication, table: &Table) -> Verdict {
     };
     Verdict::halt(
         format!(
-            "Publication \"{}\" hides rows of {}",
+            "publication \"{}\" hides rows of {}",
             publication.name, table.name
         ),
         format!("it has the row filter {filter}"),
@@ -150,7 +150,7 @@ fn columns(
         .iter()
         .any(|column| column.generated && hidden.contains(&column.name.as_str()));
     let problem = format!(
-        "Publication \"{}\" hides columns of {}: {}",
+        "publication \"{}\" hides columns of {}: {}",
         publication.name,
         table.name,
         hidden.join(", ")
@@ -159,8 +159,8 @@ fn columns(
         return Verdict::halt(
             problem,
             "generated columns are not published",
-            "Map plain columns. On Postgres 18 and newer stored ones can be published: ALTER \
-             PUBLICATION … SET (publish_generated_columns = stored).",
+            "map plain columns; Postgres 18 and newer can publish stored ones: ALTER PUBLICATION … \
+             SET (publish_generated_columns = stored);",
         );
     }
     Verdict::halt(
@@ -186,21 +186,21 @@ fn strangers(publication: &Publication, options: &Options) -> Verdict {
     let (cause, fix) = if publication.all_tables {
         (
             "it was made FOR ALL TABLES; outjet halts at the first row of a table it does not know",
-            "Choose another name in postgres.publication and in postgres.slot, then: outjet setup"
+            "choose another name in postgres.publication and in postgres.slot, then `outjet setup`"
                 .to_owned(),
         )
     } else {
         (
             "they are in the publication alone; outjet halts at the first row of theirs",
             format!(
-                "Add them to `tables`, or ALTER PUBLICATION {} DROP TABLE …;",
+                "add them to `tables`, or ALTER PUBLICATION {} DROP TABLE …;",
                 ddl::quote(name)
             ),
         )
     };
     Verdict::warn(
         format!(
-            "Publication \"{name}\" publishes tables that no mapping knows: {}",
+            "publication \"{name}\" publishes tables that no mapping knows: {}",
             strangers.join(", ")
         ),
         cause,
@@ -233,10 +233,10 @@ mod tests {
         facts.publication = None;
         assert_eq!(
             text(&facts),
-            "Publication \"outjet\" does not exist in database app\n  \
+            "publication \"outjet\" does not exist in database app\n  \
              cause: no publication, so that no table would be published\n  \
-             fix:   outjet setup, or CREATE PUBLICATION \"outjet\" FOR TABLE \"outbox\".\"events\" \
-             WITH (publish = 'insert', publish_via_partition_root = true);"
+             fix:   `outjet setup`, or CREATE PUBLICATION \"outjet\" FOR TABLE \
+             \"outbox\".\"events\" WITH (publish = 'insert', publish_via_partition_root = true);"
         );
     }
 
@@ -257,7 +257,7 @@ mod tests {
         }
         assert_eq!(
             text(&facts),
-            "Publication \"outjet\" does not publish inserts\n  \
+            "publication \"outjet\" does not publish inserts\n  \
              cause: its parameter publish lacks insert\n  \
              fix:   ALTER PUBLICATION \"outjet\" SET (publish = 'insert');"
         );
@@ -268,9 +268,10 @@ mod tests {
         let mut facts = facts();
         first(&mut facts).published = false;
         let text = text(&facts);
-        let problem = "Publication \"outjet\" does not publish outbox.events\n";
+        let problem = "publication \"outjet\" does not publish outbox.events\n";
         assert!(text.starts_with(problem), "{text}");
-        let fix = "outjet setup, or ALTER PUBLICATION \"outjet\" ADD TABLE \"outbox\".\"events\";";
+        let fix =
+            "`outjet setup`, or ALTER PUBLICATION \"outjet\" ADD TABLE \"outbox\".\"events\";";
         assert!(text.ends_with(fix), "{text}");
     }
 
@@ -283,7 +284,7 @@ mod tests {
             publication.via_root = false;
         }
         let text = text(&facts);
-        let problem = "Publication \"outjet\" publishes the partitions of outbox.events one by one";
+        let problem = "publication \"outjet\" publishes the partitions of outbox.events one by one";
         assert!(text.starts_with(problem), "{text}");
         let fix = "ALTER PUBLICATION \"outjet\" SET (publish_via_partition_root = true);";
         assert!(text.ends_with(fix), "{text}");
@@ -295,7 +296,7 @@ mod tests {
         first(&mut facts).row_filter = Some("(type <> 'x'::text)".to_owned());
         assert_eq!(
             text(&facts),
-            "Publication \"outjet\" hides rows of outbox.events\n  \
+            "publication \"outjet\" hides rows of outbox.events\n  \
              cause: it has the row filter (type <> 'x'::text)\n  \
              fix:   BEGIN; ALTER PUBLICATION \"outjet\" DROP TABLE \"outbox\".\"events\"; ALTER \
              PUBLICATION \"outjet\" ADD TABLE \"outbox\".\"events\"; COMMIT;"
@@ -310,7 +311,7 @@ mod tests {
             .to_vec();
         first(&mut facts).published_columns = Some(list.clone());
         let text = text(&facts);
-        let problem = "Publication \"outjet\" hides columns of outbox.events: created_at\n";
+        let problem = "publication \"outjet\" hides columns of outbox.events: created_at\n";
         assert!(text.starts_with(problem), "{text}");
         list.push("created_at".to_owned());
         first(&mut facts).published_columns = Some(list);
@@ -342,7 +343,7 @@ mod tests {
             publication.tables.push(TableName::new("public", "users"));
         }
         let text = warning(&facts);
-        let problem = "Publication \"outjet\" publishes tables that no mapping knows: public.users";
+        let problem = "publication \"outjet\" publishes tables that no mapping knows: public.users";
         assert!(text.starts_with(problem), "{text}");
         assert!(
             text.contains("cause: it was made FOR ALL TABLES;"),

@@ -31,7 +31,7 @@ fn version(server: &Server) -> Verdict {
         return Verdict::halt(
             format!("Postgres {version} is too old"),
             "outjet needs Postgres 14 or newer",
-            "Upgrade the server.",
+            "upgrade the server",
         );
     }
     let recommended = RECOMMENDED
@@ -41,7 +41,7 @@ fn version(server: &Server) -> Verdict {
         Some(min) if server.version_num < *min => Verdict::warn(
             format!("Postgres {version} has faults in logical decoding that are known and mended"),
             format!("they are mended from {}.{} on", min / 10_000, min % 10_000),
-            "Install the newest minor version and restart the server.",
+            "install the newest minor version and restart the server",
         ),
         _ => Verdict::Pass(format!("Postgres {version}, database {}", server.database)),
     }
@@ -51,9 +51,9 @@ fn version(server: &Server) -> Verdict {
 fn primary(server: &Server) -> Verdict {
     if server.in_recovery {
         return Verdict::retry(
-            "The server is a standby",
+            "the server is a standby",
             "pg_is_in_recovery() is true; outjet streams from the primary",
-            "Name the primary in DATABASE_URL, or all hosts with target_session_attrs=read-write.",
+            "name the primary in DATABASE_URL, or all hosts with target_session_attrs=read-write",
         );
     }
     Verdict::Pass("this server is the primary".to_owned())
@@ -70,15 +70,15 @@ fn wal_level(server: &Server) -> Verdict {
         return Verdict::halt(
             problem,
             "wal_level has been changed, and the server not restarted since",
-            "Restart Postgres: a reload is not enough.",
+            "restart Postgres: a reload is not enough",
         );
     }
     Verdict::halt(
         problem,
         format!("wal_level = {level}, and reading an outbox needs logical"),
-        "ALTER SYSTEM SET wal_level = logical; then restart Postgres (a reload is not enough). \
+        "ALTER SYSTEM SET wal_level = logical; then restart Postgres (a reload is not enough); \
          Amazon RDS: rds.logical_replication = 1 in the parameter group; Google Cloud SQL: flag \
-         cloudsql.logical_decoding; Azure: server parameter wal_level.",
+         cloudsql.logical_decoding; Azure: server parameter wal_level",
     )
 }
 
@@ -91,8 +91,8 @@ fn role(server: &Server) -> Verdict {
     Verdict::Fail(Failure::halt(
         Exit::NotPermitted,
         Problem::new(
-            format!("Role {role} may not replicate"),
-            "it has not the REPLICATION attribute",
+            format!("role {quoted} may not replicate"),
+            "it does not have the REPLICATION attribute",
             format!(
                 "ALTER ROLE {quoted} REPLICATION; on Amazon RDS: GRANT rds_replication TO {quoted};"
             ),
@@ -114,15 +114,15 @@ mod tests {
             "wal_level is replica: the write-ahead log lacks the rows\n  \
              cause: wal_level = replica, and reading an outbox needs logical\n  \
              fix:   ALTER SYSTEM SET wal_level = logical; then restart Postgres (a reload is not \
-             enough). Amazon RDS: rds.logical_replication = 1 in the parameter group; Google Cloud \
-             SQL: flag cloudsql.logical_decoding; Azure: server parameter wal_level."
+             enough); Amazon RDS: rds.logical_replication = 1 in the parameter group; Google Cloud \
+             SQL: flag cloudsql.logical_decoding; Azure: server parameter wal_level"
         );
         facts.server.wal_level_pending_restart = true;
         assert_eq!(
             text(&facts),
             "wal_level is replica: the write-ahead log lacks the rows\n  \
              cause: wal_level has been changed, and the server not restarted since\n  \
-             fix:   Restart Postgres: a reload is not enough."
+             fix:   restart Postgres: a reload is not enough"
         );
     }
 
@@ -134,8 +134,8 @@ mod tests {
         assert_eq!(failure(&facts).exit, Exit::NotPermitted);
         assert_eq!(
             text(&facts),
-            "Role ap\"p may not replicate\n  \
-             cause: it has not the REPLICATION attribute\n  \
+            "role \"ap\"\"p\" may not replicate\n  \
+             cause: it does not have the REPLICATION attribute\n  \
              fix:   ALTER ROLE \"ap\"\"p\" REPLICATION; on Amazon RDS: GRANT rds_replication TO \
              \"ap\"\"p\";"
         );
@@ -148,7 +148,7 @@ mod tests {
         let mut facts = facts();
         facts.server.in_recovery = true;
         assert_eq!(failure(&facts).disposition, Disposition::Retry);
-        assert!(text(&facts).starts_with("The server is a standby\n"));
+        assert!(text(&facts).starts_with("the server is a standby\n"));
     }
 
     #[test]
@@ -168,7 +168,7 @@ mod tests {
             warning(&facts),
             "Postgres 17.9 has faults in logical decoding that are known and mended\n  \
              cause: they are mended from 17.10 on\n  \
-             fix:   Install the newest minor version and restart the server."
+             fix:   install the newest minor version and restart the server"
         );
         for newer in [170_010, 190_000] {
             facts.server.version_num = newer;

@@ -2,7 +2,7 @@
 
 use super::{Check, Options, Verdict};
 use crate::error::{Disposition, Exit, Failure, Problem};
-use crate::pg::catalog::{Facts, Slot};
+use crate::pg::catalog::{Facts, Holder, Slot};
 use crate::pg::ddl;
 
 /// One thing to put right at a time: a slot that is another's is asked nothing more.
@@ -28,10 +28,13 @@ pub(super) fn judge(facts: &Facts, options: &Options) -> Vec<Check> {
 fn missing(facts: &Facts, options: &Options) -> Verdict {
     let name = &options.slot;
     Verdict::halt(
-        format!("Replication slot \"{name}\" does not exist"),
+        format!("replication slot \"{name}\" does not exist"),
         "without it Postgres keeps nothing for outjet; if it existed before, what was written \
          since it went is not in any slot",
-        format!("outjet setup, or {}", ddl::create_slot(name, &facts.server)),
+        format!(
+            "`outjet setup`, or {}",
+            ddl::create_slot(name, &facts.server)
+        ),
     )
 }
 
@@ -39,43 +42,46 @@ fn no_room(facts: &Facts) -> Option<Verdict> {
     let server = &facts.server;
     (server.slots_used >= server.slots_max).then(|| {
         Verdict::halt(
-            "There is no room for another replication slot",
+            "there is no room for another replication slot",
             format!(
                 "all of max_replication_slots = {} are in use",
                 server.slots_max
             ),
             "SELECT slot_name, database, active, wal_status FROM pg_replication_slots; drop what \
              nobody needs: SELECT pg_drop_replication_slot('…'); or raise max_replication_slots \
-             and restart Postgres.",
+             and restart Postgres",
         )
     })
 }
 
 fn ours(facts: &Facts, slot: &Slot) -> Verdict {
     let name = &slot.name;
-    let fix = "Choose another name in postgres.slot, then: outjet setup";
+    let fix = "choose another name in postgres.slot, then `outjet setup`";
     match (slot.plugin.as_deref(), slot.database.as_deref()) {
         (Some("pgoutput"), Some(database)) if database == facts.server.database => {}
         (Some("pgoutput"), Some(database)) => {
             return Verdict::halt(
-                format!("Replication slot \"{name}\" belongs to another database"),
+                format!("replication slot \"{name}\" belongs to another database"),
                 format!(
                     "it decodes {database}, and we are connected to {}",
                     facts.server.database
                 ),
-                format!("Connect to {database}; or choose another name in postgres.slot."),
+                format!(
+                    "connect to {database}, or choose another name in postgres.slot, then \
+                     `outjet setup`"
+                ),
             );
         }
         (Some(plugin), _) => {
             return Verdict::halt(
-                format!("Replication slot \"{name}\" is not outjet's"),
+                format!("replication slot \"{name}\" is not outjet's"),
                 format!("its output plugin is {plugin}, not pgoutput"),
                 fix,
             );
         }
         (None, _) => {
             return Verdict::halt(
-                format!("Replication slot \"{name}\" is not outjet's"),
+                format!("replication slot \"{name}\" is not outjet's"),
                 "it is a physical slot",
                 fix,
             );
@@ -83,9 +89,9 @@ fn ours(facts: &Facts, slot: &Slot) -> Verdict {
     }
     if slot.two_phase {
         return Verdict::halt(
-            format!("Replication slot \"{name}\" decodes prepared transactions"),
+            format!("replication slot \"{name}\" decodes prepared transactions"),
             "it was made with two_phase: it may send what is rolled back later",
-            "Let it be drained, then: outjet drop && outjet setup",
+            "let it be drained, then `outjet drop && outjet setup`",
         );
     }
     Verdict::Pass(format!("slot {name} exists, pgoutput, this database"))
@@ -99,18 +105,18 @@ fn state(slot: &Slot) -> Verdict {
             .confirmed_flush
             .map_or("unknown".to_owned(), |l| l.to_string());
         return Verdict::halt(
-            format!("Replication slot \"{name}\" is lost"),
+            format!("replication slot \"{name}\" is lost"),
             format!(
                 "Postgres invalidated it ({}); confirmed up to {confirmed}",
                 reason.unwrap_or("WAL it needed was removed: max_slot_wal_keep_size")
             ),
-            "Rows that are still in the outbox table and not in the stream must be published \
-             again; only then: outjet drop --force && outjet setup. Raise max_slot_wal_keep_size.",
+            "rows that are still in the outbox table and not in the stream must be published \
+             again; only then `outjet drop --force && outjet setup`; raise max_slot_wal_keep_size",
         );
     }
     if slot.wal_status.as_deref() == Some("unreserved") {
         return Verdict::warn(
-            format!("Replication slot \"{name}\" is about to be lost"),
+            format!("replication slot \"{name}\" is about to be lost"),
             "it needs WAL that the next checkpoint may remove (wal_status = unreserved)",
             "ALTER SYSTEM SET max_slot_wal_keep_size = -1; SELECT pg_reload_conf();",
         );
@@ -128,43 +134,44 @@ fn holder(facts: &Facts, slot: &Slot) -> Verdict {
     if !slot.active {
         if server.wal_senders_used >= server.wal_senders_max {
             return Verdict::retry(
-                "There is no room for another replication connection",
+                "there is no room for another replication connection",
                 format!(
                     "all of max_wal_senders = {} are in use",
                     server.wal_senders_max
                 ),
                 "SELECT pid, application_name, client_addr FROM pg_stat_replication; stop what \
-                 nobody needs, or raise max_wal_senders and restart Postgres.",
+                 nobody needs, or raise max_wal_senders and restart Postgres",
             );
         }
         return Verdict::Pass(format!("slot {name} is free"));
     }
     let (cause, fix) = match &slot.holder {
-        Some(holder) => (
-            format!("held by {holder}"),
-            format!(
-                "Nothing, if that is another outjet: this one takes over when it stops. Else use \
-                 one slot for each consumer, or end it: {}",
-                ddl::terminate(holder.pid)
-            ),
-        ),
+        Some(holder) => (format!("held by {holder}"), free_slot(holder)),
         None => (
             "held by a backend that is just ending".to_owned(),
-            "Wait a moment.".to_owned(),
+            "wait a moment".to_owned(),
         ),
     };
     Verdict::Fail(Failure {
         disposition: Disposition::Standby,
         exit: Exit::CheckFailed,
-        problem: Problem::new(format!("Replication slot \"{name}\" is in use"), cause, fix),
+        problem: Problem::new(format!("replication slot \"{name}\" is in use"), cause, fix),
     })
+}
+
+/// What to do about somebody who holds our slot.
+pub fn free_slot(holder: &Holder) -> String {
+    format!(
+        "nothing, if that is another outjet: this one takes over when it stops; else use one slot \
+         for each consumer, or end it: {}",
+        ddl::terminate(holder.pid)
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::tests::{facts, failure, options, text, warning};
     use super::*;
-    use crate::pg::catalog::Holder;
 
     fn slot(facts: &mut Facts) -> &mut Slot {
         facts.slot.as_mut().expect("the slot exists")
@@ -174,9 +181,9 @@ mod tests {
     fn missing_slot_comes_with_the_statement_for_this_version() {
         let mut facts = facts();
         facts.slot = None;
-        let problem = "Replication slot \"outjet\" does not exist\n";
+        let problem = "replication slot \"outjet\" does not exist\n";
         assert!(text(&facts).starts_with(problem));
-        let with_failover = "outjet setup, or SELECT lsn::text FROM \
+        let with_failover = "`outjet setup`, or SELECT lsn::text FROM \
              pg_create_logical_replication_slot('outjet', 'pgoutput', failover => true);";
         assert!(text(&facts).ends_with(with_failover), "{}", text(&facts));
         facts.server.version_num = 160_010;
@@ -216,7 +223,7 @@ mod tests {
     fn two_phase_slot_fails() {
         let mut facts = facts();
         slot(&mut facts).two_phase = true;
-        let problem = "Replication slot \"outjet\" decodes prepared transactions\n";
+        let problem = "replication slot \"outjet\" decodes prepared transactions\n";
         assert!(text(&facts).starts_with(problem));
     }
 
@@ -225,7 +232,7 @@ mod tests {
         let mut facts = facts();
         slot(&mut facts).wal_status = Some("lost".to_owned());
         slot(&mut facts).restart = None;
-        assert!(text(&facts).starts_with("Replication slot \"outjet\" is lost\n"));
+        assert!(text(&facts).starts_with("replication slot \"outjet\" is lost\n"));
         assert!(text(&facts).contains("max_slot_wal_keep_size); confirmed up to 0/200\n"));
         slot(&mut facts).invalidation_reason = Some("idle_timeout".to_owned());
         assert!(text(&facts).contains("(idle_timeout)"));
@@ -235,7 +242,7 @@ mod tests {
     fn slot_about_to_be_lost_is_warned_about() {
         let mut facts = facts();
         slot(&mut facts).wal_status = Some("unreserved".to_owned());
-        assert!(warning(&facts).starts_with("Replication slot \"outjet\" is about to be lost\n"));
+        assert!(warning(&facts).starts_with("replication slot \"outjet\" is about to be lost\n"));
     }
 
     #[test]
@@ -253,9 +260,9 @@ mod tests {
         assert_eq!(failure(&facts).disposition, Disposition::Standby);
         assert_eq!(
             text(&facts),
-            "Replication slot \"outjet\" is in use\n  \
+            "replication slot \"outjet\" is in use\n  \
              cause: held by pid 19987, application \"Debezium Streaming\", client 10.1.2.3\n  \
-             fix:   Nothing, if that is another outjet: this one takes over when it stops. Else \
+             fix:   nothing, if that is another outjet: this one takes over when it stops; else \
              use one slot for each consumer, or end it: SELECT pg_terminate_backend(19987);"
         );
     }

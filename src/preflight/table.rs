@@ -25,7 +25,7 @@ pub(super) fn judge(facts: &Facts, options: &Options) -> Vec<Check> {
 }
 
 fn missing(wanted: &TableName, facts: &Facts) -> Verdict {
-    let problem = format!("Table {wanted} does not exist");
+    let problem = format!("table {wanted} does not exist");
     if *wanted == TableName::new("outbox", "events") {
         return Verdict::halt(
             problem,
@@ -33,7 +33,7 @@ fn missing(wanted: &TableName, facts: &Facts) -> Verdict {
                 "the schema outbox is not installed in {}",
                 facts.server.database
             ),
-            "outjet setup; or name your own outbox table in `tables`.",
+            "`outjet setup`, or name your own outbox table in `tables`",
         );
     }
     let names: Vec<String> = facts
@@ -54,12 +54,12 @@ fn missing(wanted: &TableName, facts: &Facts) -> Verdict {
         Some(meant) => Verdict::halt(
             problem,
             cause,
-            format!("Did you mean {meant}? Put it into `tables`."),
+            format!("did you mean {meant}? put it into `tables`"),
         ),
         None => Verdict::halt(
             problem,
             cause,
-            "Name the outbox table in `tables` as schema.table, or connect to its database.",
+            "name the outbox table in `tables` as schema.table, or connect to its database",
         ),
     }
 }
@@ -76,7 +76,7 @@ fn kind(table: &Table) -> Verdict {
         return Verdict::halt(
             format!("{name} cannot be published"),
             format!("it is {kind}: its rows are not in the write-ahead log under its name"),
-            "Name the table that is inserted into.",
+            "name the table that is inserted into",
         );
     }
     if table.persistence == 'p' && table.unlogged_partitions.is_empty() {
@@ -86,7 +86,7 @@ fn kind(table: &Table) -> Verdict {
     let (cause, fix) = match (table.persistence, table.unlogged_partitions.first()) {
         ('t', _) => (
             "it is temporary".to_owned(),
-            "Use a permanent table.".to_owned(),
+            "use a permanent table".to_owned(),
         ),
         (_, Some(partition)) if table.kind == 'p' => (
             format!("its partition {partition} is unlogged"),
@@ -108,7 +108,7 @@ fn columns(wanted: &TableRequirement, table: &Table) -> Verdict {
         .filter(|required| find(required).is_none())
         .collect();
     if !missing.is_empty() {
-        return no_columns(&missing, table);
+        return no_columns(&missing, wanted, table);
     }
     for required in &wanted.columns {
         if let Some(column) = find(required)
@@ -116,11 +116,11 @@ fn columns(wanted: &TableRequirement, table: &Table) -> Verdict {
         {
             return Verdict::halt(
                 format!(
-                    "Column {} of {} cannot be the event's {}",
+                    "column {} of {} cannot be the event's {}",
                     column.name, table.name, required.field
                 ),
                 format!("it is of type {}, and {usable} is needed", column.type_name),
-                format!("Map another column to {} in `tables`.", required.field),
+                format!("map another column to {} in `tables`", required.field),
             );
         }
     }
@@ -131,26 +131,34 @@ fn columns(wanted: &TableRequirement, table: &Table) -> Verdict {
     ))
 }
 
-fn no_columns(missing: &[&RequiredColumn], table: &Table) -> Verdict {
+fn no_columns(missing: &[&RequiredColumn], wanted: &TableRequirement, table: &Table) -> Verdict {
     let mapped: Vec<&str> = missing.iter().map(|m| m.column.as_str()).collect();
     let columns: Vec<&str> = table.columns.iter().map(|c| c.name.as_str()).collect();
+    // What is read already is meant already.
+    let used = |name: &str| {
+        wanted
+            .columns
+            .iter()
+            .any(|required| required.column == name)
+    };
+    let unused = columns.iter().copied().filter(|name| !used(name));
     let meant: Vec<String> = missing
         .iter()
         .filter_map(|required| {
-            let meant = nearest(&required.column, columns.iter().copied())?;
+            let meant = nearest(&required.column, unused.clone())?;
             Some(format!("{}: {meant}", required.field))
         })
         .collect();
     let fix = if meant.is_empty() {
-        "Map its own columns in `tables`.".to_owned()
+        "map its own columns in `tables`".to_owned()
     } else {
         format!(
-            "Did you mean {{{}}}? Put it into `columns` of this table.",
+            "did you mean {{{}}}? put it into `columns` of this table",
             meant.join(", ")
         )
     };
     Verdict::halt(
-        format!("{} has no column {}", table.name, mapped.join(", ")),
+        format!("table {} has no column {}", table.name, mapped.join(", ")),
         format!("its columns are {}", columns.join(", ")),
         fix,
     )
@@ -188,9 +196,9 @@ mod tests {
         facts.tables = vec![None];
         assert_eq!(
             text(&facts),
-            "Table outbox.events does not exist\n  \
+            "table outbox.events does not exist\n  \
              cause: the schema outbox is not installed in app\n  \
-             fix:   outjet setup; or name your own outbox table in `tables`."
+             fix:   `outjet setup`, or name your own outbox table in `tables`"
         );
     }
 
@@ -203,14 +211,14 @@ mod tests {
             Verdict::Fail(failure) => failure.problem.fix,
             other => panic!("{other:?}"),
         };
-        assert!(fix(&facts).starts_with("Name the outbox table in `tables`"));
+        assert!(fix(&facts).starts_with("name the outbox table in `tables`"));
         facts.other_tables = vec![TableName::new("public", "outbox_event")];
-        let meant = "Did you mean public.outbox_event? Put it into `tables`.";
+        let meant = "did you mean public.outbox_event? put it into `tables`";
         assert_eq!(fix(&facts), meant);
         facts
             .other_tables
             .push(TableName::new("app", "outbox_events"));
-        let meant = "Did you mean app.outbox_events? Put it into `tables`.";
+        let meant = "did you mean app.outbox_events? put it into `tables`";
         assert_eq!(fix(&facts), meant);
     }
 
@@ -253,10 +261,10 @@ mod tests {
         }
         assert_eq!(
             text(&facts),
-            "outbox.events has no column aggregatetype, type, payload\n  \
+            "table outbox.events has no column aggregatetype, type, payload\n  \
              cause: its columns are id, aggregate_type, event_type, body, created_at\n  \
-             fix:   Did you mean {aggregatetype: aggregate_type, type: event_type}? Put it into \
-             `columns` of this table."
+             fix:   did you mean {aggregatetype: aggregate_type, type: event_type}? put it into \
+             `columns` of this table"
         );
     }
 
@@ -268,9 +276,9 @@ mod tests {
         id.type_name = "bigint".to_owned();
         assert_eq!(
             text(&facts),
-            "Column created_at of outbox.events cannot be the event's created_at\n  \
+            "column created_at of outbox.events cannot be the event's created_at\n  \
              cause: it is of type bigint, and a timestamp is needed\n  \
-             fix:   Map another column to created_at in `tables`."
+             fix:   map another column to created_at in `tables`"
         );
     }
 

@@ -71,23 +71,20 @@ impl Delivery {
         self.outjet(["run", "--log-format", "json"]).spawn()
     }
 
-    /// How far the server has written and flushed: behind every commit that returned.
-    pub(crate) async fn written(&self) -> String {
-        self.session.text("SELECT pg_current_wal_flush_lsn()").await
-    }
-
     /// Waits until the slot has passed all that was committed so far.
     pub(crate) async fn confirmed(&self) {
-        self.confirmed_up_to(&self.written().await).await;
+        self.confirmed_within(SOON).await;
     }
 
-    /// Waits until the slot has passed this LSN.
-    pub(crate) async fn confirmed_up_to(&self, lsn: &str) {
+    /// The same, for much.
+    pub(crate) async fn confirmed_within(&self, within: Duration) {
+        // Behind every commit that has returned.
+        let written = self.session.text("SELECT pg_current_wal_flush_lsn()").await;
         let sql = format!(
-            "SELECT bool_and(confirmed_flush_lsn >= '{lsn}') FROM pg_replication_slots
+            "SELECT bool_and(confirmed_flush_lsn >= '{written}') FROM pg_replication_slots
              WHERE plugin = 'pgoutput'"
         );
-        self.session.until_text(&sql, "t", SOON).await;
+        self.session.until_text(&sql, "t", within).await;
     }
 
     /// What stands in the stream.

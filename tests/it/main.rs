@@ -2,7 +2,10 @@
 
 mod auth_tls;
 mod delivery;
+mod docs;
 mod harness;
+mod million;
+mod problems;
 mod replication;
 mod restart;
 mod setup;

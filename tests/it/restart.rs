@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_nats::jetstream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::delivery::{Delivery, SOON, STREAM};
 use crate::harness::outbox::{self, Load, Random};
@@ -20,8 +21,11 @@ const KILLS: u64 = 60;
 /// At least this many kills must find it publishing, however slow the machine.
 const HITS_MIN: u64 = 50;
 
-/// Messages that a start may store before the kill: up to some windows.
-const STORED_MAX: u64 = 1500;
+/// Messages that a start may store before the kill: up to about a window.
+const STORED_MAX: u64 = 300;
+
+/// With what the writers add, more than all runs publish: none of them runs dry.
+const BACKLOG: u64 = 10_000;
 
 const CONFIG: &str = "
 stream: {duplicate_window: 100ms}
@@ -42,7 +46,9 @@ impl Writers {
         tasks.spawn(async move {
             for seed in 0.. {
                 let load = Load {
+                    writers: 2,
                     transactions: 20,
+                    pause: Duration::from_millis(20),
                     ..Load::mixed(seed)
                 };
                 load.write(&url).await;
@@ -70,6 +76,25 @@ async fn stored(jetstream: &jetstream::Context) -> u64 {
         .cached_info()
         .state
         .last_sequence
+}
+
+/// Whether Postgres will send the newest message of the stream again: it was stored, and the end of
+/// its transaction was not confirmed. Its position tells of no more than which commit it was.
+async fn is_sent_again(delivery: &Delivery, jetstream: &jetstream::Context, last: u64) -> bool {
+    let stream = jetstream.get_stream_no_info(STREAM).await;
+    let newest = stream.expect("the stream").get_raw_message(last).await;
+    let newest = newest.expect("the newest message");
+    let position = newest
+        .headers
+        .get("Outjet-Position")
+        .expect("a position")
+        .as_str();
+    let commit_lsn = format!("{}/{}", &position[..8], &position[8..16]);
+    let sql = format!(
+        "SELECT confirmed_flush_lsn <= '{commit_lsn}' FROM pg_replication_slots
+         WHERE slot_name = 'outjet'"
+    );
+    delivery.session.text(&sql).await == "t"
 }
 
 /// Waits until the stream has grown beyond this; broken if outjet ends.
@@ -106,25 +131,104 @@ async fn kills_at_any_moment_lose_nothing_repeat_nothing_and_keep_the_order() {
     let kills = std::env::var("KILLS").map_or(KILLS, |kills| kills.parse().expect("a number"));
     let delivery = Delivery::configured(CONFIG).await;
     let jetstream = delivery.world.nats.jetstream().await;
-    outbox::backlog(&delivery.session, 5_000).await;
+    outbox::backlog(&delivery.session, BACKLOG).await;
     let writers = Writers::start(delivery.world.postgres.url());
     let mut random = Random(kills);
-    let (mut hits, mut last) = (0, 0);
+    let (mut hits, mut grew, mut last) = (0, 0, 0);
     for _ in 0..kills {
         let mut outjet = delivery.run();
         let beyond = last + random.below(STORED_MAX);
         let before = until_stored(&jetstream, beyond, &mut outjet).await;
         outjet.kill().await;
         last = until_calm(&jetstream).await;
-        // It was in the middle of it: the stream grew between the last look and the end.
-        hits += u64::from(last > before);
+        hits += u64::from(is_sent_again(&delivery, &jetstream, last).await);
+        grew += u64::from(last > before);
     }
     writers.finish().await;
-    eprintln!("{kills} kills, {hits} hit a running stream, {last} messages by then");
+    eprintln!(
+        "{kills} kills; {hits} hit a running stream: what it had stored was not confirmed yet; \
+         in {grew} cases more was stored after the last look; {last} messages by then"
+    );
     assert!(
         hits >= HITS_MIN.min(kills * 3 / 4),
         "{hits} of {kills} kills hit"
     );
     let _outjet = delivery.run();
+    delivery.verdict().await.assert_exact();
+}
+
+/// How many events the slot has still to send.
+const LEFT: &str = "
+SELECT count(*) FROM pg_logical_slot_peek_binary_changes('outjet', NULL, NULL,
+  'proto_version', '1', 'publication_names', 'outjet') WHERE get_byte(data, 0) = ascii('I')";
+
+#[tokio::test]
+async fn sigterm_under_load_confirms_all_that_is_stored_and_nothing_is_read_again() {
+    let delivery = Delivery::configured(CONFIG).await;
+    let jetstream = delivery.world.nats.jetstream().await;
+    let mut last = 0;
+    for round in 0..6 {
+        // More than a window and the sockets hold: it ends with data that it has not read.
+        outbox::backlog(&delivery.session, 4_000).await;
+        let mut outjet = delivery.run();
+        until_stored(&jetstream, last + 300 * round, &mut outjet).await;
+        assert_eq!(outjet.terminate(SOON).await, Some(0));
+        last = stored(&jetstream).await;
+        let committed = delivery.judge.committed().await.len() as u64;
+        assert!(last < committed, "it was not under load any more");
+        // Neither less, which would be read again, nor more, which would be lost.
+        let left = delivery.session.text(LEFT).await;
+        assert_eq!(left, (committed - last).to_string());
+    }
+    let _outjet = delivery.run();
+    delivery.verdict().await.assert_exact();
+}
+
+#[tokio::test]
+async fn second_sigterm_ends_it_at_once() {
+    let mut delivery = Delivery::configured(CONFIG).await;
+    let jetstream = delivery.world.nats.jetstream().await;
+    outbox::backlog(&delivery.session, 5_000).await;
+    let mut outjet = delivery.run();
+    until_stored(&jetstream, 100, &mut outjet).await;
+    // Nothing is acknowledged any more: an orderly end would wait for drain_timeout, 20 s.
+    delivery.world.nats.process().pause().await;
+    outjet.signal(Signal::TERM);
+    let stopping = "stopping: what is under way is stored and confirmed first";
+    outjet.logged(stopping, SOON).await;
+    let asked_again = Instant::now();
+    outjet.terminate(SOON).await;
+    let took = asked_again.elapsed();
+    assert!(took < Duration::from_secs(5), "it took {took:?}");
+    delivery.world.nats.process().resume();
+    let _outjet = delivery.run();
+    delivery.verdict().await.assert_exact();
+}
+
+#[tokio::test]
+async fn standby_takes_over_from_a_leader_that_is_killed_or_told_to_stop() {
+    let delivery = Delivery::configured(CONFIG).await;
+    let jetstream = delivery.world.nats.jetstream().await;
+    let writers = Writers::start(delivery.world.postgres.url());
+    let mut leader = delivery.run();
+    leader.logged("leading", SOON).await;
+    for killed in [true, false, true, false] {
+        let mut standby = delivery.run();
+        standby
+            .logged("standing by: another copy leads", SOON)
+            .await;
+        let now = stored(&jetstream).await;
+        until_stored(&jetstream, now, &mut leader).await;
+        let ended = Instant::now();
+        if killed {
+            leader.kill().await;
+        } else {
+            assert_eq!(leader.terminate(SOON).await, Some(0));
+        }
+        standby.logged("leading", SOON).await;
+        eprintln!("killed: {killed}, taken over after {:?}", ended.elapsed());
+        leader = standby;
+    }
+    writers.finish().await;
     delivery.verdict().await.assert_exact();
 }

@@ -104,7 +104,7 @@ async fn standby_is_told_and_cannot_be_waited_on() {
     let found = checks(&client, &native()).await;
     let failure = first_failure(&found).expect("a standby");
     assert_eq!(failure.disposition, Disposition::Retry);
-    assert_eq!(failure.problem.problem, "The server is a standby");
+    assert_eq!(failure.problem.problem, "the server is a standby");
     let refused = client.batch_execute("SELECT outbox.wait_published()").await;
     let code = refused.expect_err("a standby").code().cloned();
     assert_eq!(
@@ -223,7 +223,7 @@ async fn slot_in_use_is_a_leader_for_check_and_keeps_drop_off() {
             let failure = dropped(&client, true).await.expect_err("in use");
             assert_eq!(
                 failure.problem.problem,
-                "Replication slot \"outjet\" is in use"
+                "replication slot \"outjet\" is in use"
             );
             writer.run("COMMIT").await;
         }
@@ -260,7 +260,7 @@ async fn role_with_replication_alone_can_check_but_not_set_up() {
     let checks = checks(&plain, &native()).await;
     let failure = first_failure(&checks).expect("may not replicate");
     assert_eq!(failure.exit, Exit::NotPermitted);
-    assert_eq!(failure.problem.problem, "Role plain may not replicate");
+    assert_eq!(failure.problem.problem, "role \"plain\" may not replicate");
     let repl = Session::connect(&postgres.url_as("repl", "postgres")).await;
     let found = check::check(&repl, &native()).await.expect("facts").0;
     assert_eq!(first_failure(&found), None);
@@ -269,7 +269,7 @@ async fn role_with_replication_alone_can_check_but_not_set_up() {
     let failure = failure.expect_err("not the owner");
     assert_eq!(failure.exit, Exit::NotPermitted);
     assert!(
-        failure.problem.fix.starts_with("outjet setup --dry-run"),
+        failure.problem.fix.starts_with("`outjet setup --dry-run`"),
         "{failure}"
     );
 }
@@ -283,11 +283,11 @@ async fn table_and_its_columns_are_told_with_what_was_meant() {
         .await;
     let text = failed(&client, &options("app", "outbox_events", &[])).await;
     assert!(
-        text.contains("Table app.outbox_events does not exist"),
+        text.contains("table app.outbox_events does not exist"),
         "{text}"
     );
     assert!(
-        text.contains("Did you mean public.outbox_events?"),
+        text.contains("did you mean public.outbox_events?"),
         "{text}"
     );
     let columns = options("public", "outbox_events", &["id", "type"]);
@@ -296,7 +296,7 @@ async fn table_and_its_columns_are_told_with_what_was_meant() {
         text.contains("public.outbox_events has no column type"),
         "{text}"
     );
-    assert!(text.contains("Did you mean {type: event_type}?"), "{text}");
+    assert!(text.contains("did you mean {type: event_type}?"), "{text}");
     let mut time = options("public", "outbox_events", &["created_at"]);
     time.tables[0].columns[0].column = "at".to_owned();
     let text = failed(&client, &time).await;
@@ -406,7 +406,7 @@ async fn generated_column_is_told() {
         .await;
     let options = options("public", "g", &["id", "type"]);
     let failure = set_up(&client, &options).await.expect_err("not published");
-    let problem = "Publication \"outjet\" hides columns of public.g: type";
+    let problem = "publication \"outjet\" hides columns of public.g: type";
     assert_eq!(failure.problem.problem, problem);
 }
 
@@ -461,7 +461,7 @@ async fn slot_that_is_not_ours_is_refused() {
     let failure = dropped(&client, true).await.expect_err("not ours");
     assert_eq!(
         failure.problem.problem,
-        "Replication slot \"outjet\" is not outjet's"
+        "replication slot \"outjet\" is not outjet's"
     );
     client
         .run("SELECT pg_drop_replication_slot('outjet')")
@@ -504,7 +504,7 @@ async fn slot_without_room_is_told_before_anything_is_made() {
     let failure = set_up(&client, &native()).await.expect_err("no room");
     assert_eq!(
         failure.problem.problem,
-        "There is no room for another replication slot"
+        "there is no room for another replication slot"
     );
     assert_eq!(
         client.text("SELECT count(*) FROM pg_publication").await,
@@ -533,7 +533,7 @@ async fn lost_slot_halts_and_is_dropped_by_force_alone() {
     assert_eq!(failure.disposition, Disposition::Halt);
     assert_eq!(
         failure.problem.problem,
-        "Replication slot \"outjet\" is lost"
+        "replication slot \"outjet\" is lost"
     );
     let status = status::status(&client, &native()).await.expect("a status");
     let slot = status.slot_status.as_ref().expect("a slot");
@@ -614,7 +614,7 @@ async fn emitted_event_is_committed_under_the_id_that_is_returned() {
     assert_eq!(failure.exit, Exit::NotPermitted);
     let empty = Session::connect(&postgres.url_as("postgres", "empty")).await;
     let failure = emit::emit(&empty, &event).await.expect_err("no schema");
-    assert_eq!(failure.problem.fix, "outjet setup");
+    assert_eq!(failure.problem.fix, "`outjet setup`");
 }
 
 #[tokio::test]

@@ -37,9 +37,10 @@ struct Told<'a> {
 impl Told<'_> {
     fn failure(&self) -> Failure {
         match &self.error.0.kind {
-            Kind::Resolve(_) => Failure::retry(
-                self.unreachable(format!("check the name: getent hosts {}", self.host_name())),
-            ),
+            Kind::Resolve(_) => Failure::retry(self.unreachable(format!(
+                "check the name: `getent hosts {}`",
+                self.host_name()
+            ))),
             Kind::Unreachable(_) | Kind::Timeout(_) => Failure::retry(self.unreachable(format!(
                 "check that it runs and listens there: {} (listen_addresses, firewall)",
                 self.pg_isready()
@@ -125,7 +126,7 @@ impl Told<'_> {
 
     fn tls_setup(&self, error: &TlsError) -> Failure {
         let fix = match error {
-            TlsError::KeyPermissions(path) => format!("chmod 0600 {}", path.display()),
+            TlsError::KeyPermissions(path) => format!("`chmod 0600 {}`", path.display()),
             TlsError::NoRoots { .. } | TlsError::NoSystemRoots => {
                 "name the authority's file with sslrootcert=/path/to/root.crt, or trust what the \
                  system trusts with sslrootcert=system"
@@ -133,13 +134,13 @@ impl Told<'_> {
             }
             TlsError::WeakSslMode => "set sslmode=verify-full".to_owned(),
             TlsError::Pem(path, _) | TlsError::Empty(path) | TlsError::Roots(path, _) => format!(
-                "check that it is a PEM file we may read: openssl storeutl -noout -text {}",
+                "check that it is a PEM file we may read: `openssl storeutl -noout -text {}`",
                 path.display()
             ),
             TlsError::Name(_) => "write the host as its certificate names it".to_owned(),
             TlsError::Setup(_) => {
-                "check that sslcert and sslkey belong together: both commands print the same key: \
-                 openssl x509 -pubkey -noout -in <sslcert>; openssl pkey -pubout -in <sslkey>"
+                "check that sslcert and sslkey belong together: these print the same key: \
+                 `openssl x509 -pubkey -noout -in <sslcert>`, `openssl pkey -pubout -in <sslkey>`"
                     .to_owned()
             }
         };
@@ -158,12 +159,12 @@ impl Told<'_> {
             // The latter if an authority of the same name signed it.
             Reason::UnknownIssuer | Reason::BadSignature => format!(
                 "name its authority's certificate with sslrootcert=/path/to/root.crt; who signed \
-                 it: openssl s_client -starttls postgres -connect {} </dev/null",
+                 it: `openssl s_client -starttls postgres -connect {} </dev/null`",
                 self.at
             ),
             _ => format!(
-                "look at it and issue it again (X.509 version 3, with a subjectAltName): openssl \
-                 s_client -starttls postgres -connect {} </dev/null | openssl x509 -noout -text",
+                "look at it and issue it again (X.509 version 3, with a subjectAltName): `openssl \
+                 s_client -starttls postgres -connect {} </dev/null | openssl x509 -noout -text`",
                 self.at
             ),
         };
@@ -185,7 +186,7 @@ impl Told<'_> {
             format!("TLS with Postgres at {} failed", self.at),
             self.error.source_or_self(),
             format!(
-                "compare with: openssl s_client -starttls postgres -connect {}; a server with \
+                "compare with `openssl s_client -starttls postgres -connect {}`; a server with \
                  clientcert in pg_hba.conf wants sslcert and sslkey",
                 self.at
             ),
@@ -201,7 +202,7 @@ impl Told<'_> {
                     .to_owned()
             }
             AuthError::Passfile(PassfileError::Permissions(path)) => {
-                format!("chmod 0600 {}", path.display())
+                format!("`chmod 0600 {}`", path.display())
             }
             AuthError::Passfile(_) => "make it readable, or use PGPASSWORD".to_owned(),
             AuthError::Cleartext => {
@@ -261,7 +262,7 @@ impl Told<'_> {
                     "Postgres at {} refused a command or ended the session",
                     self.at
                 ),
-                "see the server's log; what is missing shows: outjet check".to_owned(),
+                "see the server's log; `outjet check` shows what is missing".to_owned(),
             ))),
         }
     }
@@ -301,7 +302,7 @@ impl Told<'_> {
     fn no_replication(&self) -> (String, String) {
         let role = self.role();
         let fix = format!(
-            "ALTER ROLE {role} REPLICATION; (RDS and Aurora: GRANT rds_replication TO {role};)"
+            "ALTER ROLE {role} REPLICATION; on Amazon RDS: GRANT rds_replication TO {role};"
         );
         (format!("role {role} may not replicate"), fix)
     }
@@ -311,7 +312,7 @@ impl Told<'_> {
         let problem = format!("role {role} lacks a privilege in database \"{dbname}\"");
         (
             problem,
-            format!("grant {role} what the cause names, then: outjet check"),
+            format!("grant {role} what the cause names, then `outjet check`"),
         )
     }
 
@@ -362,7 +363,7 @@ impl Told<'_> {
                 Exit::Config,
                 problem(
                     "the replication slot does not exist".to_owned(),
-                    "if no events were streamed before: outjet setup".to_owned(),
+                    "if no events were streamed before, `outjet setup`".to_owned(),
                 ),
             ),
             // Of another database, invalidated, or wal_level is not logical; 22023, 42601, 0A000
@@ -371,12 +372,12 @@ impl Told<'_> {
                 Exit::Config,
                 problem(
                     "the replication slot cannot be streamed".to_owned(),
-                    "see what is wrong with it: outjet check".to_owned(),
+                    "`outjet check` shows what is wrong with it".to_owned(),
                 ),
             ),
             _ => Failure::retry(problem(
                 format!("Postgres at {} does not start the stream", self.at),
-                "see the server's log; what is missing shows: outjet check".to_owned(),
+                "see the server's log; `outjet check` shows what is missing".to_owned(),
             )),
         }
     }
@@ -399,7 +400,7 @@ impl Told<'_> {
 
     fn pg_isready(&self) -> String {
         let port = self.host().map_or(5432, |host| host.port);
-        format!("pg_isready -h {} -p {port}", self.host_name())
+        format!("`pg_isready -h {} -p {port}`", self.host_name())
     }
 
     /// A line for `pg_hba.conf` that lets us in; logical replication matches by database name.

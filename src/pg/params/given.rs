@@ -52,7 +52,7 @@ const UNSUPPORTED: [(&str, &str); 9] = [
     ("sslcrldir", "certificate revocation lists are not read"),
     (
         "sslpassword",
-        "decrypt the key: openssl pkey -in client.key -out plain.key",
+        "decrypt the key: `openssl pkey -in client.key -out plain.key`",
     ),
     ("ssl_min_protocol_version", "TLS 1.2 is the minimum"),
 ];

@@ -14,7 +14,7 @@ use async_nats::{Client, ConnectOptions, Event, Subscriber};
 use tokio::sync::watch;
 
 use super::error::Error;
-use super::options::{NatsOptions, Options, Storage, StreamOptions};
+use super::options::{NatsOptions, Options, SignIn, Storage, StreamOptions};
 
 /// How often an idle connection is tried: a dead one is noticed after about two of these.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
@@ -122,7 +122,14 @@ fn connect_options(nats: &NatsOptions) -> Result<ConnectOptions, Error> {
                 "nats.password is set without nats.user".to_owned(),
             ));
         }
-        (None, None) => {}
+        // The client reads no user information from URLs. What is configured on its own goes first.
+        (None, None) => match nats.of_url() {
+            Some(SignIn::User { user, password }) => {
+                connect = connect.user_and_password(user, password);
+            }
+            Some(SignIn::Token(token)) => connect = connect.token(token),
+            None => {}
+        },
     }
     if let Some(token) = &nats.token {
         connect = connect.token(token.clone());

@@ -1,8 +1,12 @@
 //! What can go wrong on the way into a stream, and what an operator reads about it.
 
+use std::error::Error as _;
+
 use super::options::Options;
 use crate::error::{Disposition, Exit, Failure, Problem, chain};
 use crate::event::Position;
+use crate::guard::Source;
+use crate::route;
 
 /// Why the sink cannot go on, or not yet.
 #[derive(Debug, thiserror::Error)]
@@ -45,14 +49,14 @@ pub enum Error {
         reason: &'static str,
     },
     /// The stream is written by somebody else.
-    #[error("stream {name:?} holds events of source {found:?}")]
+    #[error("stream {name:?} is written by another source")]
     OtherSource {
         /// The stream.
         name: String,
         /// Who wrote its last event.
-        found: String,
-        /// Who we are.
-        ours: String,
+        found: Box<Source>,
+        /// Who we are; the timeline does not matter.
+        ours: Box<Source>,
     },
     /// No subject of the stream matches.
     #[error("stream {name:?} does not cover subject {subject:?}")]
@@ -131,9 +135,16 @@ impl Error {
         let servers = options.nats.display();
         match self {
             Self::Unusable(_) => "the connection to NATS cannot be set up".to_owned(),
-            Self::Connect(_) | Self::ConnectTimeout => format!("NATS at {servers} is not reached"),
+            Self::Connect(error) if refuses(error) => {
+                format!("NATS at {servers} refuses our credentials")
+            }
+            Self::Connect(_) | Self::ConnectTimeout => {
+                format!("NATS at {servers} cannot be reached")
+            }
             Self::NoJetStream => format!("NATS at {servers} has no JetStream"),
-            Self::NoJetStreamForAccount => format!("NATS at {servers} has no JetStream for us"),
+            Self::NoJetStreamForAccount => {
+                format!("NATS at {servers} has no JetStream for our account")
+            }
             Self::InboxDenied(_) => format!("NATS at {servers} does not answer us"),
             Self::StreamMissing(_)
             | Self::StreamNotCreated { .. }
@@ -148,9 +159,10 @@ impl Error {
 
     fn cause(&self) -> String {
         match self {
-            Self::Connect(error) => chain(error),
+            // The error itself only names its kind, and repeats its source.
+            Self::Connect(error) => error.source().map_or_else(|| error.to_string(), chain),
             Self::ConnectTimeout => "no answer within nats.connect_timeout".to_owned(),
-            Self::NoJetStream => "the server says so when it greets".to_owned(),
+            Self::NoJetStream => "the server does not offer it".to_owned(),
             Self::NoJetStreamForAccount => {
                 "the account that we log in to has no JetStream".to_owned()
             }
@@ -160,9 +172,11 @@ impl Error {
             Self::StreamRefused { .. } => {
                 "with it, exactly once and commit order cannot hold".to_owned()
             }
-            Self::OtherSource { ours, .. } => {
-                format!("we are source {ours:?}; two writers would displace each other's events")
-            }
+            Self::OtherSource { found, ours, .. } => format!(
+                "its last event came through slot {:?} of the cluster with system identifier {}, \
+                 and we use slot {:?} of {}; two writers would displace each other's events",
+                found.slot, found.system, ours.slot, ours.system
+            ),
             Self::Uncovered { subjects, .. } => format!("it listens on {subjects}"),
             Self::Unsendable { .. } => {
                 "publish.on_reject is halt: nothing after it is sent".to_owned()
@@ -177,7 +191,7 @@ impl Error {
     fn fix(&self, options: &Options) -> String {
         let name = &options.stream.name;
         match self {
-            Self::Unusable(_) => "correct the nats section of the configuration".to_owned(),
+            Self::Unusable(_) => "correct the section nats of the configuration".to_owned(),
             Self::Connect(error) => connect_fix(error, options),
             Self::ConnectTimeout => "check nats.url (NATS_URL) and that the server runs".to_owned(),
             Self::NoJetStream => {
@@ -187,22 +201,23 @@ impl Error {
                 "enable jetstream for the account in the server's configuration".to_owned()
             }
             Self::InboxDenied(_) => permissions(options),
-            Self::StreamMissing(_) => {
-                "type `outjet setup`, or set stream.manage to create".to_owned()
-            }
+            Self::StreamMissing(_) => "`outjet setup`, or set stream.manage to create".to_owned(),
             Self::StreamNotCreated { .. } => format!(
-                "create it by hand, `nats stream add {name}`, or correct the stream section"
+                "correct the section stream of the configuration, or create it: \
+                 `nats stream add {name}`"
             ),
             Self::StreamRefused { .. } => {
                 format!("change it with `nats stream edit {name}`, or name another in stream.name")
             }
             Self::OtherSource { .. } => "give each outjet a stream of its own (stream.name), \
-                 or use the slot and database that the stream was written from"
+                 or use the database and the slot that the stream was written from"
                 .to_owned(),
-            Self::Uncovered { subject, .. } => format!(
-                "add it: `nats stream edit {name} --subjects '{subject}'` beside those it has, \
-                 or change publish.subject"
-            ),
+            Self::Uncovered {
+                subject, subjects, ..
+            } => {
+                let list = with_subject(subjects, subject);
+                format!("`nats stream edit {name} --subjects '{list}'`, or change publish.subject")
+            }
             Self::Unsendable { .. } => "raise the server's limit, or correct what writes \
                  such rows; the event is sent as soon as it fits"
                 .to_owned(),
@@ -214,6 +229,22 @@ impl Error {
             }
         }
     }
+}
+
+/// The whole list, because the flag replaces what was there; the server refuses it if two of its
+/// subjects overlap.
+fn with_subject(subjects: &str, added: &str) -> String {
+    let listed = subjects.split(", ").filter(|subject| !subject.is_empty());
+    let kept = listed.filter(|subject| !route::contains(added, subject));
+    kept.chain([added]).collect::<Vec<_>>().join(",")
+}
+
+fn refuses(error: &async_nats::ConnectError) -> bool {
+    use async_nats::ConnectErrorKind as Kind;
+    matches!(
+        error.kind(),
+        Kind::Authentication | Kind::AuthorizationViolation
+    )
 }
 
 fn connect_fix(error: &async_nats::ConnectError, options: &Options) -> String {

@@ -116,8 +116,8 @@ fn check_writer(name: &str, writer: Option<&Source>, ours: &Source) -> Result<()
     match writer {
         Some(found) if !found.same_slot(ours) => Err(Error::OtherSource {
             name: name.to_owned(),
-            found: found.to_string(),
-            ours: ours.to_string(),
+            found: Box::new(found.clone()),
+            ours: Box::new(ours.clone()),
         }),
         _ => Ok(()),
     }
@@ -278,6 +278,10 @@ impl JetStream {
         down: &mut bool,
     ) -> Result<bool, Error> {
         loop {
+            // Replies come before new events in `select`; under load there is always one.
+            while let Ok(batch) = events.try_recv() {
+                self.take_events(batch);
+            }
             let pumped = self.pump().await;
             // Also if this was the end: what is stored is to be confirmed.
             let settled = self.chain.take_settled();
@@ -289,10 +293,14 @@ impl JetStream {
             pumped?;
             match self.select(events).await? {
                 Action::Closed => return Ok(true),
-                Action::Events(batch) => batch.into_iter().for_each(|event| self.chain.push(event)),
+                Action::Events(batch) => self.take_events(batch),
                 Action::Reply(message) => self.take_replies(message)?,
             }
         }
+    }
+
+    fn take_events(&mut self, batch: Vec<Event>) {
+        batch.into_iter().for_each(|event| self.chain.push(event));
     }
 
     /// Chooses what to do next. Cancel-safe: every branch is a receive on a channel or a timer.

@@ -76,6 +76,49 @@ impl NatsOptions {
             });
         hidden.collect::<Vec<_>>().join(",")
     }
+
+    /// How to sign in, of the first URL that says it.
+    pub(super) fn of_url(&self) -> Option<SignIn> {
+        let mut authorities = self.servers.iter().map(|server| {
+            let (_, rest) = server.split_once("://").unwrap_or(("", server));
+            rest.split('/').next().unwrap_or_default()
+        });
+        let (before_at, _) = authorities.find_map(|authority| authority.rsplit_once('@'))?;
+        Some(match before_at.split_once(':') {
+            Some((user, password)) => SignIn::User {
+                user: percent_decode(user),
+                password: percent_decode(password),
+            },
+            None => SignIn::Token(percent_decode(before_at)),
+        })
+    }
+}
+
+/// What stands before the `@` of a URL.
+#[derive(PartialEq, Eq)]
+#[cfg_attr(test, derive(Debug))]
+pub(super) enum SignIn {
+    /// `user:password@`
+    User { user: String, password: String },
+    /// `token@`
+    Token(String),
+}
+
+/// `%40` is `@`, and so on; what is no such escape stays as it is.
+fn percent_decode(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        let escaped = tail.first_chunk().filter(|_| *first == b'%').and_then(hex);
+        bytes.push(escaped.unwrap_or(*first));
+        rest = if escaped.is_some() { &tail[2..] } else { tail };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn hex(digits: &[u8; 2]) -> Option<u8> {
+    let [high, low] = digits.map(|digit| char::from(digit).to_digit(16));
+    u8::try_from(high? << 4 | low?).ok()
 }
 
 /// The stream that is appended to, and how it is made if it is missing.
@@ -106,4 +149,55 @@ pub enum Storage {
     File,
     /// In memory: lost with the servers.
     Memory,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of_url(servers: &[&str]) -> Option<SignIn> {
+        let servers = servers.iter().map(|server| (*server).to_owned());
+        let options = NatsOptions {
+            servers: servers.collect(),
+            name: String::new(),
+            user: None,
+            password: None,
+            token: None,
+            nkey: None,
+            creds: None,
+            tls_ca: None,
+            tls_client: None,
+            tls_first: false,
+            connect_timeout: Duration::from_secs(1),
+            inbox_prefix: None,
+            domain: None,
+        };
+        options.of_url()
+    }
+
+    fn user(user: &str, password: &str) -> Option<SignIn> {
+        let (user, password) = (user.to_owned(), password.to_owned());
+        Some(SignIn::User { user, password })
+    }
+
+    #[test]
+    fn url_says_who_signs_in() {
+        assert_eq!(
+            of_url(&["nats://a:1", "nats://me:secret@b:1"]),
+            user("me", "secret")
+        );
+        assert_eq!(of_url(&["me:secret@a:1"]), user("me", "secret"));
+        assert_eq!(of_url(&["tls://me:@a"]), user("me", ""));
+        let token = SignIn::Token("s3cret".to_owned());
+        assert_eq!(of_url(&["nats://s3cret@a"]), Some(token));
+        assert_eq!(of_url(&["nats://a:4222", "b"]), None);
+        assert_eq!(of_url(&["ws://a/path@x"]), None);
+    }
+
+    #[test]
+    fn escapes_of_a_url_are_read() {
+        assert_eq!(of_url(&["nats://m%65:%40%3a%2F@a"]), user("me", "@:/"));
+        assert_eq!(of_url(&["nats://%zz:100%@a"]), user("%zz", "100%"));
+        assert_eq!(of_url(&["nats://a:b@c@host"]), user("a", "b@c"));
+    }
 }

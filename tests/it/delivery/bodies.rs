@@ -12,6 +12,9 @@ const MINIMAL: &str = "publish: {format: minimal}";
 /// Small, so that a message at the limit is cheap.
 const MAX_PAYLOAD: usize = 100_000;
 
+/// An event type, and what stands in the columns payload and payload_raw.
+type Body<'a> = (&'a str, Option<&'a str>, Option<&'a [u8]>);
+
 /// An event whose body has this many bytes of `x`.
 fn body_of(bytes: usize) -> String {
     let body = format!("convert_to(repeat('x', {bytes}), 'UTF8')");
@@ -63,7 +66,7 @@ async fn every_kind_of_body_arrives_byte_for_byte() {
     let session = &delivery.session;
     let every_byte: Vec<u8> = (0..=255).collect();
     let json = r#"{"ключ": "значение 🦀 \u0001 \" \\ / é", "n": [1e10, -0.5, null, true, {}]}"#;
-    let bodies: [(&str, Option<&str>, Option<&[u8]>); 7] = [
+    let bodies: [Body<'_>; 7] = [
         ("null", None, None),
         ("json-null", Some("null"), None),
         ("json", Some(json), None),

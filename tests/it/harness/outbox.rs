@@ -6,6 +6,7 @@
 use futures_util::SinkExt;
 use std::time::Duration;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::postgres::{Postgres, Session};
 
@@ -65,6 +66,8 @@ pub(crate) struct Load {
     pub(crate) transactions: u64,
     /// A pause after each transaction, to spread the load over a test; usually none.
     pub(crate) pause: Duration,
+    /// When to stop, whatever is left; usually never.
+    pub(crate) time: Duration,
 }
 
 /// What was written.
@@ -91,6 +94,7 @@ impl Load {
             writers: 4,
             transactions: 50,
             pause: Duration::ZERO,
+            time: Duration::MAX,
         }
     }
 
@@ -102,7 +106,7 @@ impl Load {
         for number in 0..self.writers {
             let session = Session::connect(url).await;
             let writer = Writer::new(self, number, session);
-            tasks.spawn(writer.run(self.transactions, self.pause));
+            tasks.spawn(writer.run(self.clone()));
         }
         Writers { tasks }
     }
@@ -179,12 +183,16 @@ impl Writer {
         }
     }
 
-    async fn run(mut self, transactions: u64, pause: Duration) -> Written {
-        for _ in 0..transactions {
+    async fn run(mut self, load: Load) -> Written {
+        let started = Instant::now();
+        for _ in 0..load.transactions {
+            if started.elapsed() >= load.time {
+                break;
+            }
             let kind = KINDS[self.random.below(KINDS.len() as u64) as usize];
             self.transaction(kind).await;
-            if !pause.is_zero() {
-                tokio::time::sleep(pause).await;
+            if !load.pause.is_zero() {
+                tokio::time::sleep(load.pause).await;
             }
         }
         self.written

@@ -17,7 +17,9 @@ impl Source {
         if self.is_test {
             return "";
         }
-        let tests = self.text.find("\n#[cfg(test)]\nmod tests {");
+        let begins = ["mod tests {", "pub(crate) mod tests {"];
+        let begins = begins.map(|begin| format!("\n#[cfg(test)]\n{begin}"));
+        let tests = begins.iter().find_map(|begin| self.text.find(begin));
         &self.text[..tests.unwrap_or(self.text.len())]
     }
 
