@@ -227,7 +227,8 @@ impl JetStream {
         };
         let tail = match self.anchor {
             None => {
-                let writer = tail::newest_source(&connection.stream, bounds).await?;
+                let newest = tail::newest_source(&connection.stream, bounds);
+                let writer = connection.unless_broken(Box::pin(newest)).await?;
                 let name = &self.options.stream.name;
                 check_writer(name, writer.as_ref(), self.lineage.source())?;
                 Search::Pending(bounds)
@@ -249,7 +250,8 @@ impl JetStream {
                 };
                 let places = (acknowledged + 1, bounds.last);
                 let since = Since::new(self.lineage.clone(), places, self.chain.newest());
-                let tail = Box::pin(Tail::since(connection.stream.clone(), since, range)).await?;
+                let tail = Tail::since(connection.stream.clone(), since, range);
+                let tail = connection.unless_broken(Box::pin(tail)).await?;
                 Search::Reading(Box::new(tail))
             }
         };
@@ -318,7 +320,7 @@ impl JetStream {
                 Some(message) => Ok(Action::Reply(Box::new(message))),
                 None => Err(Error::Broken("the connection was closed".to_owned())),
             },
-            _ = broken.changed() => Err(Error::Broken(broken.borrow().clone().unwrap_or_default())),
+            why = client::until_broken(broken) => Err(why),
             () = tokio::time::sleep_until(deadline), if in_flight > 0 => {
                 Err(Error::Broken(format!("no acknowledgement for {}", seconds(ack_timeout))))
             }
@@ -424,7 +426,8 @@ impl JetStream {
             // was another event of this term, or it cannot be told apart by more than its id.
             Some(sequence) if sequence > 0 && !self.taken.contains(&sequence) => {
                 let ours = self.chain.stored_at(sequence);
-                Ok(!ours && tail::is_gone(&epoch.connection.stream, sequence).await?)
+                let gone = tail::is_gone(&epoch.connection.stream, sequence);
+                Ok(!ours && epoch.connection.unless_broken(gone).await?)
             }
             _ => Ok(false),
         }
@@ -532,13 +535,15 @@ impl Epoch {
                 bytes_max: options.in_flight_bytes_max,
             };
             let stream = self.connection.stream.clone();
-            let tail = Box::pin(Tail::search(stream, lineage.clone(), start)).await?;
+            let tail = Box::pin(Tail::search(stream, lineage.clone(), start));
+            let tail = self.connection.unless_broken(tail).await?;
             self.tail = Search::Reading(Box::new(tail));
         }
         let Search::Reading(tail) = &mut self.tail else {
             return Ok(false);
         };
-        let holds = tail.holds(waiting).await?;
+        let holds = Box::pin(tail.holds(waiting));
+        let holds = self.connection.unless_broken(holds).await?;
         if tail.finished(first) {
             if tail.strangers() > 0 {
                 warn!(
