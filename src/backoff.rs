@@ -82,6 +82,11 @@ impl Backoff {
         }
     }
 
+    /// How many attempts have failed in a row.
+    pub fn attempts(&self) -> u32 {
+        self.attempts
+    }
+
     /// An attempt worked. Says how many had failed before, if any.
     pub fn worked(&mut self) -> Option<u32> {
         let failed = std::mem::take(&mut self.attempts);

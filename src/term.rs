@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
@@ -139,11 +140,18 @@ impl Term<'_> {
             () = stop.cancelled() => return Ok(()),
             lead = leading => lead?,
         };
-        if let Some(attempts) = self.backoff.worked() {
-            info!(attempts, "recovered");
+        match self.backoff.attempts() {
+            0 => {}
+            attempts => info!(attempts, "recovered"),
         }
         self.led = true;
-        self.stream(lead).await
+        let started = Instant::now();
+        let end = self.stream(lead).await;
+        // A term that ends as soon as it starts is one more failed attempt.
+        if started.elapsed() >= self.options.relay.takeover_after {
+            self.backoff.worked();
+        }
+        end
     }
 
     /// Connects to everything and checks it; changes nothing but a missing stream. What is wrong is

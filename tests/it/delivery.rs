@@ -242,8 +242,8 @@ async fn idle_outbox_beside_a_busy_database_retains_no_wal() {
     let mut writer = JoinSet::new();
     writer.spawn(async move {
         loop {
-            busy.run("INSERT INTO business SELECT n, repeat('word', 50) FROM generate_series(1, 500) AS n")
-                .await;
+            let rows = "SELECT n, repeat('word', 50) FROM generate_series(1, 500) AS n";
+            busy.run(&format!("INSERT INTO business {rows}")).await;
         }
     });
     // While the writing goes on, again and again.

@@ -145,11 +145,14 @@ const THEIR_NAMES: &[&str] = &["XLogData", "XLOG_DATA", "server_info"];
 #[test]
 fn sources_keep_to_the_style() {
     let mut complaints = Vec::new();
-    for file in sources("src").iter().chain(&sources("tests/it")) {
-        complaints.extend(opens_with_its_purpose(file));
-        complaints.extend(has_a_readable_size(file));
-        complaints.extend(has_readable_functions(file));
-        complaints.extend(leaves_nothing_undone(file));
+    for file in ["src", "tests/it", "examples"]
+        .into_iter()
+        .flat_map(sources)
+    {
+        complaints.extend(opens_with_its_purpose(&file));
+        complaints.extend(has_a_readable_size(&file));
+        complaints.extend(has_readable_functions(&file));
+        complaints.extend(leaves_nothing_undone(&file));
     }
     for file in sources("src") {
         complaints.extend(panics_with_a_reason(&file));

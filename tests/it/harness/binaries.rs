@@ -60,6 +60,12 @@ pub(crate) fn postgres(major: Option<u32>) -> Vec<PostgresBuild> {
     builds
 }
 
+/// The build in this directory.
+pub(crate) fn postgres_in(bin: &Path) -> PostgresBuild {
+    postgres_build(bin.to_owned())
+        .unwrap_or_else(|| panic!("no Postgres >= 14 with initdb in {}", bin.display()))
+}
+
 /// The preferred nats-server whose version starts with `version` (any, if `None`).
 pub(crate) fn nats_server(version: Option<&str>) -> PathBuf {
     let find = || nats_servers().into_iter().find(|path| suits(path, version));
@@ -92,7 +98,9 @@ pub(crate) fn give_to_server(path: &Path) {
 /// A directory that survives the test, for what is made once: under `target/`, or, where root
 /// works in a place that the servers' user cannot enter, under the system's temporary directory.
 pub(crate) fn workshop() -> PathBuf {
-    let usual = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let usual = option_env!("CARGO_TARGET_TMPDIR").map(PathBuf::from);
+    let usual = usual.unwrap_or_else(|| profile_directory().with_file_name("tmp"));
+    fs::create_dir_all(&usual).expect("create target/tmp");
     let workshop = if enterable(&usual) {
         usual
     } else {
@@ -101,6 +109,19 @@ pub(crate) fn workshop() -> PathBuf {
     };
     fs::create_dir_all(&workshop).expect("create the directory for templates");
     workshop
+}
+
+/// The program under test. Cargo names it to tests; for an example it stands one directory up.
+pub(crate) fn outjet() -> PathBuf {
+    let named = option_env!("CARGO_BIN_EXE_outjet").map(PathBuf::from);
+    named.unwrap_or_else(|| profile_directory().join("outjet"))
+}
+
+/// `target/release` or the like: cargo puts tests and examples into a directory below it.
+fn profile_directory() -> PathBuf {
+    let ourselves = std::env::current_exe().expect("the path of this program");
+    let directory = ourselves.ancestors().nth(2).expect("a path below target");
+    directory.to_owned()
 }
 
 /// Waits until no other test process holds the lock of this name. Tests are processes of their

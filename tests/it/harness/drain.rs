@@ -9,6 +9,7 @@ use futures_util::{StreamExt, TryStreamExt};
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::time::Duration;
+use time::OffsetDateTime;
 
 use super::postgres::{Postgres, Session};
 use super::wait::{Wait, until};
@@ -27,6 +28,8 @@ pub(crate) struct Stored {
     pub(crate) headers: async_nats::HeaderMap,
     /// Its body.
     pub(crate) payload: Bytes,
+    /// When the server stored it.
+    pub(crate) stored_at: OffsetDateTime,
 }
 
 impl Stored {
@@ -40,11 +43,13 @@ impl Stored {
 pub(crate) async fn messages(jetstream: &jetstream::Context, stream: &str) -> Vec<Stored> {
     let mut messages = Vec::new();
     each(jetstream, stream, |message| {
+        let told = message.info().expect("a JetStream message");
         messages.push(Stored {
-            sequence: message.info().expect("a JetStream message").stream_sequence,
+            sequence: told.stream_sequence,
             subject: message.subject.to_string(),
             headers: message.headers.clone().unwrap_or_default(),
             payload: message.payload.clone(),
+            stored_at: told.published,
         });
     })
     .await;

@@ -6,7 +6,7 @@
 use futures_util::SinkExt;
 use std::time::Duration;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::postgres::{Postgres, Session};
 
@@ -66,8 +66,6 @@ pub(crate) struct Load {
     pub(crate) transactions: u64,
     /// A pause after each transaction, to spread the load over a test; usually none.
     pub(crate) pause: Duration,
-    /// When to stop, whatever is left; usually never.
-    pub(crate) time: Duration,
 }
 
 /// What was written.
@@ -84,6 +82,7 @@ pub(crate) struct Written {
 /// Writers at work.
 pub(crate) struct Writers {
     tasks: JoinSet<Written>,
+    stop: CancellationToken,
 }
 
 impl Load {
@@ -94,21 +93,23 @@ impl Load {
             writers: 4,
             transactions: 50,
             pause: Duration::ZERO,
-            time: Duration::MAX,
         }
     }
 
     /// Starts the writers, and lets the test go on.
     pub(crate) async fn start(&self, url: &str) -> Writers {
-        eprintln!("{self:?}");
+        if cfg!(test) {
+            eprintln!("{self:?}");
+        }
         Session::connect(url).await.run(BUSINESS).await;
         let mut tasks = JoinSet::new();
+        let stop = CancellationToken::new();
         for number in 0..self.writers {
             let session = Session::connect(url).await;
             let writer = Writer::new(self, number, session);
-            tasks.spawn(writer.run(self.clone()));
+            tasks.spawn(writer.run(self.transactions, self.pause, stop.clone()));
         }
-        Writers { tasks }
+        Writers { tasks, stop }
     }
 
     /// Writes it all.
@@ -118,6 +119,12 @@ impl Load {
 }
 
 impl Writers {
+    /// Lets each end the transaction that it is in, and no more.
+    pub(crate) async fn stop(self) -> Written {
+        self.stop.cancel();
+        self.finish().await
+    }
+
     /// Waits until all have written what they were to write.
     pub(crate) async fn finish(mut self) -> Written {
         let mut sum = Written::default();
@@ -183,16 +190,15 @@ impl Writer {
         }
     }
 
-    async fn run(mut self, load: Load) -> Written {
-        let started = Instant::now();
-        for _ in 0..load.transactions {
-            if started.elapsed() >= load.time {
+    async fn run(mut self, transactions: u64, pause: Duration, stop: CancellationToken) -> Written {
+        for _ in 0..transactions {
+            if stop.is_cancelled() {
                 break;
             }
             let kind = KINDS[self.random.below(KINDS.len() as u64) as usize];
             self.transaction(kind).await;
-            if !load.pause.is_zero() {
-                tokio::time::sleep(load.pause).await;
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
             }
         }
         self.written

@@ -10,6 +10,7 @@ use std::process::Command;
 use std::time::Duration;
 use tempfile::TempDir;
 
+use super::binaries;
 use super::process::Process;
 use super::wait::{Wait, until_sync};
 
@@ -102,7 +103,7 @@ impl Outjet {
     /// For a call of the program.
     pub(crate) fn builder() -> Builder {
         Builder {
-            binary: env!("CARGO_BIN_EXE_outjet").into(),
+            binary: binaries::outjet(),
             arguments: Vec::new(),
             environment: Vec::new(),
             config: None,

@@ -55,6 +55,7 @@ pub(crate) enum Stop {
 #[derive(Default)]
 pub(crate) struct Builder {
     major: Option<u32>,
+    bin: Option<PathBuf>,
     openssl: bool,
     tcp: bool,
     settings: String,
@@ -66,6 +67,12 @@ impl Builder {
     /// A major version; else the preferred build of this machine.
     pub(crate) fn version(mut self, major: u32) -> Self {
         self.major = Some(major);
+        self
+    }
+
+    /// The build in this directory, whatever its version.
+    pub(crate) fn bin(mut self, bin: &Path) -> Self {
+        self.bin = Some(bin.to_owned());
         self
     }
 
@@ -124,7 +131,10 @@ impl Builder {
     }
 
     fn choose(&self) -> (PostgresBuild, PathBuf) {
-        let builds = binaries::postgres(self.major);
+        let builds = match &self.bin {
+            Some(bin) => vec![binaries::postgres_in(bin)],
+            None => binaries::postgres(self.major),
+        };
         let mut templates = builds.into_iter().map(|build| {
             let template = template(&build);
             (build, template)

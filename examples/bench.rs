@@ -1,0 +1,337 @@
+//! `scripts/bench`: outjet beside `pg_recvlogical` on the same backlog, in turn. pg_recvlogical
+//! reads what the slot sends and throws it away: nobody who reads a slot is faster.
+//!
+//! Fair: the same server and publication, the same pgoutput options, copies of one slot that is
+//! older than the backlog, a checkpoint before each pass and one pass that is not counted. What
+//! outjet does and the other does not (a nats-server that stores the events in files) is its price.
+
+#[path = "../tests/it/harness/mod.rs"]
+mod harness;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use rustix::process::Signal;
+use tokio::time::Instant;
+
+use harness::postgres::Session;
+use harness::process::{self, Process};
+use harness::wait::until_sync;
+use harness::{Nats, Outjet, Postgres, Wait, binaries, outjet};
+
+/// The slot that all others are copies of.
+const ORIGIN: &str = "origin";
+
+/// For one pass, on the slowest machine and with the largest backlog that make sense.
+const PASS_WITHIN: Duration = Duration::from_secs(3600);
+
+/// Linux counts CPU time in 1/100 s (USER_HZ in include/asm-generic/param.h).
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// Measures how fast outjet publishes a backlog, beside pg_recvlogical reading the same one.
+#[derive(Parser)]
+#[command(name = "scripts/bench")]
+struct Asked {
+    /// Events in the backlog
+    #[arg(long, value_name = "N", default_value_t = 500_000)]
+    events: u64,
+    /// Passes of each reader, in alternating order
+    #[arg(long, value_name = "N", default_value_t = 3,
+          value_parser = clap::value_parser!(u64).range(1..))]
+    rounds: u64,
+    /// Events in each transaction
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u64).range(1..))]
+    transaction: u64,
+    /// Length of each payload, as jsonb's text
+    #[arg(long, value_name = "BYTES", default_value_t = 180,
+          value_parser = clap::value_parser!(u64).range(32..))]
+    payload: u64,
+    /// Format of the messages
+    #[arg(long, value_enum, default_value_t = Format::Cloudevents)]
+    format: Format,
+    /// Postgres's bin directory, with pg_recvlogical in it [default: the newest that is found]
+    #[arg(long, value_name = "DIR")]
+    postgres: Option<PathBuf>,
+    /// Another outjet than the one in target/release
+    #[arg(long, value_name = "FILE")]
+    outjet: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Format {
+    Cloudevents,
+    Minimal,
+}
+
+/// What one pass over the backlog took.
+struct Pass {
+    elapsed: Duration,
+    /// User and system time of the reader.
+    cpu: Duration,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() {
+    let asked = Asked::parse();
+    let bench = Bench::prepare(&asked).await;
+    let slot = bench.copy_slot("warm_up").await;
+    bench.pg_recvlogical(&slot).await;
+
+    println!(
+        "\n{:<7}{:<16}{:>10}{:>14}",
+        "round", "reader", "events/s", "CPU/event"
+    );
+    let (mut theirs, mut ours) = (Vec::new(), Vec::new());
+    for round in 1..=asked.rounds {
+        for reader in 0..2 {
+            if (round + reader) % 2 == 1 {
+                let slot = bench.copy_slot(&format!("pg_recvlogical_{round}")).await;
+                let pass = bench.pg_recvlogical(&slot).await;
+                bench.print(&round.to_string(), "pg_recvlogical", &pass);
+                theirs.push(pass);
+            } else {
+                let slot = bench.copy_slot(&format!("outjet_{round}")).await;
+                let pass = bench.outjet(&slot, &round.to_string()).await;
+                ours.push(pass);
+            }
+        }
+    }
+    let (theirs, ours) = (median(theirs), median(ours));
+    println!();
+    bench.print("median", "pg_recvlogical", &theirs);
+    bench.print("median", "outjet", &ours);
+    println!(
+        "\nratio {:.2}",
+        theirs.elapsed.as_secs_f64() / ours.elapsed.as_secs_f64()
+    );
+}
+
+/// A backlog, and who can read it.
+struct Bench<'a> {
+    asked: &'a Asked,
+    postgres: Postgres,
+    session: Session,
+    /// The end of the WAL behind the backlog.
+    end: String,
+}
+
+impl<'a> Bench<'a> {
+    /// Starts a server, sets it up and writes the backlog.
+    async fn prepare(asked: &'a Asked) -> Self {
+        let mut server = Postgres::builder()
+            .setting("synchronous_commit", "off")
+            .setting("shared_buffers", "128MB")
+            // Nothing may come along in the middle of a pass.
+            .setting("autovacuum", "off")
+            .setting("checkpoint_timeout", "1d")
+            .setting("max_wal_size", "64GB")
+            .setting("max_replication_slots", "1000");
+        if let Some(bin) = &asked.postgres {
+            server = server.bin(bin);
+        }
+        let postgres = server.start().await;
+        let session = postgres.connect().await;
+        let mut bench = Self {
+            asked,
+            postgres,
+            session,
+            end: String::new(),
+        };
+        bench.introduce().await;
+        let nats = Nats::start().await;
+        bench.set_up(&nats, ORIGIN).await;
+        bench.write().await;
+        bench
+    }
+
+    /// Says what is measured, and on what.
+    async fn introduce(&self) {
+        let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+        println!(
+            "{} {}, {} cores, load {}\nPostgres {}, fsync {}, unix socket\n{}\n{}, {:?}, file storage",
+            std::env::consts::OS,
+            std::env::consts::ARCH,
+            std::thread::available_parallelism().map_or(0, usize::from),
+            load.split(' ').next().unwrap_or("unknown"),
+            self.session.text("SHOW server_version").await,
+            self.session.text("SHOW fsync").await,
+            version(&binaries::nats_server(None)),
+            version(&self.program()),
+            self.asked.format,
+        );
+    }
+
+    async fn write(&mut self) {
+        let Asked {
+            events,
+            transaction,
+            payload,
+            ..
+        } = self.asked;
+        // {"i": 1, "words": "…"}: 20 characters besides the number and the words.
+        let sql = format!(
+            "DO $$ BEGIN FOR first IN 1..{events} BY {transaction} LOOP
+               INSERT INTO outbox.events (aggregatetype, aggregateid, type, payload)
+               SELECT 'order', (i % 1000)::text, 'created', jsonb_build_object('i', i, 'words',
+                 left(repeat('some words ', {payload}), {payload} - 20 - length(i::text)))
+               FROM generate_series(first, least(first + {transaction} - 1, {events})) AS i;
+               COMMIT;
+             END LOOP; END $$"
+        );
+        let begun = self
+            .session
+            .text("SELECT pg_current_wal_insert_lsn()")
+            .await;
+        let started = Instant::now();
+        self.session.run(&sql).await;
+        self.end = self
+            .session
+            .text("SELECT pg_current_wal_insert_lsn()")
+            .await;
+        let size = format!("SELECT pg_size_pretty('{}'::pg_lsn - '{begun}')", self.end);
+        println!(
+            "backlog of {events} events, {payload} bytes of jsonb each, {transaction} a transaction: \
+             {} of WAL, written in {:.1} s",
+            self.session.text(&size).await,
+            started.elapsed().as_secs_f64(),
+        );
+    }
+
+    async fn copy_slot(&self, name: &str) -> String {
+        let copy = format!("SELECT pg_copy_logical_replication_slot('{ORIGIN}', '{name}')");
+        self.session.text(&copy).await;
+        self.session.run("CHECKPOINT").await;
+        name.to_owned()
+    }
+
+    /// Reads the backlog into nowhere.
+    async fn pg_recvlogical(&self, slot: &str) -> Pass {
+        let program = self.postgres.program("pg_recvlogical").unwrap_or_else(|| {
+            panic!("this Postgres has no pg_recvlogical; name one that has with --postgres")
+        });
+        let home = tempfile::tempdir().expect("create a temporary directory");
+        let log = home.path().join("stderr");
+        let mut command = Command::new(program);
+        command
+            .args(["--start", "--slot", slot, "--endpos", &self.end])
+            .args([
+                "--option=proto_version=1",
+                "--option=publication_names=outjet",
+            ])
+            .args(["--option=messages=true", "--file=/dev/null", "--dbname"])
+            .arg(self.postgres.url())
+            .stdout(File::create("/dev/null").expect("open /dev/null"))
+            .stderr(File::create(&log).expect("create a log"));
+        let started = Instant::now();
+        let mut reader = Process::spawn("pg_recvlogical", command, Signal::KILL, home.path());
+        reader = reader.log(&log);
+        // Not reaped yet, it still has its CPU time.
+        until_sync("pg_recvlogical has read it all", PASS_WITHIN, || {
+            let state = process::state(reader.id());
+            Wait::ready_if(state.starts_with('Z'), state)
+        })
+        .await;
+        let pass = Pass {
+            elapsed: started.elapsed(),
+            cpu: cpu(reader.id()),
+        };
+        let status = reader.exit(PASS_WITHIN).await;
+        assert!(status.success(), "pg_recvlogical: {status}");
+        pass
+    }
+
+    /// Publishes the backlog, from the start of the program until the slot is confirmed.
+    async fn outjet(&self, slot: &str, round: &str) -> Pass {
+        let mut nats = Nats::start().await;
+        self.set_up(&nats, slot).await;
+        let before = cpu(nats.process().id());
+        let confirmed = format!(
+            "SELECT confirmed_flush_lsn >= '{}' FROM pg_replication_slots
+             WHERE slot_name = '{slot}'",
+            self.end,
+        );
+        let started = Instant::now();
+        let outjet = self.call(&nats, slot).args(["run"]).spawn();
+        self.session.until_text(&confirmed, "t", PASS_WITHIN).await;
+        let pass = Pass {
+            elapsed: started.elapsed(),
+            cpu: cpu(outjet.id()),
+        };
+        let servers = cpu(nats.process().id()) - before;
+        let per_event = servers.as_secs_f64() * 1e6 / self.asked.events as f64;
+        self.print(round, "outjet", &pass);
+        println!(
+            "{:<7}{:<16}{:>10}{per_event:>11.1} µs   (outjet: {} KiB resident at most)",
+            "",
+            "  nats-server",
+            "",
+            outjet.resident_bytes_max() / 1024,
+        );
+        let stream = nats.jetstream().await.get_stream("OUTBOX").await;
+        let stored = stream.expect("the stream").cached_info().state.messages;
+        assert_eq!(stored, self.asked.events, "messages in the stream");
+        pass
+    }
+
+    async fn set_up(&self, nats: &Nats, slot: &str) {
+        let done = self.call(nats, slot).args(["setup"]).output().await;
+        assert_eq!(done.code, Some(0), "outjet setup: {}", done.stderr);
+    }
+
+    fn call(&self, nats: &Nats, slot: &str) -> outjet::Builder {
+        let format = format!("{:?}", self.asked.format).to_lowercase();
+        Outjet::builder()
+            .binary(self.program())
+            .env("DATABASE_URL", self.postgres.url())
+            .env("NATS_URL", nats.url())
+            .env("OUTJET_POSTGRES__SLOT", slot)
+            .env("OUTJET_PUBLISH__FORMAT", format)
+    }
+
+    fn program(&self) -> PathBuf {
+        self.asked.outjet.clone().unwrap_or_else(binaries::outjet)
+    }
+
+    fn print(&self, round: &str, reader: &str, pass: &Pass) {
+        let events = self.asked.events as f64;
+        println!(
+            "{round:<7}{reader:<16}{:>10.0}{:>11.1} µs",
+            events / pass.elapsed.as_secs_f64(),
+            pass.cpu.as_secs_f64() * 1e6 / events,
+        );
+    }
+}
+
+/// Of times and of CPU, each by itself.
+fn median(passes: Vec<Pass>) -> Pass {
+    let middle = |mut values: Vec<Duration>| {
+        values.sort_unstable();
+        values[values.len() / 2]
+    };
+    Pass {
+        elapsed: middle(passes.iter().map(|pass| pass.elapsed).collect()),
+        cpu: middle(passes.iter().map(|pass| pass.cpu).collect()),
+    }
+}
+
+/// The CPU time that a process has used, all its threads, ended or not (proc_pid_stat(5)).
+fn cpu(id: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).expect("a process on Linux");
+    // The name stands in parentheses and may hold anything; utime is the 12th field behind it.
+    let (_, fields) = stat.rsplit_once(") ").expect("a name in parentheses");
+    let ticks = fields.split(' ').skip(11).take(2);
+    let ticks: u64 = ticks
+        .map(|ticks| ticks.parse::<u64>().expect("a number"))
+        .sum();
+    Duration::from_secs_f64(ticks as f64 / TICKS_PER_SECOND)
+}
+
+fn version(program: &Path) -> String {
+    let mut command = Command::new(program);
+    command.arg("--version");
+    process::run(command).trim().to_owned()
+}
