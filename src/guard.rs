@@ -8,10 +8,18 @@
 //! stored event each, because every sequence number was made by one of our events: otherwise a
 //! stream with limits would get back what it had dropped. Behind the last survivor they count only
 //! if that survivor was sent again, too: if it was not, they may belong to events that were
-//! confirmed long ago, and counting them would lose new ones. Memory is constant.
+//! confirmed long ago, and counting them would lose new ones.
+//!
+//! A stranger may displace an event: refused, it is sent again behind those that were under way
+//! with it. So an event is missing only if it does not stand among as many of the next entries
+//! either; these are kept, and no more. Behind an acknowledgement of our own nothing has to be
+//! guessed ([`Since`]).
 //!
 //! LSNs are used again after a failover and ids by applications, so neither alone proves anything;
 //! entries written on a timeline that Postgres has abandoned do not count.
+
+use std::collections::{HashMap, VecDeque};
+use std::ops::RangeInclusive;
 
 use crate::event::Position;
 
@@ -125,104 +133,211 @@ pub struct Guard {
     /// The sequence number that comes next if none is missing.
     next_sequence: u64,
     last_sequence: u64,
-    /// Missing sequence numbers before `head` that no event has been matched with.
+    late_max: u64,
+    /// Missing sequence numbers since the last entry in order.
     vacant: u64,
-    head: Option<Mark>,
-    ended: bool,
-    /// A survivor at or behind which an event was judged: from there on every event is at hand.
+    /// Entries that were read and are not passed: each lies above the one before it.
+    ahead: VecDeque<Ahead>,
+    /// Entries that stand behind one that they should stand before.
+    late: Vec<(Position, String)>,
+    highest: Option<Position>,
+    judged: Option<Position>,
+    /// An event was judged that stands at a survivor or before it: every later one is at hand.
     anchored: bool,
+}
+
+#[derive(Debug)]
+struct Ahead {
+    sequence: u64,
+    position: Position,
+    id: String,
+    /// Sequence numbers that are missing before it and that no event has been matched with.
+    vacant: u64,
 }
 
 impl Guard {
     /// For the entries `first..=last`. What lies below `first` must be behind every event judged.
-    pub fn new(lineage: Lineage, first: u64, last: u64) -> Self {
-        let ended = first > last;
+    /// No event stands further behind its place than `late_max` sequence numbers.
+    pub fn new(lineage: Lineage, (first, last): (u64, u64), late_max: u64) -> Self {
         Self {
             lineage,
             next_sequence: first,
             last_sequence: last,
+            late_max,
             vacant: 0,
-            head: None,
-            ended,
+            ahead: VecDeque::new(),
+            late: Vec::new(),
+            highest: None,
+            judged: None,
             anchored: false,
         }
     }
 
-    /// Says that whatever stands at `first` and behind it belongs to events that will be judged, as
-    /// after an acknowledgement for the sequence number before it: vacancies then always count.
-    pub fn anchored(mut self) -> Self {
-        self.anchored = true;
-        self
-    }
-
     /// Takes the next entry of the stream. Call only after [`Verdict::Unknown`].
     pub fn offer(&mut self, entry: Entry) {
+        let Entry { sequence, mark } = entry;
         assert!(
-            self.head.is_none(),
-            "an entry is offered when it is asked for"
-        );
-        assert!(
-            entry.sequence >= self.next_sequence,
+            sequence >= self.next_sequence,
             "entries come in stream order"
         );
-        self.vacant += entry.sequence - self.next_sequence;
-        self.next_sequence = entry.sequence + 1;
-        self.head = entry.mark.filter(|mark| self.lineage.holds(mark));
-        self.ended = self.head.is_none() && self.next_sequence > self.last_sequence;
+        self.vacant += sequence - self.next_sequence;
+        self.next_sequence = sequence + 1;
+        let Some(Mark { position, id, .. }) = mark.filter(|mark| self.lineage.holds(mark)) else {
+            return;
+        };
+        if self.highest.is_none_or(|highest| highest < position) {
+            self.highest = Some(position);
+            let vacant = std::mem::take(&mut self.vacant);
+            self.ahead.push_back(Ahead {
+                sequence,
+                position,
+                id,
+                vacant,
+            });
+        } else if self.judged.is_none_or(|judged| judged <= position) {
+            self.late.push((position, id));
+        }
     }
 
     /// There are no entries left up to the last sequence number.
     pub fn end(&mut self) {
         self.vacant += (self.last_sequence + 1).saturating_sub(self.next_sequence);
         self.next_sequence = self.last_sequence + 1;
-        self.ended = true;
     }
 
     /// Judges the next event in commit order. [`Verdict::Unknown`] keeps it the next one.
     pub fn judge(&mut self, position: Position, id: &str) -> Verdict {
-        if let Some(head) = &self.head {
-            if head.position > position {
+        self.judged = Some(position);
+        self.late.retain(|late| late.0 >= position);
+        while let Some(head) = self.ahead.pop_front_if(|head| head.position <= position) {
+            if head.position == position && head.id == id {
                 self.anchored = true;
-                return self.fill_vacancy().unwrap_or(Verdict::Absent);
+                return Verdict::Stored;
             }
-            let equal = head.position == position && head.id == id;
-            self.anchored |= equal;
-            self.pass_head();
-            return if equal {
-                Verdict::Stored
-            } else {
-                Verdict::Unknown
-            };
         }
-        if !self.ended {
+        if !self.has_looked_ahead() {
             return Verdict::Unknown;
         }
-        if !self.anchored {
-            self.vacant = 0;
+        self.anchored |= !self.ahead.is_empty();
+        let late = |late: &(Position, String)| late.0 == position && late.1 == id;
+        if let Some(at) = self.late.iter().position(late) {
+            self.late.swap_remove(at);
+            self.anchored = true;
+            return Verdict::Stored;
         }
-        self.fill_vacancy().unwrap_or(Verdict::Absent)
+        self.fill_vacancy()
     }
 
     /// Whether every further event is absent without asking.
     pub fn finished(&self) -> bool {
-        self.ended && self.head.is_none() && self.vacant == 0
+        self.ended() && self.ahead.is_empty() && self.late.is_empty() && self.vacant == 0
     }
 
     /// The sequence number to read next, if any is left.
     pub fn wants(&self) -> Option<u64> {
-        (self.next_sequence <= self.last_sequence).then_some(self.next_sequence)
+        (!self.ended()).then_some(self.next_sequence)
     }
 
-    fn fill_vacancy(&mut self) -> Option<Verdict> {
-        self.vacant = self.vacant.checked_sub(1)?;
-        Some(Verdict::Stored)
+    fn ended(&self) -> bool {
+        self.next_sequence > self.last_sequence
     }
 
-    /// The head lies behind: so does what was missing before it.
-    fn pass_head(&mut self) {
-        self.head = None;
-        self.vacant = 0;
-        self.ended = self.next_sequence > self.last_sequence;
+    /// Whether an event that does not come next may still turn up late.
+    fn has_looked_ahead(&self) -> bool {
+        let head = self.ahead.front();
+        let seen = head.map_or(0, |head| self.next_sequence - head.sequence);
+        self.ended() || seen > self.late_max
+    }
+
+    fn fill_vacancy(&mut self) -> Verdict {
+        let vacant = match self.ahead.front_mut() {
+            Some(head) => &mut head.vacant,
+            None if self.anchored => &mut self.vacant,
+            None => {
+                self.vacant = 0;
+                return Verdict::Absent;
+            }
+        };
+        match vacant.checked_sub(1) {
+            Some(left) => {
+                *vacant = left;
+                Verdict::Stored
+            }
+            None => Verdict::Absent,
+        }
+    }
+}
+
+/// What stands behind an acknowledgement of our own: for the events that were sent since, each with
+/// the places where it may stand. Here a missing sequence number says whose it was, and nothing
+/// depends on the order.
+#[derive(Debug)]
+pub struct Since {
+    lineage: Lineage,
+    next_sequence: u64,
+    last_sequence: u64,
+    found: HashMap<Position, String>,
+    vacant: Vec<RangeInclusive<u64>>,
+    /// No event behind this one was sent or found.
+    highest: Option<Position>,
+}
+
+impl Since {
+    /// For the entries `first..=last`; `newest` is the newest event that may have been sent.
+    pub fn new(lineage: Lineage, (first, last): (u64, u64), newest: Option<Position>) -> Self {
+        Self {
+            lineage,
+            next_sequence: first,
+            last_sequence: last,
+            found: HashMap::new(),
+            vacant: Vec::new(),
+            highest: newest,
+        }
+    }
+
+    /// Takes the next entry of the stream.
+    pub fn offer(&mut self, entry: Entry) {
+        self.leave_vacant_up_to(entry.sequence);
+        self.next_sequence = entry.sequence + 1;
+        if let Some(mark) = entry.mark.filter(|mark| self.lineage.holds(mark)) {
+            self.highest = self.highest.max(Some(mark.position));
+            self.found.insert(mark.position, mark.id);
+        }
+    }
+
+    /// There are no entries left.
+    pub fn end(&mut self) {
+        self.leave_vacant_up_to(self.last_sequence + 1);
+        self.next_sequence = self.last_sequence + 1;
+    }
+
+    /// Whether the event stands there, or stood at one of the `places` where its outcome was never
+    /// heard of.
+    pub fn holds(&self, position: Position, id: &str, places: &[u64]) -> bool {
+        let found = self.found.get(&position);
+        found.is_some_and(|found| found == id) || places.iter().any(|place| self.misses(*place))
+    }
+
+    /// Whether every event behind this one is absent without asking.
+    pub fn finished(&self, position: Position) -> bool {
+        Some(position) >= self.highest
+    }
+
+    fn misses(&self, sequence: u64) -> bool {
+        let at = self.vacant.partition_point(|gap| *gap.end() < sequence);
+        self.vacant
+            .get(at)
+            .is_some_and(|gap| gap.contains(&sequence))
+    }
+
+    fn leave_vacant_up_to(&mut self, sequence: u64) {
+        assert!(
+            sequence >= self.next_sequence,
+            "entries come in stream order"
+        );
+        if sequence > self.next_sequence {
+            self.vacant.push(self.next_sequence..=sequence - 1);
+        }
     }
 }
 
@@ -287,8 +402,20 @@ mod tests {
             .collect()
     }
 
+    /// As many events as may be late in these tests.
+    const LATE_MAX: u64 = 8;
+
     fn guard(first: u64, last: u64) -> Guard {
-        Guard::new(Lineage::new(source(1), Vec::new()), first, last)
+        Guard::new(Lineage::new(source(1), Vec::new()), (first, last), LATE_MAX)
+    }
+
+    /// The same behind an acknowledgement, up to event `newest`.
+    fn since(tail: &[Entry], (first, last): (u64, u64), newest: u64) -> Since {
+        let lineage = Lineage::new(source(1), Vec::new());
+        let mut since = Since::new(lineage, (first, last), Some(at(newest)));
+        tail.iter().cloned().for_each(|entry| since.offer(entry));
+        since.end();
+        since
     }
 
     #[test]
@@ -333,9 +460,63 @@ mod tests {
     }
 
     #[test]
-    fn vacancies_behind_an_acknowledgement_count() {
-        // 10 was acknowledged at 1; 20 and 30 were stored unacknowledged and consumed at once.
-        assert_eq!(sent(&mut guard(2, 3).anchored(), &[], &[20, 30, 40]), [40]);
+    fn an_event_that_a_stranger_displaced_is_found_where_it_was_sent_late() {
+        // 20 was refused, 30 and 40 fitted behind the stranger, 20 was sent again.
+        let tail = [
+            ours(1, 10),
+            foreign(2),
+            ours(3, 30),
+            ours(4, 40),
+            ours(5, 20),
+        ];
+        assert_eq!(sent(&mut guard(1, 5), &tail, &[10, 20, 30, 40, 50]), [50]);
+        assert_eq!(sent(&mut guard(1, 5), &tail, &[20, 30, 40, 50]), [50]);
+        assert_eq!(sent(&mut guard(1, 5), &tail, &[30, 40, 50]), [50]);
+    }
+
+    #[test]
+    fn a_late_entry_is_none_of_the_vacancies_around_it() {
+        let tail = [ours(1, 10), ours(3, 40), ours(4, 20), ours(6, 60)];
+        assert_eq!(
+            sent(&mut guard(1, 6), &tail, &[10, 20, 30, 40, 50, 60, 70]),
+            [70]
+        );
+    }
+
+    #[test]
+    fn vacancies_behind_an_acknowledgement_count_for_what_was_sent_there() {
+        // 10 was acknowledged at 1; 20 and 30 were sent to 2 and 3, stored and consumed at once.
+        let since = since(&[], (2, 3), 30);
+        assert!(since.holds(at(20), "20", &[2]));
+        assert!(!since.finished(at(20)));
+        assert!(since.holds(at(30), "30", &[3]));
+        assert!(since.finished(at(30)));
+    }
+
+    #[test]
+    fn a_stranger_that_was_consumed_hides_no_event() {
+        // The stranger took 2; 20 was refused there, and 30 was never sent.
+        let since = since(&[], (2, 2), 20);
+        assert!(!since.holds(at(20), "20", &[]));
+        assert!(!since.holds(at(30), "30", &[]));
+    }
+
+    #[test]
+    fn behind_an_acknowledgement_the_order_does_not_matter() {
+        let tail = [foreign(2), ours(3, 30), ours(5, 20)];
+        let since = since(&tail, (2, 5), 40);
+        let holds = |event: u64, place| since.holds(at(event), &event.to_string(), &[place]);
+        assert!(holds(20, 2) && holds(30, 3) && holds(40, 4));
+        assert!(!holds(50, 6), "nothing stands there yet");
+        assert!(!since.holds(at(30), "other", &[]));
+    }
+
+    #[test]
+    fn behind_an_acknowledgement_a_leader_that_was_ahead_of_us_is_heeded() {
+        let since = since(&[ours(2, 20), ours(3, 30)], (2, 3), 20);
+        assert!(!since.finished(at(20)));
+        assert!(since.holds(at(30), "30", &[]));
+        assert!(since.finished(at(30)));
     }
 
     #[test]
@@ -354,7 +535,7 @@ mod tests {
             on_timeline(5, 115, 2),
         ];
         let lineage = Lineage::new(source(2), vec![(1, 105)]);
-        let mut guard = Guard::new(lineage, 1, 5);
+        let mut guard = Guard::new(lineage, (1, 5), LATE_MAX);
         assert_eq!(sent(&mut guard, &tail, &[100, 106, 115, 130]), [130]);
     }
 
@@ -363,7 +544,6 @@ mod tests {
         let mut guard = guard(1, 1);
         assert_eq!(guard.judge(at(10), "other"), Verdict::Unknown);
         guard.offer(ours(1, 10));
-        assert_eq!(guard.judge(at(10), "other"), Verdict::Unknown);
         assert_eq!(guard.judge(at(10), "other"), Verdict::Absent);
     }
 
@@ -412,6 +592,33 @@ mod tests {
             if decidable {
                 prop_assert_eq!(sent, expected);
             }
+        }
+
+        /// Strangers let events come late, but never by more than what is under way at once.
+        #[test]
+        fn exactly_the_rest_of_a_disordered_chain_is_sent(
+            delays in prop::collection::vec(prop_oneof![3 => Just(0), 1 => 1..LATE_MAX], 1..60),
+            total in 0..80u64,
+            resent_from in 0..60u64,
+        ) {
+            let stored = delays.len() as u64;
+            let mut order: Vec<u64> = (0..stored).collect();
+            order.sort_by_key(|event| (event + delays[*event as usize], *event));
+            let mut tail = Vec::new();
+            for event in order {
+                if delays[event as usize] > 0 {
+                    tail.push(foreign(tail.len() as u64 + 1));
+                }
+                tail.push(ours(tail.len() as u64 + 1, event));
+            }
+            let last = tail.len() as u64;
+            let events: Vec<u64> = (resent_from.min(stored)..total.max(stored)).collect();
+            let lineage = Lineage::new(source(1), Vec::new());
+            let mut guard = Guard::new(lineage, (1, last), 2 * LATE_MAX);
+            let expected: Vec<u64> = (stored..total.max(stored)).collect();
+            prop_assert_eq!(sent(&mut guard, &tail, &events), expected);
+            prop_assert!(guard.late.len() as u64 <= 2 * LATE_MAX);
+            prop_assert!(guard.ahead.len() as u64 <= 2 * LATE_MAX + 1);
         }
     }
 }

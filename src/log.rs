@@ -17,9 +17,10 @@ pub enum Format {
     Json,
 }
 
-/// Installs the log of the process. `level` holds for us; libraries only warn. Call once.
+/// Installs the log of the process. `level` holds for us; libraries only warn, and the NATS client
+/// is silent: what it says of connections that were given up is no news. Call once.
 pub fn start(level: &str, format: Format, color: bool) {
-    let filter = EnvFilter::new(format!("warn,outjet={level}"));
+    let filter = EnvFilter::new(format!("warn,async_nats=off,outjet={level}"));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -144,6 +144,7 @@ impl Config {
                 max_bytes: stream.max_bytes,
             },
             in_flight_max: self.publish.in_flight_max,
+            in_flight_bytes_max: self.publish.in_flight_bytes_max,
             ack_timeout: self.publish.ack_timeout,
         }
     }

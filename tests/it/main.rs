@@ -9,5 +9,6 @@ mod problems;
 mod replication;
 mod restart;
 mod setup;
+mod sink;
 mod sql;
 mod tidy;

@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use crate::event::Event;
+use crate::event::{Event, Position};
 
 /// The events that are not settled, and what they may expect of the stream.
 #[derive(Debug)]
@@ -26,14 +26,27 @@ pub(super) struct Chain {
 struct Slot {
     event: Event,
     state: State,
-    /// Send without `Nats-Msg-Id`: the server has called it a duplicate, and it was not.
-    anonymous: bool,
+    /// Sequence numbers that it may have on earlier connections, whose answer was never heard.
+    places: Vec<u64>,
+    /// The server has called it a duplicate of this sequence number, or of 0, which is none.
+    duplicate_of: Option<u64>,
+}
+
+/// The next event to be sent.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Waiting<'a> {
+    pub(super) event: &'a Event,
+    /// Where it may stand already.
+    pub(super) places: &'a [u64],
+    /// The server has called it a duplicate of this sequence number, or of 0, which is none.
+    pub(super) duplicate_of: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Waiting,
     InFlight { sequence: u64 },
+    Refused,
     Stored { sequence: Option<u64> },
 }
 
@@ -44,7 +57,7 @@ pub(super) struct Settled {
     pub(super) stored: usize,
     /// Events that the guard found in the stream.
     pub(super) known: usize,
-    /// The sequence of the last acknowledged one.
+    /// The highest sequence of those.
     pub(super) sequence: Option<u64>,
 }
 
@@ -70,24 +83,28 @@ impl Chain {
 
     /// Takes the next event in commit order.
     pub(super) fn push(&mut self, event: Event) {
-        let newest = self.ring.back().map(|slot| slot.event.position);
         assert!(
-            newest.is_none_or(|newest| newest < event.position),
+            self.newest().is_none_or(|newest| newest < event.position),
             "events come in order"
         );
         self.ring.push_back(Slot {
             event,
             state: State::Waiting,
-            anonymous: false,
+            places: Vec::new(),
+            duplicate_of: None,
         });
     }
 
     /// Starts on a new connection, at the last sequence of the stream: what was in flight waits.
     pub(super) fn restart(&mut self, last_sequence: u64) {
         for slot in &mut self.ring {
-            if let State::InFlight { .. } = slot.state {
-                slot.state = State::Waiting;
+            match slot.state {
+                State::Waiting | State::Stored { .. } => continue,
+                State::Refused => {}
+                State::InFlight { sequence } if slot.places.contains(&sequence) => {}
+                State::InFlight { sequence } => slot.places.push(sequence),
             }
+            slot.state = State::Waiting;
         }
         self.in_flight = 0;
         self.last_sequence = last_sequence;
@@ -95,11 +112,18 @@ impl Chain {
         self.skip_stored();
     }
 
-    /// The next event to be sent, and whether to send it without `Nats-Msg-Id`.
-    pub(super) fn waiting(&self) -> Option<(&Event, bool)> {
-        self.ring
-            .get(self.next)
-            .map(|slot| (&slot.event, slot.anonymous))
+    /// The next event to be sent.
+    pub(super) fn waiting(&self) -> Option<Waiting<'_>> {
+        self.ring.get(self.next).map(|slot| Waiting {
+            event: &slot.event,
+            places: &slot.places,
+            duplicate_of: slot.duplicate_of,
+        })
+    }
+
+    /// The newest event that was taken.
+    pub(super) fn newest(&self) -> Option<Position> {
+        self.ring.back().map(|slot| slot.event.position)
     }
 
     /// The waiting event goes out: its number, and the sequence that it expects to be the last.
@@ -147,14 +171,28 @@ impl Chain {
         Ok(())
     }
 
-    /// Event `number` is to be sent without its id from now on.
-    pub(super) fn make_anonymous(&mut self, number: u64) {
-        let slot = number
-            .checked_sub(self.head)
-            .and_then(|at| self.ring.get_mut(at as usize));
-        if let Some(slot) = slot {
-            slot.anonymous = true;
+    /// A reply says that event `number` was not stored this time. No reply means that it may be.
+    pub(super) fn refuse(&mut self, number: u64) {
+        if let Some(slot) = self.in_flight_mut(number) {
+            slot.state = State::Refused;
+            self.in_flight -= 1;
         }
+    }
+
+    /// The same, because its id stands at `sequence` already, as the server says.
+    pub(super) fn refuse_duplicate(&mut self, number: u64, sequence: u64) {
+        if let Some(slot) = self.in_flight_mut(number) {
+            slot.duplicate_of = Some(sequence);
+        }
+        self.refuse(number);
+    }
+
+    /// Whether one of the events at hand was acknowledged at this sequence number.
+    pub(super) fn stored_at(&self, sequence: u64) -> bool {
+        let stored = State::Stored {
+            sequence: Some(sequence),
+        };
+        self.ring.iter().any(|slot| slot.state == stored)
     }
 
     /// Removes what is settled from the head of the ring.
@@ -169,7 +207,7 @@ impl Chain {
                 Some(_) => settled.stored += 1,
                 None => settled.known += 1,
             }
-            settled.sequence = sequence.or(settled.sequence);
+            settled.sequence = settled.sequence.max(*sequence);
             self.ring.pop_front();
             self.head += 1;
             self.next -= 1;
@@ -192,6 +230,12 @@ impl Chain {
         self.head + self.next as u64
     }
 
+    fn in_flight_mut(&mut self, number: u64) -> Option<&mut Slot> {
+        let at = number.checked_sub(self.head)?;
+        let slot = self.ring.get_mut(usize::try_from(at).ok()?)?;
+        matches!(slot.state, State::InFlight { .. }).then_some(slot)
+    }
+
     fn skip_stored(&mut self) {
         let stored = |slot: &Slot| matches!(slot.state, State::Stored { .. });
         while self.ring.get(self.next).is_some_and(stored) {
@@ -203,7 +247,7 @@ impl Chain {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Headers, Position};
+    use crate::event::Headers;
     use bytes::Bytes;
     use proptest::prelude::*;
 
@@ -231,7 +275,7 @@ mod tests {
             [chain.send(), chain.send(), chain.send()],
             [(0, 7), (1, 8), (2, 9)]
         );
-        assert_eq!(chain.waiting(), None);
+        assert!(chain.waiting().is_none());
     }
 
     #[test]
@@ -272,7 +316,7 @@ mod tests {
         assert_eq!(chain.take_settled(), Settled::default());
         chain.restart(2);
         assert_eq!(chain.send(), (0, 2));
-        assert_eq!(chain.waiting(), None);
+        assert!(chain.waiting().is_none());
     }
 
     #[test]

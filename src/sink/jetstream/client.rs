@@ -44,7 +44,8 @@ impl Connection {
         let subscribed = client.subscribe(format!("{inbox}.*")).await;
         let replies = subscribed.map_err(|error| Error::Broken(error.to_string()))?;
         let context = context(&client, options);
-        let (info, created) = read_or_create(&context, &broken, &options.stream).await?;
+        let read = Box::pin(read_or_create(&context, &options.stream));
+        let (info, created) = unless_broken(&broken, read).await?;
         if let Some(reason) = refusal(&info.config) {
             return Err(Error::StreamRefused {
                 name: options.stream.name.clone(),
@@ -62,6 +63,14 @@ impl Connection {
             info,
             created,
         })
+    }
+
+    /// Does something with the connection, which may break meanwhile: the client would only wait.
+    pub(super) async fn unless_broken<T>(
+        &self,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        unless_broken(&self.broken, work).await
     }
 
     /// Most bytes of headers and body that one message may have.
@@ -182,11 +191,35 @@ fn note(trouble: &watch::Sender<Option<String>>, event: &Event) {
     });
 }
 
-async fn read_or_create(
-    context: &Context,
+async fn unless_broken<T>(
     broken: &watch::Receiver<Option<String>>,
-    stream: &StreamOptions,
-) -> Result<(Info, bool), Error> {
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let mut broken = broken.clone();
+    tokio::select! {
+        biased;
+        why = until_broken(&mut broken) => Err(why),
+        done = work => done,
+    }
+}
+
+/// Waits for the first trouble with a connection. Cancel-safe, as `wait_for` is.
+pub(super) async fn until_broken(broken: &mut watch::Receiver<Option<String>>) -> Error {
+    let said = match broken.wait_for(Option::is_some).await {
+        Ok(said) => said.clone().unwrap_or_default(),
+        Err(_) => "the connection was closed".to_owned(),
+    };
+    // A denied subscription or publish is answered on the connection, not on the inbox.
+    if said.contains("ermissions Violation for Publish") {
+        Error::PublishDenied(said)
+    } else if said.contains("ermissions Violation") {
+        Error::InboxDenied(said)
+    } else {
+        Error::Broken(said)
+    }
+}
+
+async fn read_or_create(context: &Context, stream: &StreamOptions) -> Result<(Info, bool), Error> {
     match context.get_stream(&stream.name).await {
         Ok(found) => Ok((found.cached_info().clone(), false)),
         Err(error) => match error.kind() {
@@ -194,21 +227,14 @@ async fn read_or_create(
                 create(context, stream).await
             }
             GetStreamErrorKind::JetStream(error) => Err(refused(&error)),
-            GetStreamErrorKind::Request => Err(unanswered(broken, &error)),
+            GetStreamErrorKind::Request => Err(Error::Broken(format!(
+                "read the stream: {}",
+                crate::error::chain(&error)
+            ))),
             GetStreamErrorKind::EmptyName | GetStreamErrorKind::InvalidStreamName => Err(
                 Error::Unusable(format!("{:?} is no stream name", stream.name)),
             ),
         },
-    }
-}
-
-/// An API request without an answer: silence, or no JetStream behind the API.
-fn unanswered(broken: &watch::Receiver<Option<String>>, error: &dyn std::error::Error) -> Error {
-    match broken.borrow().as_deref() {
-        // A denied subscription or publish is answered on the connection, not on the inbox.
-        Some(said) if said.contains("ermissions Violation") => Error::InboxDenied(said.to_owned()),
-        Some(said) => Error::Broken(said.to_owned()),
-        None => Error::Broken(format!("read the stream: {}", crate::error::chain(error))),
     }
 }
 

@@ -29,6 +29,9 @@ pub enum Error {
     /// Replies do not reach us.
     #[error("no reply on the inbox: {0}")]
     InboxDenied(String),
+    /// We may not publish what we must.
+    #[error("a publish was denied: {0}")]
+    PublishDenied(String),
     /// The stream does not exist and is not to be created.
     #[error("stream {0:?} does not exist")]
     StreamMissing(String),
@@ -118,7 +121,9 @@ impl Error {
             Self::ConnectTimeout | Self::StreamChanged { .. } | Self::Broken(_) => {
                 (Disposition::Retry, Exit::Unavailable)
             }
-            Self::InboxDenied(_) => (Disposition::Halt, Exit::NotPermitted),
+            Self::InboxDenied(_) | Self::PublishDenied(_) => {
+                (Disposition::Halt, Exit::NotPermitted)
+            }
             Self::Unusable(_)
             | Self::NoJetStream
             | Self::NoJetStreamForAccount
@@ -146,6 +151,7 @@ impl Error {
                 format!("NATS at {servers} has no JetStream for our account")
             }
             Self::InboxDenied(_) => format!("NATS at {servers} does not answer us"),
+            Self::PublishDenied(_) => format!("NATS at {servers} does not let us publish"),
             Self::StreamMissing(_)
             | Self::StreamNotCreated { .. }
             | Self::StreamRefused { .. }
@@ -166,7 +172,7 @@ impl Error {
             Self::NoJetStreamForAccount => {
                 "the account that we log in to has no JetStream".to_owned()
             }
-            Self::InboxDenied(why) => why.clone(),
+            Self::InboxDenied(why) | Self::PublishDenied(why) => why.clone(),
             Self::StreamMissing(_) => "stream.manage is check, so it is not created".to_owned(),
             Self::StreamNotCreated { reason, .. } => reason.clone(),
             Self::StreamRefused { .. } => {
@@ -200,7 +206,7 @@ impl Error {
             Self::NoJetStreamForAccount => {
                 "enable jetstream for the account in the server's configuration".to_owned()
             }
-            Self::InboxDenied(_) => permissions(options),
+            Self::InboxDenied(_) | Self::PublishDenied(_) => permissions(options),
             Self::StreamMissing(_) => "`outjet setup`, or set stream.manage to create".to_owned(),
             Self::StreamNotCreated { .. } => format!(
                 "correct the section stream of the configuration, or create it: \
@@ -269,9 +275,13 @@ fn connect_fix(error: &async_nats::ConnectError, options: &Options) -> String {
 fn permissions(options: &Options) -> String {
     let stream = &options.stream;
     let inbox = options.nats.inbox_prefix.as_deref().unwrap_or("_INBOX");
+    let api = match &options.nats.domain {
+        Some(domain) => format!("$JS.{domain}.API"),
+        None => "$JS.API".to_owned(),
+    };
     format!(
-        "allow our user to publish to {}, $JS.API.STREAM.INFO.{name}, \
-         $JS.API.STREAM.MSG.GET.{name} and to subscribe to {inbox}.>",
+        "allow our user to publish to {}, {api}.STREAM.INFO.{name}, \
+         {api}.STREAM.MSG.GET.{name} and to subscribe to {inbox}.>",
         stream.subjects.join(", "),
         name = stream.name,
     )

@@ -16,25 +16,28 @@ mod chain;
 pub mod client;
 mod error;
 mod options;
+mod reply;
 mod tail;
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use async_nats::{HeaderMap, HeaderName as NatsHeaderName, HeaderValue, Message, StatusCode};
+use async_nats::{HeaderMap, HeaderName as NatsHeaderName, HeaderValue, Message};
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use self::chain::{Chain, Settled};
+use self::chain::{Chain, Settled, Waiting};
 use self::client::{Connection, HEADER_BYTES_MAX};
 pub use self::error::Error;
 pub use self::options::{NatsOptions, Options, Storage, StreamOptions};
-use self::tail::{Bounds, MESSAGE_ID, PLAIN_ID, POSITION, Range, SOURCE, Tail};
+use self::reply::Reply;
+use self::tail::{Bounds, MESSAGE_ID, PLAIN_ID, POSITION, Range, SOURCE, Start, Tail};
 use crate::backoff::{self, Backoff};
 use crate::error::Failure;
 use crate::event::{Event, HeaderName};
-use crate::guard::{Lineage, Source};
+use crate::guard::{Lineage, Since, Source};
 use crate::route;
 use crate::sink::Report;
 
@@ -49,10 +52,12 @@ pub struct JetStream {
     chain: Chain,
     backoff: Backoff,
     epoch: Option<Epoch>,
-    /// The sequence of the newest event that was settled by an acknowledgement, and `created` of
-    /// the stream that it is in.
+    /// What stands at this sequence number or below is known: an event whose outcome is not can
+    /// only stand behind it. `None` until the guard has looked. And `created` of the stream.
     anchor: Option<u64>,
     created: String,
+    /// What the term's settled events took lies in these sequence numbers.
+    taken: RangeInclusive<u64>,
     /// Until this event is settled, only one is in flight: the culprit of a refusal shows itself.
     careful_until: u64,
 }
@@ -122,6 +127,8 @@ fn check_writer(name: &str, writer: Option<&Source>, ours: &Source) -> Result<()
 struct Epoch {
     connection: Connection,
     tail: Search,
+    /// Where the stream ended when the epoch began.
+    last_sequence: u64,
     message_bytes_max: usize,
     /// When the last reply came, or the first event went out after a pause.
     progress_at: Instant,
@@ -146,6 +153,7 @@ impl JetStream {
             epoch: None,
             anchor: None,
             created: String::new(),
+            taken: RangeInclusive::new(1, 0),
             careful_until: 0,
             options,
         };
@@ -207,7 +215,7 @@ impl JetStream {
     }
 
     async fn open_epoch(&mut self) -> Result<(), Error> {
-        let connection = Connection::open(&self.options).await?;
+        let connection = Box::pin(Connection::open(&self.options)).await?;
         let (state, created) = (&connection.info.state, connection.info.created.to_string());
         let bounds = Bounds {
             first: state.first_sequence,
@@ -219,7 +227,8 @@ impl JetStream {
         };
         let tail = match self.anchor {
             None => {
-                let writer = tail::newest_source(&connection.stream, bounds).await?;
+                let newest = tail::newest_source(&connection.stream, bounds);
+                let writer = connection.unless_broken(Box::pin(newest)).await?;
                 let name = &self.options.stream.name;
                 check_writer(name, writer.as_ref(), self.lineage.source())?;
                 Search::Pending(bounds)
@@ -239,10 +248,16 @@ impl JetStream {
                     acknowledged,
                     last: bounds.last,
                 };
-                let stream = connection.stream.clone();
-                Search::Reading(Box::new(Tail::since(stream, self.lineage.clone(), range)))
+                let places = (acknowledged + 1, bounds.last);
+                let since = Since::new(self.lineage.clone(), places, self.chain.newest());
+                let tail = Tail::since(connection.stream.clone(), since, range);
+                let tail = connection.unless_broken(Box::pin(tail)).await?;
+                Search::Reading(Box::new(tail))
             }
         };
+        if self.created.is_empty() {
+            self.taken = RangeInclusive::new(bounds.last + 1, bounds.last);
+        }
         self.created = created;
         self.chain.restart(bounds.last);
         let message_bytes_max = connection.message_bytes_max();
@@ -250,6 +265,7 @@ impl JetStream {
         self.epoch = Some(Epoch {
             connection,
             tail,
+            last_sequence: bounds.last,
             message_bytes_max,
             progress_at,
         });
@@ -304,7 +320,7 @@ impl JetStream {
                 Some(message) => Ok(Action::Reply(Box::new(message))),
                 None => Err(Error::Broken("the connection was closed".to_owned())),
             },
-            _ = broken.changed() => Err(Error::Broken(broken.borrow().clone().unwrap_or_default())),
+            why = client::until_broken(broken) => Err(why),
             () = tokio::time::sleep_until(deadline), if in_flight > 0 => {
                 Err(Error::Broken(format!("no acknowledgement for {}", seconds(ack_timeout))))
             }
@@ -318,15 +334,15 @@ impl JetStream {
             known,
             sequence,
         } = settled;
-        if matches!(
-            self.epoch,
-            Some(Epoch {
-                tail: Search::Finished,
-                ..
-            })
-        ) {
+        if let Some(sequence) = sequence {
+            self.taken = RangeInclusive::new(*self.taken.start(), sequence);
             // While the guard is still reading, older entries may lie ahead of it: no anchor yet.
-            self.anchor = sequence.or(self.anchor);
+            let finished = self.epoch.as_ref().is_some_and(Epoch::has_looked);
+            self.anchor = if finished {
+                Some(sequence)
+            } else {
+                self.anchor
+            };
         }
         let _ = reports.send(Report::Settled { stored, known }).await;
         self.recovered(reports, down).await;
@@ -343,7 +359,7 @@ impl JetStream {
 
     /// Sends what may be sent.
     async fn pump(&mut self) -> Result<(), Error> {
-        while let Some((event, anonymous)) = self.chain.waiting() {
+        while self.chain.waiting().is_some() {
             let careful = self.chain.next_number() < self.careful_until;
             let room = if careful {
                 1
@@ -353,12 +369,16 @@ impl JetStream {
             if self.chain.in_flight() >= room {
                 break;
             }
-            let epoch = self.epoch.as_mut().expect("an epoch runs");
-            if epoch.holds(&self.lineage, event).await? {
+            if self.stands_already().await? {
                 self.chain.skip();
                 continue;
             }
-            let mut headers = headers(event, &self.source, anonymous);
+            let Waiting {
+                event,
+                duplicate_of,
+                ..
+            } = self.chain.waiting().expect("an event waits");
+            let mut headers = headers(event, &self.source, duplicate_of.is_some());
             headers.insert(
                 EXPECTED_LAST_SEQUENCE,
                 HeaderValue::from(self.chain.last_sequence()),
@@ -386,6 +406,31 @@ impl JetStream {
                 .map_err(|error| Error::Broken(format!("publish: {error}")))?;
         }
         Ok(())
+    }
+
+    /// Whether the stream holds the waiting event, or has held it.
+    async fn stands_already(&mut self) -> Result<bool, Error> {
+        let waiting = self.chain.waiting().expect("an event waits");
+        let epoch = self.epoch.as_mut().expect("an epoch runs");
+        if !epoch.has_looked() {
+            let holds = epoch.holds(&self.lineage, &waiting, &self.options).await?;
+            if epoch.has_looked() {
+                self.anchor = self.anchor.max(Some(epoch.last_sequence));
+            }
+            if holds {
+                return Ok(true);
+            }
+        }
+        match waiting.duplicate_of {
+            // What stands there now is not this event: the guard has looked. What stood there once
+            // was another event of this term, or it cannot be told apart by more than its id.
+            Some(sequence) if sequence > 0 && !self.taken.contains(&sequence) => {
+                let ours = self.chain.stored_at(sequence);
+                let gone = tail::is_gone(&epoch.connection.stream, sequence);
+                Ok(!ours && epoch.connection.unless_broken(gone).await?)
+            }
+            _ => Ok(false),
+        }
     }
 
     /// What no server takes must not be sent: it would close the connection or never answer.
@@ -419,9 +464,10 @@ impl JetStream {
         })
     }
 
-    /// Takes a reply and those that are there already.
+    /// Takes a reply and those that are there already, even if one of them ends the epoch: each
+    /// says what became of an event.
     fn take_replies(&mut self, first: Box<Message>) -> Result<(), Error> {
-        self.take_reply(&first)?;
+        let mut taken = self.take_reply(&first);
         loop {
             let next = epoch_mut(&mut self.epoch)
                 .connection
@@ -429,8 +475,8 @@ impl JetStream {
                 .next()
                 .now_or_never();
             match next {
-                Some(Some(message)) => self.take_reply(&message)?,
-                Some(None) | None => return Ok(()),
+                Some(Some(message)) => taken = taken.and(self.take_reply(&message)),
+                Some(None) | None => return taken,
             }
         }
     }
@@ -444,38 +490,61 @@ impl JetStream {
             .and_then(|token| token.parse().ok());
         let number =
             number.ok_or_else(|| Error::Broken(format!("reply to {}", message.subject)))?;
-        let outcome = read_reply(message, &self.options.stream.name).and_then(|reply| {
-            if reply.duplicate {
+        let reason = match Reply::read(message, &self.options.stream.name) {
+            Reply::Stored(sequence) => match self.chain.acknowledge(number, sequence) {
+                Ok(()) => return Ok(()),
+                Err(mismatch) => mismatch.to_string(),
+            },
+            Reply::Duplicate(sequence) => {
                 // Whether it really stands there, the guard finds out.
-                self.chain.make_anonymous(number);
-                return Err("the server calls it a duplicate".to_owned());
+                self.chain.refuse_duplicate(number, sequence);
+                "the server calls it a duplicate".to_owned()
             }
-            self.chain
-                .acknowledge(number, reply.seq)
-                .map_err(|mismatch| mismatch.to_string())
-        });
-        outcome.map_err(|reason| {
-            self.careful_until = self.chain.next_number();
-            Error::Broken(format!(
-                "an event was not acknowledged as expected: {reason}"
-            ))
-        })
+            Reply::Refused(reason) => {
+                self.chain.refuse(number);
+                reason
+            }
+            Reply::Unclear(reason) => reason,
+        };
+        self.careful_until = self.chain.next_number();
+        Err(Error::Broken(format!(
+            "an event was not acknowledged as expected: {reason}"
+        )))
     }
 }
 
 impl Epoch {
+    /// Whether the guard has nothing more to say.
+    fn has_looked(&self) -> bool {
+        matches!(self.tail, Search::Finished)
+    }
+
     /// Whether the stream holds the event.
-    async fn holds(&mut self, lineage: &Lineage, event: &Event) -> Result<bool, Error> {
+    async fn holds(
+        &mut self,
+        lineage: &Lineage,
+        waiting: &Waiting<'_>,
+        options: &Options,
+    ) -> Result<bool, Error> {
+        let first = waiting.event.position;
         if let Search::Pending(bounds) = self.tail {
+            let start = Start {
+                bounds,
+                first,
+                events_max: options.in_flight_max,
+                bytes_max: options.in_flight_bytes_max,
+            };
             let stream = self.connection.stream.clone();
-            let tail = Tail::search(stream, lineage.clone(), bounds, event.position).await?;
+            let tail = Box::pin(Tail::search(stream, lineage.clone(), start));
+            let tail = self.connection.unless_broken(tail).await?;
             self.tail = Search::Reading(Box::new(tail));
         }
         let Search::Reading(tail) = &mut self.tail else {
             return Ok(false);
         };
-        let holds = tail.holds(event.position, &event.id).await?;
-        if tail.finished() {
+        let holds = Box::pin(tail.holds(waiting));
+        let holds = self.connection.unless_broken(holds).await?;
+        if tail.finished(first) {
             if tail.strangers() > 0 {
                 warn!(
                     messages = tail.strangers(),
@@ -531,44 +600,6 @@ fn headers(event: &Event, source: &str, anonymous: bool) -> HeaderMap {
     let id = if anonymous { PLAIN_ID } else { MESSAGE_ID };
     headers.insert(NatsHeaderName::from_static(id), event.id.as_str());
     headers
-}
-
-/// A publish acknowledgement.
-#[derive(Debug, serde::Deserialize)]
-struct PubAck<'a> {
-    #[serde(borrow)]
-    stream: &'a str,
-    #[serde(default)]
-    seq: u64,
-    #[serde(default)]
-    duplicate: bool,
-    #[serde(default)]
-    error: Option<ApiError>,
-}
-
-#[derive(Debug, serde::Deserialize)]
-struct ApiError {
-    #[serde(default)]
-    err_code: u64,
-    #[serde(default)]
-    description: String,
-}
-
-/// Reads a reply; `Err` says in words why it is no acknowledgement by our stream.
-fn read_reply<'m>(message: &'m Message, stream: &str) -> Result<PubAck<'m>, String> {
-    if message.status == Some(StatusCode::NO_RESPONDERS) {
-        return Err("no stream answers (no leader, or no stream listens)".to_owned());
-    }
-    let reply: PubAck<'_> = serde_json::from_slice(&message.payload)
-        .map_err(|error| format!("the reply is not understood: {error}"))?;
-    match &reply.error {
-        Some(ApiError {
-            err_code,
-            description,
-        }) => Err(format!("{description} ({err_code})")),
-        None if reply.stream != stream => Err(format!("stream {:?} took it", reply.stream)),
-        None => Ok(reply),
-    }
 }
 
 fn seconds(duration: Duration) -> String {

@@ -13,6 +13,8 @@ pub struct Options {
     /// Most events sent and not acknowledged. A server queues 10 000 (2.11) or 100 000 (2.12)
     /// messages a stream and refuses more; beyond 4096 nothing gets faster.
     pub in_flight_max: usize,
+    /// Most bytes of events that are ever handed over and not settled.
+    pub in_flight_bytes_max: usize,
     /// How long events may be in flight without a single acknowledgement.
     pub ack_timeout: Duration,
 }

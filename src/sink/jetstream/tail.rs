@@ -2,15 +2,17 @@
 //! message and many at a time: followers may lag behind.
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
 use futures_util::future::join_all;
 
+use super::chain::Waiting;
 use super::error::Error;
 use crate::event::Position;
-use crate::guard::{Entry, Guard, Lineage, Mark, Source, Verdict};
+use crate::guard::{Entry, Guard, Lineage, Mark, Since, Source, Verdict};
 
 /// The headers that the guard reads. `Outjet-Id` stands for `Nats-Msg-Id` where that was left out.
 pub(super) const SOURCE: &str = "Outjet-Source";
@@ -24,11 +26,122 @@ const BATCH_MAX: u64 = 256;
 /// About how many bytes of messages may be underway: the answers carry the bodies, too.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
 
+/// A stranger that takes an event's place lets it come late, behind those that were under way with
+/// it; and this many strangers may stand among them.
+const STRANGERS_MAX: u64 = 256;
+
 /// The guard with its view of the stream, for one epoch.
 #[derive(Debug)]
 pub(super) struct Tail {
+    reader: Reader,
+    guard: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    /// Nothing is known: an ordered merge.
+    Merge(Guard),
+    /// Behind an acknowledgement: all of it was read.
+    Since(Since),
+}
+
+/// What a search for the first event begins with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Start {
+    pub(super) bounds: Bounds,
+    /// The first event to be judged.
+    pub(super) first: Position,
+    /// Most events and bytes that are under way at once.
+    pub(super) events_max: usize,
+    pub(super) bytes_max: usize,
+}
+
+impl Tail {
+    /// Behind an acknowledgement: reads all that was stored since. It is no more than what was
+    /// under way, but for strangers, of which nothing is kept.
+    pub(super) async fn since(
+        stream: Stream<()>,
+        mut since: Since,
+        range: Range,
+    ) -> Result<Self, Error> {
+        let mut reader = Reader::new(stream, range.acknowledged + 1, range.last);
+        while let Some(entry) = reader.next().await? {
+            since.offer(entry);
+        }
+        since.end();
+        Ok(Self {
+            reader,
+            guard: Kind::Since(since),
+        })
+    }
+
+    /// Nothing is known: looks for an entry behind the first event, jumping back in growing steps.
+    pub(super) async fn search(
+        stream: Stream<()>,
+        lineage: Lineage,
+        start: Start,
+    ) -> Result<Self, Error> {
+        let Bounds { first, last } = start.bounds;
+        let late_max = start.events_max as u64 + STRANGERS_MAX;
+        let mut jump = 1;
+        let mut at = last;
+        while at >= first && at > 0 {
+            let entry = fetch(&stream, at).await?.map(|message| entry(&message));
+            let mark = entry
+                .and_then(|entry| entry.mark)
+                .filter(|mark| lineage.holds(mark));
+            if mark.is_some_and(|mark| mark.position < start.first) {
+                let mut reader = Reader::new(stream, at, last);
+                reader.look_back(&start).await?;
+                let guard = Guard::new(lineage, (reader.begins_at(), last), late_max);
+                let guard = Kind::Merge(guard);
+                return Ok(Self { reader, guard });
+            }
+            at = at.saturating_sub(jump);
+            jump *= 2;
+        }
+        let guard = Kind::Merge(Guard::new(lineage, (1, last), late_max));
+        let reader = Reader::new(stream, first.max(1), last);
+        Ok(Self { reader, guard })
+    }
+
+    /// Whether the next event in commit order stands in the stream.
+    pub(super) async fn holds(&mut self, waiting: &Waiting<'_>) -> Result<bool, Error> {
+        let (position, id) = (waiting.event.position, waiting.event.id.as_str());
+        let guard = match &mut self.guard {
+            Kind::Since(since) => return Ok(since.holds(position, id, waiting.places)),
+            Kind::Merge(guard) => guard,
+        };
+        loop {
+            match guard.judge(position, id) {
+                Verdict::Stored => return Ok(true),
+                Verdict::Absent => return Ok(false),
+                Verdict::Unknown => match self.reader.next().await? {
+                    Some(entry) => guard.offer(entry),
+                    None => guard.end(),
+                },
+            }
+        }
+    }
+
+    /// Whether every event behind this one is absent without asking.
+    pub(super) fn finished(&self, position: Position) -> bool {
+        match &self.guard {
+            Kind::Merge(guard) => guard.finished(),
+            Kind::Since(since) => since.finished(position),
+        }
+    }
+
+    /// Messages without our headers that were read so far.
+    pub(super) fn strangers(&self) -> u64 {
+        self.reader.strangers
+    }
+}
+
+/// Reads a part of the stream from its beginning to its end.
+#[derive(Debug)]
+struct Reader {
     stream: Stream<()>,
-    guard: Guard,
     read: VecDeque<Entry>,
     next_sequence: u64,
     last_sequence: u64,
@@ -36,48 +149,11 @@ pub(super) struct Tail {
     strangers: u64,
 }
 
-impl Tail {
-    /// Behind an acknowledgement: everything after `acknowledged` is what was sent since.
-    pub(super) fn since(stream: Stream<()>, lineage: Lineage, range: Range) -> Self {
-        let guard = Guard::new(lineage, range.acknowledged + 1, range.last).anchored();
-        Self::new(stream, guard, range.acknowledged + 1, range.last)
-    }
-
-    /// Nothing is known: looks for an entry behind `first`, jumping back in growing steps.
-    pub(super) async fn search(
-        stream: Stream<()>,
-        lineage: Lineage,
-        bounds: Bounds,
-        first: Position,
-    ) -> Result<Self, Error> {
-        let Bounds {
-            first: oldest,
-            last,
-        } = bounds;
-        let mut jump = 1;
-        let mut at = last;
-        while at >= oldest && at > 0 {
-            let entry = fetch(&stream, at).await?.map(|message| entry(&message));
-            let mark = entry
-                .and_then(|entry| entry.mark)
-                .filter(|mark| lineage.holds(mark));
-            if mark.is_some_and(|mark| mark.position < first) {
-                let guard = Guard::new(lineage, at, last);
-                return Ok(Self::new(stream, guard, at, last));
-            }
-            at = at.saturating_sub(jump);
-            jump *= 2;
-        }
-        let guard = Guard::new(lineage, 1, last);
-        Ok(Self::new(stream, guard, oldest.max(1), last))
-    }
-
-    fn new(stream: Stream<()>, guard: Guard, next_sequence: u64, last_sequence: u64) -> Self {
-        let read = VecDeque::new();
+impl Reader {
+    fn new(stream: Stream<()>, next_sequence: u64, last_sequence: u64) -> Self {
         Self {
             stream,
-            guard,
-            read,
+            read: VecDeque::new(),
             next_sequence,
             last_sequence,
             batch: 8,
@@ -85,38 +161,41 @@ impl Tail {
         }
     }
 
-    /// Whether the next event in commit order stands in the stream.
-    pub(super) async fn holds(&mut self, position: Position, id: &str) -> Result<bool, Error> {
-        loop {
-            match self.guard.judge(position, id) {
-                Verdict::Stored => return Ok(true),
-                Verdict::Absent => return Ok(false),
-                Verdict::Unknown if self.guard.wants().is_none() => {}
-                Verdict::Unknown => self.offer_next().await?,
-            }
-        }
+    /// The first sequence number of what is still to be returned.
+    fn begins_at(&self) -> u64 {
+        self.read
+            .front()
+            .map_or(self.next_sequence, |entry| entry.sequence)
     }
 
-    /// Whether every further event is absent without asking.
-    pub(super) fn finished(&self) -> bool {
-        self.guard.finished()
-    }
-
-    /// Messages without our headers that were read so far.
-    pub(super) fn strangers(&self) -> u64 {
-        self.strangers
-    }
-
-    async fn offer_next(&mut self) -> Result<(), Error> {
+    async fn next(&mut self) -> Result<Option<Entry>, Error> {
         if self.read.is_empty() {
             self.read_on().await?;
         }
-        match self.read.pop_front() {
-            Some(entry) => {
-                self.strangers += u64::from(entry.mark.is_none());
-                self.guard.offer(entry);
+        let entry = self.read.pop_front();
+        if let Some(Entry { mark: None, .. }) = entry {
+            self.strangers += 1;
+        }
+        Ok(entry)
+    }
+
+    /// Begins earlier, by what may have been under way at once: the entry found may be a late one,
+    /// and what it should stand before is needed, too.
+    async fn look_back(&mut self, start: &Start) -> Result<(), Error> {
+        let oldest = self.next_sequence.saturating_sub(start.events_max as u64);
+        let oldest = oldest.max(start.bounds.first).max(1);
+        let (mut begin, mut bytes) = (self.next_sequence, 0);
+        while begin > oldest && bytes < start.bytes_max {
+            let end = begin - 1;
+            begin = oldest.max(begin.saturating_sub(self.batch));
+            let messages = self.fetch_all(begin..=end).await?;
+            bytes += messages
+                .iter()
+                .map(|message| message.payload.len())
+                .sum::<usize>();
+            for message in messages.iter().rev() {
+                self.read.push_front(entry(message));
             }
-            None => self.guard.end(),
         }
         Ok(())
     }
@@ -125,25 +204,31 @@ impl Tail {
     async fn read_on(&mut self) -> Result<(), Error> {
         while self.read.is_empty() && self.next_sequence <= self.last_sequence {
             let end = self.last_sequence.min(self.next_sequence + self.batch - 1);
-            let sequences = self.next_sequence..=end;
-            let messages = join_all(sequences.map(|at| fetch(&self.stream, at))).await;
-            let mut largest = 1;
-            for message in messages {
-                if let Some(message) = message? {
-                    largest = largest.max(message.payload.len());
-                    self.read.push_back(entry(&message));
-                }
-            }
+            let messages = self.fetch_all(self.next_sequence..=end).await?;
+            self.read.extend(messages.iter().map(entry));
             self.next_sequence = end + 1;
-            self.batch = (self.batch * 2)
-                .min(BATCH_MAX)
-                .min((BATCH_BYTES / largest) as u64)
-                .max(1);
             if self.read.is_empty() {
                 self.next_sequence = self.end_of_gap().await?;
             }
         }
         Ok(())
+    }
+
+    /// Those that are there; then decides how many to ask for next time.
+    async fn fetch_all(
+        &mut self,
+        sequences: RangeInclusive<u64>,
+    ) -> Result<Vec<StreamMessage>, Error> {
+        let messages = join_all(sequences.map(|at| fetch(&self.stream, at))).await;
+        let messages: Result<Vec<_>, _> =
+            messages.into_iter().filter_map(Result::transpose).collect();
+        let messages = messages?;
+        let largest = messages.iter().map(|message| message.payload.len()).max();
+        self.batch = (self.batch * 2)
+            .min(BATCH_MAX)
+            .min((BATCH_BYTES / largest.unwrap_or(1).max(1)) as u64)
+            .max(1);
+        Ok(messages)
     }
 
     async fn end_of_gap(&self) -> Result<u64, Error> {
@@ -157,6 +242,11 @@ impl Tail {
             Err(error) => Err(Error::Broken(format!("read the stream: {error}"))),
         }
     }
+}
+
+/// Whether a message that was stored once is there no more.
+pub(super) async fn is_gone(stream: &Stream<()>, sequence: u64) -> Result<bool, Error> {
+    Ok(fetch(stream, sequence).await?.is_none())
 }
 
 /// What may have been sent since an acknowledgement.

@@ -18,6 +18,7 @@ pub(crate) mod outjet;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod proxy;
+pub(crate) mod stage;
 pub(crate) mod wait;
 pub(crate) mod world;
 
@@ -28,5 +29,6 @@ pub(crate) use nats::Nats;
 pub(crate) use outjet::Outjet;
 pub(crate) use postgres::{Postgres, Stop};
 pub(crate) use proxy::{Direction, Mode, Proxy};
+pub(crate) use stage::Stage;
 pub(crate) use wait::{Wait, until};
 pub(crate) use world::World;

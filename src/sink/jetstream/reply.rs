@@ -1,0 +1,101 @@
+//! What the server answers to a publish. Pure.
+
+use async_nats::{Message, StatusCode};
+
+/// An answer, by what it proves.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Reply {
+    /// Stored at this sequence number of our stream.
+    Stored(u64),
+    /// Not stored: its id was seen before, at this sequence number if the server says so.
+    Duplicate(u64),
+    /// Not stored, and why.
+    Refused(String),
+    /// It proves nothing.
+    Unclear(String),
+}
+
+impl Reply {
+    /// Reads an answer to a publish that was meant for `stream`.
+    pub(super) fn read(message: &Message, stream: &str) -> Self {
+        if message.status == Some(StatusCode::NO_RESPONDERS) {
+            return Self::Refused("no stream answers (no leader, or no stream listens)".to_owned());
+        }
+        Self::read_body(&message.payload, stream)
+    }
+
+    fn read_body(body: &[u8], stream: &str) -> Self {
+        match serde_json::from_slice(body) {
+            Err(error) => Self::Unclear(format!("the reply is not understood: {error}")),
+            Ok(PubAck {
+                error: Some(error), ..
+            }) => Self::Refused(format!("{} ({})", error.description, error.err_code)),
+            Ok(PubAck { stream: other, .. }) if other != stream => {
+                Self::Refused(format!("stream {other:?} took it"))
+            }
+            Ok(PubAck {
+                duplicate: true,
+                seq,
+                ..
+            }) => Self::Duplicate(seq),
+            Ok(PubAck { seq, .. }) => Self::Stored(seq),
+        }
+    }
+}
+
+#[derive(Debug, serde::Deserialize)]
+struct PubAck<'a> {
+    #[serde(borrow, default)]
+    stream: &'a str,
+    #[serde(default)]
+    seq: u64,
+    #[serde(default)]
+    duplicate: bool,
+    #[serde(default)]
+    error: Option<ApiError>,
+}
+
+#[derive(Debug, serde::Deserialize)]
+struct ApiError {
+    #[serde(default)]
+    err_code: u64,
+    #[serde(default)]
+    description: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(body: &str) -> Reply {
+        Reply::read_body(body.as_bytes(), "S")
+    }
+
+    #[test]
+    fn answers_of_every_server_version_are_told_apart() {
+        assert_eq!(read(r#"{"stream":"S","seq":7}"#), Reply::Stored(7));
+        // 2.10 and 2.11 put a space there; a domain may follow.
+        let spaced = r#"{"stream":"S", "seq":7,"domain":"hub"}"#;
+        assert_eq!(read(spaced), Reply::Stored(7));
+        let duplicate = r#"{"stream":"S","seq":2,"duplicate": true}"#;
+        assert_eq!(read(duplicate), Reply::Duplicate(2));
+        let refused = r#"{"error":{"code":400,"err_code":10071,"description":"wrong last sequence: 2"},"stream":"S","seq":0}"#;
+        assert_eq!(
+            read(refused),
+            Reply::Refused("wrong last sequence: 2 (10071)".to_owned())
+        );
+    }
+
+    #[test]
+    fn an_ack_of_another_stream_is_none() {
+        let other = read(r#"{"stream":"T","seq":7}"#);
+        assert_eq!(other, Reply::Refused("stream \"T\" took it".to_owned()));
+    }
+
+    #[test]
+    fn what_is_not_understood_proves_nothing() {
+        for body in ["", "{", "+OK", r#"{"stream":7}"#] {
+            assert!(matches!(read(body), Reply::Unclear(_)), "{body}");
+        }
+    }
+}
