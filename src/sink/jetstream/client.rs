@@ -7,13 +7,12 @@ use std::time::Duration;
 use async_nats::jetstream::context::{
     Context, ContextBuilder, CreateStreamErrorKind, GetStreamErrorKind,
 };
-use async_nats::jetstream::stream::{
-    Config, DiscardPolicy, Info, RetentionPolicy, StorageType, Stream,
-};
+use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, RetentionPolicy, StorageType};
 use async_nats::{Client, ConnectOptions, Event, Subscriber};
 use tokio::sync::watch;
 
 use super::error::Error;
+use super::messages::Messages;
 use super::options::{NatsOptions, Options, SignIn, Storage, StreamOptions};
 
 /// How often an idle connection is tried: a dead one is noticed after about two of these.
@@ -30,7 +29,7 @@ pub(super) struct Connection {
     pub(super) inbox: String,
     /// The first thing that went wrong with the connection.
     pub(super) broken: watch::Receiver<Option<String>>,
-    pub(super) stream: Stream<()>,
+    pub(super) stream: Messages,
     pub(super) info: Info,
     /// The stream was missing and was created.
     pub(super) created: bool,
@@ -52,8 +51,7 @@ impl Connection {
                 reason,
             });
         }
-        let stream = context.get_stream_no_info(&options.stream.name).await;
-        let stream = stream.map_err(|error| Error::Broken(error.to_string()))?;
+        let stream = Messages::new(context, &options.stream.name);
         Ok(Self {
             client,
             replies,

@@ -15,6 +15,7 @@
 mod chain;
 pub mod client;
 mod error;
+mod messages;
 mod options;
 mod reply;
 mod tail;

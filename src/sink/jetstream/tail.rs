@@ -4,13 +4,11 @@
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 
-use async_nats::HeaderMap;
-use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
 use futures_util::future::join_all;
 
 use super::chain::Waiting;
 use super::error::Error;
+use super::messages::{Messages, Stored};
 use crate::event::Position;
 use crate::guard::{Entry, Guard, Lineage, Mark, Since, Source, Verdict};
 
@@ -60,7 +58,7 @@ impl Tail {
     /// Behind an acknowledgement: reads all that was stored since. It is no more than what was
     /// under way, but for strangers, of which nothing is kept.
     pub(super) async fn since(
-        stream: Stream<()>,
+        stream: Messages,
         mut since: Since,
         range: Range,
     ) -> Result<Self, Error> {
@@ -77,7 +75,7 @@ impl Tail {
 
     /// Nothing is known: looks for an entry behind the first event, jumping back in growing steps.
     pub(super) async fn search(
-        stream: Stream<()>,
+        stream: Messages,
         lineage: Lineage,
         start: Start,
     ) -> Result<Self, Error> {
@@ -86,7 +84,7 @@ impl Tail {
         let mut jump = 1;
         let mut at = last;
         while at >= first && at > 0 {
-            let entry = fetch(&stream, at).await?.map(|message| entry(&message));
+            let entry = stream.at(at).await?.map(|message| entry(&message));
             let mark = entry
                 .and_then(|entry| entry.mark)
                 .filter(|mark| lineage.holds(mark));
@@ -141,7 +139,7 @@ impl Tail {
 /// Reads a part of the stream from its beginning to its end.
 #[derive(Debug)]
 struct Reader {
-    stream: Stream<()>,
+    stream: Messages,
     read: VecDeque<Entry>,
     next_sequence: u64,
     last_sequence: u64,
@@ -150,7 +148,7 @@ struct Reader {
 }
 
 impl Reader {
-    fn new(stream: Stream<()>, next_sequence: u64, last_sequence: u64) -> Self {
+    fn new(stream: Messages, next_sequence: u64, last_sequence: u64) -> Self {
         Self {
             stream,
             read: VecDeque::new(),
@@ -191,7 +189,7 @@ impl Reader {
             let messages = self.fetch_all(begin..=end).await?;
             bytes += messages
                 .iter()
-                .map(|message| message.payload.len())
+                .map(|message| message.body_bytes)
                 .sum::<usize>();
             for message in messages.iter().rev() {
                 self.read.push_front(entry(message));
@@ -215,15 +213,12 @@ impl Reader {
     }
 
     /// Those that are there; then decides how many to ask for next time.
-    async fn fetch_all(
-        &mut self,
-        sequences: RangeInclusive<u64>,
-    ) -> Result<Vec<StreamMessage>, Error> {
-        let messages = join_all(sequences.map(|at| fetch(&self.stream, at))).await;
+    async fn fetch_all(&mut self, sequences: RangeInclusive<u64>) -> Result<Vec<Stored>, Error> {
+        let messages = join_all(sequences.map(|at| self.stream.at(at))).await;
         let messages: Result<Vec<_>, _> =
             messages.into_iter().filter_map(Result::transpose).collect();
         let messages = messages?;
-        let largest = messages.iter().map(|message| message.payload.len()).max();
+        let largest = messages.iter().map(|message| message.body_bytes).max();
         self.batch = (self.batch * 2)
             .min(BATCH_MAX)
             .min((BATCH_BYTES / largest.unwrap_or(1).max(1)) as u64)
@@ -232,21 +227,14 @@ impl Reader {
     }
 
     async fn end_of_gap(&self) -> Result<u64, Error> {
-        let next = self
-            .stream
-            .get_first_raw_message_by_subject(">", self.next_sequence)
-            .await;
-        match next {
-            Ok(message) => Ok(message.sequence),
-            Err(error) if is_missing(&error.kind()) => Ok(self.last_sequence + 1),
-            Err(error) => Err(Error::Broken(format!("read the stream: {error}"))),
-        }
+        let next = self.stream.from(self.next_sequence).await?;
+        Ok(next.map_or(self.last_sequence + 1, |message| message.sequence))
     }
 }
 
 /// Whether a message that was stored once is there no more.
-pub(super) async fn is_gone(stream: &Stream<()>, sequence: u64) -> Result<bool, Error> {
-    Ok(fetch(stream, sequence).await?.is_none())
+pub(super) async fn is_gone(stream: &Messages, sequence: u64) -> Result<bool, Error> {
+    Ok(stream.at(sequence).await?.is_none())
 }
 
 /// What may have been sent since an acknowledgement.
@@ -265,7 +253,7 @@ pub(super) struct Bounds {
 
 /// Whose event the newest message of ours is, if one is found near the end.
 pub(super) async fn newest_source(
-    stream: &Stream<()>,
+    stream: &Messages,
     bounds: Bounds,
 ) -> Result<Option<Source>, Error> {
     // Enough to look past a few strangers; an older event of another source is found by the guard.
@@ -275,7 +263,7 @@ pub(super) async fn newest_source(
         .max(bounds.last.saturating_sub(LOOK_BACK))
         .max(1);
     for sequence in (oldest..=bounds.last).rev() {
-        let message = fetch(stream, sequence).await?;
+        let message = stream.at(sequence).await?;
         if let Some(mark) = message.and_then(|message| entry(&message).mark) {
             return Ok(Some(mark.source));
         }
@@ -283,37 +271,20 @@ pub(super) async fn newest_source(
     Ok(None)
 }
 
-async fn fetch(stream: &Stream<()>, sequence: u64) -> Result<Option<StreamMessage>, Error> {
-    match stream.get_raw_message(sequence).await {
-        Ok(message) => Ok(Some(message)),
-        Err(error) if is_missing(&error.kind()) => Ok(None),
-        Err(error) => Err(Error::Broken(format!("read message {sequence}: {error}"))),
-    }
-}
-
-/// Whether an answer says that there is no such message (error 10037).
-fn is_missing(kind: &LastRawMessageErrorKind) -> bool {
-    match kind {
-        LastRawMessageErrorKind::NoMessageFound => true,
-        LastRawMessageErrorKind::JetStream(error) => {
-            error.error_code() == async_nats::jetstream::ErrorCode::NO_MESSAGE_FOUND
-        }
-        LastRawMessageErrorKind::InvalidSubject | LastRawMessageErrorKind::Other => false,
-    }
-}
-
-fn entry(message: &StreamMessage) -> Entry {
+fn entry(message: &Stored) -> Entry {
     Entry {
         sequence: message.sequence,
-        mark: mark(&message.headers),
+        mark: mark(message),
     }
 }
 
-fn mark(headers: &HeaderMap) -> Option<Mark> {
-    let text = |name| headers.get(name).map(async_nats::HeaderValue::as_str);
+fn mark(message: &Stored) -> Option<Mark> {
     Some(Mark {
-        source: Source::parse(text(SOURCE)?)?,
-        position: text(POSITION)?.parse().ok()?,
-        id: text(MESSAGE_ID).or_else(|| text(PLAIN_ID))?.to_owned(),
+        source: Source::parse(message.header(SOURCE)?)?,
+        position: message.header(POSITION)?.parse().ok()?,
+        id: message
+            .header(MESSAGE_ID)
+            .or_else(|| message.header(PLAIN_ID))?
+            .to_owned(),
     })
 }
