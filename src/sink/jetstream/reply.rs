@@ -79,7 +79,8 @@ mod tests {
         assert_eq!(read(spaced), Reply::Stored(7));
         let duplicate = r#"{"stream":"S","seq":2,"duplicate": true}"#;
         assert_eq!(read(duplicate), Reply::Duplicate(2));
-        let refused = r#"{"error":{"code":400,"err_code":10071,"description":"wrong last sequence: 2"},"stream":"S","seq":0}"#;
+        let refused = r#"{"error":{"code":400,"err_code":10071,
+            "description":"wrong last sequence: 2"},"stream":"S","seq":0}"#;
         assert_eq!(
             read(refused),
             Reply::Refused("wrong last sequence: 2 (10071)".to_owned())
