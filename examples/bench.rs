@@ -61,10 +61,19 @@ struct Asked {
     outjet: Option<PathBuf>,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, ValueEnum)]
 enum Format {
     Cloudevents,
     Minimal,
+}
+
+impl Format {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Cloudevents => "cloudevents",
+            Self::Minimal => "minimal",
+        }
+    }
 }
 
 /// What one pass over the backlog took.
@@ -152,16 +161,18 @@ impl<'a> Bench<'a> {
     async fn introduce(&self) {
         let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
         println!(
-            "{} {}, {} cores, load {}\nPostgres {}, fsync {}, unix socket\n{}\n{}, {:?}, file storage",
+            "{} {}, {} cores, load {}\nPostgres {}, fsync {}, unix socket\n{}\n{}\n\
+             {}, {}, file storage",
             std::env::consts::OS,
             std::env::consts::ARCH,
             std::thread::available_parallelism().map_or(0, usize::from),
             load.split(' ').next().unwrap_or("unknown"),
             self.session.text("SHOW server_version").await,
             self.session.text("SHOW fsync").await,
+            version(&self.pg_recvlogical_program()),
             version(&binaries::nats_server(None)),
             version(&self.program()),
-            self.asked.format,
+            self.asked.format.name(),
         );
     }
 
@@ -174,11 +185,11 @@ impl<'a> Bench<'a> {
         } = self.asked;
         // {"i": 1, "words": "…"}: 20 characters besides the number and the words.
         let sql = format!(
-            "DO $$ BEGIN FOR first IN 1..{events} BY {transaction} LOOP
+            "DO $$ BEGIN FOR n IN 1..{events} BY {transaction} LOOP
                INSERT INTO outbox.events (aggregatetype, aggregateid, type, payload)
                SELECT 'order', (i % 1000)::text, 'created', jsonb_build_object('i', i, 'words',
                  left(repeat('some words ', {payload}), {payload} - 20 - length(i::text)))
-               FROM generate_series(first, least(first + {transaction} - 1, {events})) AS i;
+               FROM generate_series(n, least(n + {transaction} - 1, {events})) AS i;
                COMMIT;
              END LOOP; END $$"
         );
@@ -194,8 +205,8 @@ impl<'a> Bench<'a> {
             .await;
         let size = format!("SELECT pg_size_pretty('{}'::pg_lsn - '{begun}')", self.end);
         println!(
-            "backlog of {events} events, {payload} bytes of jsonb each, {transaction} a transaction: \
-             {} of WAL, written in {:.1} s",
+            "backlog of {events} events, {payload} bytes of jsonb each, {transaction} a \
+             transaction: {} of WAL, written in {:.1} s",
             self.session.text(&size).await,
             started.elapsed().as_secs_f64(),
         );
@@ -210,12 +221,9 @@ impl<'a> Bench<'a> {
 
     /// Reads the backlog into nowhere.
     async fn pg_recvlogical(&self, slot: &str) -> Pass {
-        let program = self.postgres.program("pg_recvlogical").unwrap_or_else(|| {
-            panic!("this Postgres has no pg_recvlogical; name one that has with --postgres")
-        });
         let home = tempfile::tempdir().expect("create a temporary directory");
         let log = home.path().join("stderr");
-        let mut command = Command::new(program);
+        let mut command = Command::new(self.pg_recvlogical_program());
         command
             .args(["--start", "--slot", slot, "--endpos", &self.end])
             .args([
@@ -283,13 +291,18 @@ impl<'a> Bench<'a> {
     }
 
     fn call(&self, nats: &Nats, slot: &str) -> outjet::Builder {
-        let format = format!("{:?}", self.asked.format).to_lowercase();
         Outjet::builder()
             .binary(self.program())
             .env("DATABASE_URL", self.postgres.url())
             .env("NATS_URL", nats.url())
             .env("OUTJET_POSTGRES__SLOT", slot)
-            .env("OUTJET_PUBLISH__FORMAT", format)
+            .env("OUTJET_PUBLISH__FORMAT", self.asked.format.name())
+    }
+
+    fn pg_recvlogical_program(&self) -> PathBuf {
+        self.postgres.program("pg_recvlogical").unwrap_or_else(|| {
+            panic!("this Postgres has no pg_recvlogical; name one that has with --postgres")
+        })
     }
 
     fn program(&self) -> PathBuf {

@@ -154,9 +154,10 @@ impl Stage {
             progress.show(self).await;
         }
         let written = writers.stop().await;
-        let published = "SELECT outbox.wait_published('60 s')";
+        // Long enough for a machine that has other things to do.
+        let published = "SELECT outbox.wait_published('5 min')";
         if self.session.text(published).await == "f" {
-            println!("\nnot everything was published within 60 s");
+            println!("\nnot everything was published within 5 min");
         }
         progress.show(self).await;
         if progress.refreshes {

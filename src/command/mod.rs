@@ -69,9 +69,7 @@ fn connected(
     let color = colored(cli.global.color, environment);
     let done = runtime.block_on(async {
         match &cli.command {
-            Command::Run(typed) => run::run(typed, &config, environment, color)
-                .await
-                .map(|()| true),
+            Command::Run(typed) => run::run(typed, &config, environment, color).await,
             command => one_shot(command, &config, &config.params(environment)?, out).await,
         }
     });

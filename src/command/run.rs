@@ -13,13 +13,14 @@ use crate::log;
 use crate::shutdown::Signals;
 use crate::term;
 
-/// Runs until a signal, or until it halts if `--exit-on-halt` is given.
+/// Runs until a signal, or until it halts if `--exit-on-halt` is given. `false`: a second signal
+/// left work undone.
 pub(super) async fn run(
     typed: &cli::Run,
     config: &Config,
     environment: &BTreeMap<String, String>,
     color: bool,
-) -> Result<(), Failure> {
+) -> Result<bool, Failure> {
     log::start(
         config.log.level.word(),
         log_format(config.log.format),
@@ -49,8 +50,8 @@ pub(super) async fn run(
     };
     let work = term::run(&options, before, &stop);
     tokio::select! {
-        end = work => end,
-        () = signals.watch(&stop) => Ok(()),
+        end = work => end.map(|()| true),
+        () = signals.watch(&stop) => Ok(false),
     }
 }
 
