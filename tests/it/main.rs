@@ -5,6 +5,7 @@ mod delivery;
 mod docs;
 mod harness;
 mod million;
+mod nats_auth;
 mod problems;
 mod replication;
 mod restart;

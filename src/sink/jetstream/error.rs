@@ -253,6 +253,23 @@ fn refuses(error: &async_nats::ConnectError) -> bool {
     )
 }
 
+const TLS_FIX: &str = "set nats.tls.ca (NATS_CA), and cert and key if the server wants them; \
+    the host in nats.url must be in the server's certificate";
+
+/// Whether a certificate is what stands in the way.
+fn refused_by_tls(error: &async_nats::ConnectError) -> bool {
+    let mut source = error.source();
+    while let Some(error) = source {
+        let inner = error.downcast_ref::<std::io::Error>();
+        let inner = inner.and_then(std::io::Error::get_ref);
+        if error.is::<rustls::Error>() || inner.is_some_and(|inner| inner.is::<rustls::Error>()) {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
 fn connect_fix(error: &async_nats::ConnectError, options: &Options) -> String {
     use async_nats::ConnectErrorKind as Kind;
     match error.kind() {
@@ -260,10 +277,10 @@ fn connect_fix(error: &async_nats::ConnectError, options: &Options) -> String {
             "set nats.creds (NATS_CREDS), nats.user and nats.password, nats.token or nats.nkey"
                 .to_owned()
         }
+        // The client reports a failed handshake as any other failure to read.
+        Kind::Io if refused_by_tls(error) => TLS_FIX.to_owned(),
         Kind::ServerParse => "correct nats.url (NATS_URL): nats://host:4222".to_owned(),
-        Kind::Tls => "set nats.tls.ca (NATS_CA), and cert and key if the server wants them; \
-             the host in nats.url must be in the server's certificate"
-            .to_owned(),
+        Kind::Tls => TLS_FIX.to_owned(),
         Kind::Dns | Kind::TimedOut | Kind::Io | Kind::MaxReconnects => format!(
             "start the server, or correct nats.url (NATS_URL), now {}",
             options.nats.display()

@@ -1,0 +1,510 @@
+//! Signing in to NATS in every way it knows, and with as few permissions as possible.
+
+use async_nats::{Client, ConnectOptions, jetstream};
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use nkeys::KeyPair;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::process::Command;
+use tempfile::TempDir;
+
+use crate::harness::outjet::Output;
+use crate::harness::postgres::Session;
+use crate::harness::process::run;
+use crate::harness::stage::{SOON, STREAM};
+use crate::harness::{Outjet, Postgres, Wait, World, nats, outjet, until};
+
+/// Servers that let nobody in without credentials.
+struct Site {
+    world: World,
+    session: Session,
+    yaml: String,
+}
+
+impl Site {
+    async fn on(nats: nats::Builder, yaml: &str) -> Self {
+        let world = World::with(Postgres::builder(), nats).await;
+        let session = world.postgres.connect().await;
+        let yaml = yaml.to_owned();
+        Self {
+            world,
+            session,
+            yaml,
+        }
+    }
+
+    fn outjet<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> outjet::Builder {
+        self.world.outjet(arguments).config(self.yaml.clone())
+    }
+
+    /// Sets all up and publishes one event as the user that the configuration names.
+    async fn publishes(&self) {
+        let setup = self.outjet(["setup"]).output().await;
+        assert_eq!(setup.code, Some(0), "{setup:?}");
+        let mut outjet = self.outjet(["run", "--log-format", "json"]).spawn();
+        outjet.logged("leading", SOON).await;
+        self.commit().await;
+        self.confirmed().await;
+    }
+
+    async fn commit(&self) {
+        let emit = "SELECT outbox.emit('order', '1', 'created')";
+        self.session.text(emit).await;
+    }
+
+    async fn confirmed(&self) {
+        let flushed = "SELECT pg_current_wal_flush_lsn()";
+        let flushed = self.session.text(flushed).await;
+        let sql = format!("SELECT confirmed_flush_lsn >= '{flushed}' FROM pg_replication_slots");
+        self.session.until_text(&sql, "t", SOON).await;
+    }
+
+    /// Runs until it halts, and returns what it then said.
+    async fn halts(&self) -> String {
+        let arguments = ["run", "--exit-on-halt", "--log-format", "json"];
+        let Output { code, stderr, .. } = self.outjet(arguments).output().await;
+        assert_eq!(code, Some(65), "{stderr}");
+        stderr
+    }
+}
+
+async fn messages(client: Client) -> u64 {
+    let stream = jetstream::new(client).get_stream(STREAM).await;
+    stream.expect("the stream").cached_info().state.messages
+}
+
+#[tokio::test]
+async fn user_password_token_and_nkey_sign_in() {
+    let seed = KeyPair::new_user();
+    let public = seed.public_key();
+    let seed = seed.seed().expect("a seed");
+    let ways = [
+        (
+            "user: app, password: \"s3cret\"".to_owned(),
+            "user: app, password: \"s3cret\"".to_owned(),
+        ),
+        (
+            "token: \"s3cret\"".to_owned(),
+            "token: \"s3cret\"".to_owned(),
+        ),
+        (
+            format!("users: [{{nkey: {public}}}]"),
+            format!("nkey: {seed}"),
+        ),
+    ];
+    for (server, client) in ways {
+        let server = format!("authorization {{ {server} }}");
+        let nats = crate::harness::Nats::builder().config(&server);
+        let mut site = Site::on(nats, &format!("nats: {{{client}}}\n")).await;
+        site.publishes().await;
+        site.yaml.clear();
+        let refused = site.halts().await;
+        assert!(refused.contains("refuses our credentials"), "{refused}");
+        assert!(!refused.contains("s3cret"), "{refused}");
+    }
+}
+
+/// An operator's world: who may do what stands in signed documents.
+struct Operator {
+    config: String,
+    creds: String,
+}
+
+impl Operator {
+    /// With one account that has JetStream, and a user who may do this.
+    fn with_user(permissions: &Value) -> Self {
+        let (operator, account) = (KeyPair::new_operator(), KeyPair::new_account());
+        let (system, user) = (KeyPair::new_account(), KeyPair::new_user());
+        let unlimited = json!({
+            "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true,
+            "conn": -1, "leaf": -1, "mem_storage": -1, "disk_storage": -1, "streams": -1,
+            "consumer": -1
+        });
+        let mut bare = unlimited.clone();
+        for limit in ["mem_storage", "disk_storage", "streams", "consumer"] {
+            bare[limit] = 0.into();
+        }
+        let claims = |kind: &str, more: &Value| {
+            let mut claims = more.clone();
+            claims["type"] = kind.into();
+            claims["version"] = 2.into();
+            claims
+        };
+        let of = |limits: Value| claims("account", &json!({"limits": limits}));
+        let operator_jwt = jwt(&operator, &operator, &claims("operator", &json!({})));
+        let account_jwt = jwt(&operator, &account, &of(unlimited));
+        let system_jwt = jwt(&operator, &system, &of(bare));
+        let user_jwt = jwt(&account, &user, &claims("user", permissions));
+        let seed = user.seed().expect("a seed");
+        let (account, system) = (account.public_key(), system.public_key());
+        Self {
+            config: format!(
+                "operator: {operator_jwt}\nsystem_account: {system}\nresolver: MEMORY\n\
+                 resolver_preload: {{ {account}: {account_jwt}, {system}: {system_jwt} }}"
+            ),
+            creds: format!(
+                "-----BEGIN NATS USER JWT-----\n{user_jwt}\n------END NATS USER JWT------\n\n\
+                 -----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+            ),
+        }
+    }
+}
+
+/// A signed document as nats-server reads it (nats-io/jwt, version 2).
+fn jwt(issuer: &KeyPair, subject: &KeyPair, claims: &Value) -> String {
+    let encode = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
+    let header = encode(&json!({"typ": "JWT", "alg": "ed25519-nkey"}));
+    let body = encode(&json!({
+        "jti": "test", "iat": 1, "name": "test", "nats": claims,
+        "iss": issuer.public_key(), "sub": subject.public_key()
+    }));
+    let signed = format!("{header}.{body}");
+    let signature = issuer.sign(signed.as_bytes()).expect("signed");
+    format!("{signed}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature))
+}
+
+#[tokio::test]
+async fn credentials_file_signs_in_and_is_read_again_for_every_connection() {
+    let operator = Operator::with_user(&json!({"subs": -1, "data": -1, "payload": -1}));
+    let home = TempDir::new().expect("a directory");
+    let creds = home.path().join("user.creds");
+    std::fs::write(&creds, &operator.creds).expect("written");
+    let nats = crate::harness::Nats::builder().config(&operator.config);
+    let yaml = format!("nats: {{creds: {}}}\n", creds.display());
+    let mut site = Site::on(nats, &yaml).await;
+    site.publishes().await;
+    let mut outjet = site.outjet(["run", "--log-format", "json"]).spawn();
+    outjet.logged("leading", SOON).await;
+    // Rotated to something wrong, then right again: each counts from the next connection.
+    std::fs::write(&creds, operator.creds.replace("SU", "SX")).expect("written");
+    site.world.nats.kill().await;
+    site.world.nats.start_again().await;
+    site.commit().await;
+    let halted = "halted: the connection to NATS cannot be set up";
+    outjet.logged(halted, SOON).await;
+    std::fs::write(&creds, &operator.creds).expect("written");
+    outjet.terminate(SOON).await;
+    site.publishes().await;
+    let options = ConnectOptions::with_credentials_file(&creds).await;
+    let client = options.expect("readable").connect(site.world.nats.url());
+    assert_eq!(messages(client.await.expect("connected")).await, 3);
+}
+
+/// Made by the openssl program, as an operator would.
+struct Certificates(TempDir);
+
+impl Certificates {
+    /// An authority, another one, a server at 127.0.0.1, a client `app@example.org`.
+    fn make() -> Self {
+        let made = Self(TempDir::new().expect("a temporary directory"));
+        for authority in ["ca", "other"] {
+            let openssl = "req -x509 -nodes -days 1 -newkey ec -pkeyopt ec_paramgen_curve:P-256";
+            let name = format!("/CN={authority}");
+            made.openssl(openssl, &["-subj", &name], authority);
+        }
+        made.signed(
+            "server",
+            "subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth",
+        );
+        made.signed(
+            "client",
+            "subjectAltName=email:app@example.org\nextendedKeyUsage=clientAuth",
+        );
+        made
+    }
+
+    fn signed(&self, name: &str, extensions: &str) {
+        std::fs::write(self.path("extensions"), extensions).expect("write");
+        let request = "req -new -nodes -newkey ec -pkeyopt ec_paramgen_curve:P-256";
+        let subject = format!("/CN={name}");
+        let mut openssl = self.command(request);
+        let (key, csr) = (format!("{name}.key"), format!("{name}.csr"));
+        openssl.args(["-subj", &subject, "-keyout", &key, "-out", &csr]);
+        run(openssl);
+        let mut openssl =
+            self.command("x509 -req -days 1 -CA ca.crt -CAkey ca.key -CAcreateserial");
+        openssl.args(["-in", &csr, "-out", &format!("{name}.crt")]);
+        openssl.args(["-extfile", "extensions"]);
+        run(openssl);
+    }
+
+    fn openssl(&self, arguments: &str, more: &[&str], name: &str) {
+        let mut openssl = self.command(arguments);
+        let (key, crt) = (format!("{name}.key"), format!("{name}.crt"));
+        openssl.args(more).args(["-keyout", &key, "-out", &crt]);
+        run(openssl);
+    }
+
+    fn command(&self, arguments: &str) -> Command {
+        let mut command = Command::new("openssl");
+        let arguments = arguments.split(' ');
+        command.args(arguments).current_dir(self.0.path());
+        command
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn read(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.path(name)).expect("a file made by openssl")
+    }
+
+    /// A server that speaks TLS, with more in its `tls` block.
+    fn server(&self, more: &str) -> nats::Builder {
+        let files = "cert_file: \"{home}/server.crt\", key_file: \"{home}/server.key\"";
+        crate::harness::Nats::builder()
+            .file("server.crt", self.read("server.crt"))
+            .file("server.key", self.read("server.key"))
+            .file("ca.crt", self.read("ca.crt"))
+            .config(&format!(
+                "tls {{ {files}, ca_file: \"{{home}}/ca.crt\" {more} }}"
+            ))
+    }
+
+    fn tls(&self, ca: &str, more: &str) -> String {
+        format!("tls: {{ca: {}{more}}}", self.path(ca).display())
+    }
+
+    fn identity(&self) -> String {
+        let (cert, key) = (self.path("client.crt"), self.path("client.key"));
+        format!(", cert: {}, key: {}", cert.display(), key.display())
+    }
+}
+
+#[tokio::test]
+async fn tls_is_trusted_through_the_authority_that_is_named_and_no_other() {
+    let certificates = Certificates::make();
+    let nats = certificates.server("");
+    let yaml = format!("nats: {{{}}}\n", certificates.tls("ca.crt", ""));
+    let mut site = Site::on(nats, &yaml).await;
+    site.publishes().await;
+    for ca in ["other.crt", ""] {
+        site.yaml = match ca {
+            // The system's authorities do not know the server.
+            "" => String::new(),
+            ca => format!("nats: {{{}}}\n", certificates.tls(ca, "")),
+        };
+        let check = site.outjet(["check"]).output().await;
+        assert_eq!(check.code, Some(1), "{check:?}");
+        assert!(check.stdout.contains("nats.tls.ca"), "{check:?}");
+    }
+}
+
+#[tokio::test]
+async fn tls_may_come_before_the_servers_first_word() {
+    let certificates = Certificates::make();
+    let nats = certificates.server(", handshake_first: true");
+    let yaml = format!(
+        "nats: {{{}}}\n",
+        certificates.tls("ca.crt", ", first: true")
+    );
+    Site::on(nats, &yaml).await.publishes().await;
+}
+
+#[tokio::test]
+async fn client_certificate_signs_in_where_the_server_wants_one() {
+    let certificates = Certificates::make();
+    let nats = certificates
+        .server(", verify_and_map: true")
+        .config("authorization { users: [{user: \"app@example.org\"}] }");
+    let tls = certificates.tls("ca.crt", &certificates.identity());
+    let mut site = Site::on(nats, &format!("nats: {{{tls}}}\n")).await;
+    site.publishes().await;
+    site.yaml = format!("nats: {{{}}}\n", certificates.tls("ca.crt", ""));
+    let check = site.outjet(["check"]).output().await;
+    assert_eq!(check.code, Some(1), "{check:?}");
+    assert!(check.stdout.contains("cert and key"), "{check:?}");
+}
+
+#[tokio::test]
+async fn client_certificate_credentials_file_and_inbox_go_together() {
+    let certificates = Certificates::make();
+    let permissions = json!({
+        "subs": -1, "data": -1, "payload": -1,
+        "sub": {"allow": ["_INBOX_app.>"]},
+        "pub": {"allow": ["events.>", "$JS.API.>"]}
+    });
+    let operator = Operator::with_user(&permissions);
+    let creds = certificates.path("user.creds");
+    std::fs::write(&creds, &operator.creds).expect("written");
+    let nats = certificates
+        .server(", verify: true")
+        .config(&operator.config);
+    let tls = certificates.tls("ca.crt", &certificates.identity());
+    let creds = creds.display();
+    let yaml = format!("nats: {{{tls}, creds: {creds}, inbox_prefix: _INBOX_app}}\n");
+    Site::on(nats, &yaml).await.publishes().await;
+}
+
+/// A user `app` who may only do this, and an administrator.
+fn restricted(publish: &str, subscribe: &str) -> nats::Builder {
+    let permissions = format!("publish: [{publish}], subscribe: [{subscribe}]");
+    crate::harness::Nats::builder().config(&format!(
+        "authorization {{ users: [
+           {{user: admin, password: admin}}
+           {{user: app, password: app, permissions: {{ {permissions} }} }}
+         ] }}"
+    ))
+}
+
+const ADMIN: &str = "nats: {user: admin, password: admin}\n";
+const APP: &str = "nats: {user: app, password: app, inbox_prefix: _INBOX_app, connect_timeout: 2s}
+stream: {manage: check}
+";
+
+/// What the fix of a denial names.
+fn named(fix: &str) -> (String, String) {
+    let (publish, subscribe) = fix
+        .split_once("to publish to ")
+        .and_then(|(_, rest)| rest.split_once(" and to subscribe to "))
+        .unwrap_or_else(|| panic!("{fix}"));
+    let quoted = |subjects: &str| {
+        let subjects = subjects.split(", ");
+        let subjects: Vec<String> = subjects.map(|subject| format!("\"{subject}\"")).collect();
+        subjects.join(", ")
+    };
+    (quoted(publish), quoted(subscribe.trim()))
+}
+
+/// Everything set up by the administrator, then the user of `APP`.
+async fn as_restricted(publish: &str, subscribe: &str) -> Site {
+    let mut site = Site::on(restricted(publish, subscribe), ADMIN).await;
+    site.publishes().await;
+    site.yaml = APP.to_owned();
+    site
+}
+
+/// The only line that says `halted`, and its fix.
+fn halted(said: &str) -> (String, String, String) {
+    let line = said
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .find(|line| line["fix"].is_string())
+        .or_else(|| {
+            said.lines()
+                .find_map(|line| serde_json::from_str(line).ok())
+        });
+    let text = |name: &str, line: &Value| line[name].as_str().unwrap_or_default().to_owned();
+    let line = line.unwrap_or_default();
+    match line["fix"].is_string() {
+        true => (
+            text("message", &line),
+            text("cause", &line),
+            text("fix", &line),
+        ),
+        false => (said.to_owned(), said.to_owned(), fix_line(said)),
+    }
+}
+
+/// The third of the three lines of a problem.
+fn fix_line(said: &str) -> String {
+    let fix = said
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("fix:"));
+    fix.unwrap_or_else(|| panic!("no fix: {said}"))
+        .trim()
+        .to_owned()
+}
+
+const EVERYTHING: &str = "\">\"";
+
+#[tokio::test]
+async fn denied_inbox_halts_with_the_permission_to_grant() {
+    let site = as_restricted(EVERYTHING, "\"nothing\"").await;
+    let (problem, cause, fix) = halted(&site.halts().await);
+    assert!(problem.contains("does not answer us"), "{problem}");
+    assert!(
+        cause.contains("ermissions Violation for Subscription"),
+        "{cause}"
+    );
+    assert_eq!(named(&fix).1, "\"_INBOX_app.>\"");
+}
+
+#[tokio::test]
+async fn denied_subject_halts_with_the_permission_to_grant() {
+    let api = "\"$JS.API.STREAM.INFO.OUTBOX\", \"$JS.API.STREAM.MSG.GET.OUTBOX\"";
+    let site = as_restricted(api, "\"_INBOX_app.>\"").await;
+    site.commit().await;
+    let (problem, cause, fix) = halted(&site.halts().await);
+    assert!(problem.contains("does not let us publish"), "{problem}");
+    assert!(cause.contains("events.order.created"), "{cause}");
+    assert!(named(&fix).0.contains("\"events.>\""), "{fix}");
+}
+
+#[tokio::test]
+async fn denied_request_halts_with_the_permission_to_grant() {
+    for request in ["STREAM.INFO", "STREAM.MSG.GET"] {
+        let kept = ["STREAM.INFO", "STREAM.MSG.GET"]
+            .iter()
+            .filter(|kept| **kept != request)
+            .map(|kept| format!("\"$JS.API.{kept}.OUTBOX\""));
+        let kept: Vec<String> = kept.chain(["\"events.>\"".to_owned()]).collect();
+        let site = as_restricted(&kept.join(", "), "\"_INBOX_app.>\"").await;
+        let (_, cause, fix) = halted(&site.halts().await);
+        assert!(cause.contains(request), "{cause}");
+        assert!(named(&fix).0.contains(request), "{fix}");
+    }
+}
+
+#[tokio::test]
+async fn permissions_that_the_fix_names_suffice() {
+    let site = as_restricted("\"nothing\"", "\"nothing\"").await;
+    let (publish, subscribe) = named(&halted(&site.halts().await).2);
+    let site = as_restricted(&publish, &subscribe).await;
+    let check = site.outjet(["check"]).output().await;
+    assert_eq!(check.code, Some(0), "{check:?}");
+    let mut outjet = site.outjet(["run", "--log-format", "json"]).spawn();
+    outjet.logged("leading", SOON).await;
+    for _ in 0..100 {
+        site.commit().await;
+    }
+    site.confirmed().await;
+    // Killed, it has the guard read what stands there.
+    outjet.kill().await;
+    let outjet: Outjet = site.outjet(["run", "--log-format", "json"]).spawn();
+    site.commit().await;
+    site.confirmed().await;
+    let admin = ConnectOptions::with_user_and_password("admin".into(), "admin".into());
+    let admin = admin.connect(site.world.nats.url()).await;
+    assert_eq!(messages(admin.expect("connected")).await, 1 + 100 + 1);
+    assert!(
+        !outjet.stderr().contains("ermissions"),
+        "{}",
+        outjet.stderr()
+    );
+}
+
+#[tokio::test]
+async fn permission_that_is_taken_away_under_way_halts_and_loses_nothing() {
+    let (publish, subscribe) = ("\"events.>\", \"$JS.API.>\"", "\"_INBOX_app.>\"");
+    let mut site = as_restricted(publish, subscribe).await;
+    let mut outjet = site.outjet(["run", "--log-format", "json"]).spawn();
+    outjet.logged("leading", SOON).await;
+    site.commit().await;
+    site.confirmed().await;
+    let usual = site.world.nats.configuration();
+    let denied = usual.replace("\"events.>\"", "\"other.>\"");
+    site.world.nats.configure(&denied);
+    site.world.nats.reload();
+    until("it halts", SOON, async || {
+        site.commit().await;
+        let log = outjet.stderr();
+        Wait::ready_if(log.contains("does not let us publish"), log.len())
+    })
+    .await;
+    outjet.kill().await;
+    site.world.nats.configure(&usual);
+    site.world.nats.reload();
+    let mut outjet = site.outjet(["run", "--log-format", "json"]).spawn();
+    outjet.logged("leading", SOON).await;
+    site.confirmed().await;
+    let rows = site
+        .session
+        .text("SELECT count(*) FROM outbox.events")
+        .await;
+    let admin = ConnectOptions::with_user_and_password("admin".into(), "admin".into());
+    let admin = admin.connect(site.world.nats.url()).await;
+    assert_eq!(messages(admin.expect("connected")).await.to_string(), rows);
+}
