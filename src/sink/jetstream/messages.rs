@@ -1,6 +1,6 @@
-//! Reads messages of the stream one at a time, from its leader. By requests of our own: the client's
-//! refuses a whole message for a single header line that it cannot read, and a stream may hold such
-//! messages, of strangers above all, which must not keep us from our place.
+//! Reads messages of the stream one at a time, from its leader. By requests of our own: the
+//! client's refuses a whole message for a single header line that it cannot read, and a stream may
+//! hold such messages, of strangers above all, which must not keep us from our place.
 
 use async_nats::jetstream::context::Context;
 use async_nats::jetstream::response::Response;
