@@ -28,7 +28,7 @@ fn events() -> u64 {
 }
 
 /// The release build; nothing happens if it is up to date.
-fn release() -> PathBuf {
+pub(crate) fn release() -> PathBuf {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args([
         "build",

@@ -2,13 +2,16 @@
 //! breaks is never used again, because the client reconnects behind our back, drops what it had
 //! buffered and sends what it had queued.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use async_nats::jetstream::context::{
     Context, ContextBuilder, CreateStreamErrorKind, GetStreamErrorKind,
 };
 use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, RetentionPolicy, StorageType};
-use async_nats::{Client, ConnectOptions, Event, Subscriber};
+use async_nats::{Client, ConnectOptions, Event, HeaderMap, Subscriber};
+use bytes::Bytes;
+use futures_util::FutureExt;
 use tokio::sync::watch;
 
 use super::error::Error;
@@ -18,12 +21,16 @@ use super::options::{NatsOptions, Options, SignIn, Storage, StreamOptions};
 /// How often an idle connection is tried: a dead one is noticed after about two of these.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 
+/// Most messages that wait in the client for a slow socket. They outlive the connection, because the
+/// client does, so there should be few; with fewer, the client and we wait for each other.
+const QUEUE_MAX: usize = 512;
+
 /// Header blocks of 64 KiB and more are refused (error 10097).
 pub(super) const HEADER_BYTES_MAX: usize = 64 * 1024 - 1;
 
 /// A connection, as long as it lives.
 pub(super) struct Connection {
-    pub(super) client: Client,
+    client: Client,
     pub(super) replies: Subscriber,
     /// Replies come to `<inbox>.<number>`.
     pub(super) inbox: String,
@@ -71,6 +78,29 @@ impl Connection {
         unless_broken(&self.broken, work).await
     }
 
+    /// Hands a message to the client. Waits for the socket where its queue is full; that no message
+    /// of it was taken for `within` means that none will be.
+    pub(super) async fn publish(
+        &self,
+        (subject, reply): (String, String),
+        (headers, payload): (HeaderMap, Bytes),
+        within: Duration,
+    ) -> Result<(), Error> {
+        let client = &self.client;
+        let publish = client.publish_with_reply_and_headers(subject, reply, headers, payload);
+        let mut publish = pin!(publish);
+        let published = match publish.as_mut().now_or_never() {
+            Some(published) => published,
+            None => {
+                let patient = tokio::time::timeout(within, publish);
+                let patient = self.unless_broken(async { Ok(patient.await) }).await?;
+                let stalled = || Error::Broken(format!("nothing is taken for {within:?}"));
+                patient.map_err(|_| stalled())?
+            }
+        };
+        published.map_err(|error| Error::Broken(format!("publish: {error}")))
+    }
+
     /// Most bytes of headers and body that one message may have.
     pub(super) fn message_bytes_max(&self) -> usize {
         let payload = self.client.max_payload();
@@ -85,8 +115,8 @@ impl Connection {
 async fn connect(options: &Options) -> Result<(Client, watch::Receiver<Option<String>>), Error> {
     let (trouble, broken) = watch::channel(None);
     let nats = connect_options(&options.nats)?
-        // Room for a whole window and requests: sending never waits for the socket.
-        .client_capacity(options.in_flight_max + 1024)
+        .client_capacity(QUEUE_MAX)
+        // Room for an acknowledgement each: what does not fit is dropped.
         .subscription_capacity(options.in_flight_max + 1024)
         .event_callback(move |event| {
             let trouble = trouble.clone();

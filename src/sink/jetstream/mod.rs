@@ -399,12 +399,12 @@ impl JetStream {
             let (number, _) = self.chain.send();
             let connection = &epoch_mut(&mut self.epoch).connection;
             let reply = format!("{}.{number}", connection.inbox);
-            let publish = connection
-                .client
-                .publish_with_reply_and_headers(subject, reply, headers, payload);
-            publish
-                .await
-                .map_err(|error| Error::Broken(format!("publish: {error}")))?;
+            let publish = connection.publish(
+                (subject, reply),
+                (headers, payload),
+                self.options.ack_timeout,
+            );
+            publish.await?;
         }
         Ok(())
     }

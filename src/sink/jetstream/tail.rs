@@ -22,7 +22,7 @@ pub(super) const PLAIN_ID: &str = "Outjet-Id";
 const BATCH_MAX: u64 = 256;
 
 /// About how many bytes of messages may be underway: the answers carry the bodies, too.
-const BATCH_BYTES: usize = 4 * 1024 * 1024;
+const BATCH_BYTES: usize = 1024 * 1024;
 
 /// A stranger that takes an event's place lets it come late, behind those that were under way with
 /// it; and this many strangers may stand among them.
