@@ -21,8 +21,8 @@ use super::options::{NatsOptions, Options, SignIn, Storage, StreamOptions};
 /// How often an idle connection is tried: a dead one is noticed after about two of these.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Most messages that wait in the client for a slow socket. They outlive the connection, because the
-/// client does, so there should be few; with fewer, the client and we wait for each other.
+/// Most messages that wait in the client for a slow socket. They outlive the connection, because
+/// the client does, so there should be few; with fewer, the client and we wait for each other.
 const QUEUE_MAX: usize = 512;
 
 /// Header blocks of 64 KiB and more are refused (error 10097).
