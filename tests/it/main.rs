@@ -1,7 +1,6 @@
 //! Integration tests: the real binary against real servers.
 
 mod auth_tls;
-mod backpressure;
 mod delivery;
 mod docs;
 mod harness;

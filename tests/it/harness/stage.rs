@@ -123,13 +123,18 @@ impl Stage {
 
     /// Waits until the slot has passed all that was committed so far.
     pub(crate) async fn confirmed(&self) {
+        self.confirmed_within(SOON).await;
+    }
+
+    /// The same for a long backlog.
+    pub(crate) async fn confirmed_within(&self, within: Duration) {
         let flushed = "SELECT pg_current_wal_flush_lsn()";
         let flushed = self.session.text(flushed).await;
         let sql = format!(
             "SELECT confirmed_flush_lsn >= '{flushed}' FROM pg_replication_slots
              WHERE slot_name = 'outjet'"
         );
-        self.session.until_text(&sql, "t", SOON).await;
+        self.session.until_text(&sql, "t", within).await;
     }
 
     /// Waits until all is confirmed, and panics unless the stream is what was committed.
