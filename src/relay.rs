@@ -84,6 +84,10 @@ pub struct Relay {
     reported: Confirmed,
     status_at: Instant,
     status_due: Instant,
+    /// WAL is left to gather until then, or until a portion was settled.
+    gather_until: Option<Instant>,
+    /// Events settled meanwhile.
+    settled_meanwhile: usize,
     heard_at: Instant,
     down: Option<(Instant, Failure)>,
     stop_at: Option<Instant>,
@@ -108,7 +112,7 @@ pub struct End {
 enum Action {
     Stop,
     Report(Report),
-    StatusDue,
+    Due,
     Flushed,
     Frame(Frame),
 }
@@ -121,6 +125,16 @@ impl Relay {
     /// Most events in one hand-over: larger ones only delay the first event of them. A stop reads
     /// no more than this, either: an end within a transaction means that it is read again.
     const BATCH_MAX: usize = 256;
+
+    /// While this many events are with the sink, reading gains nothing from haste.
+    const BUSY_EVENTS: usize = 128;
+
+    /// With the sink busy, WAL is read in portions of about this many events: a wake-up of every
+    /// process on the way costs more than the event that it is for.
+    const PORTION_EVENTS: usize = 64;
+
+    /// The longest that WAL is left to gather for a portion.
+    const GATHER_MAX: Duration = Duration::from_millis(1);
 
     /// For a stream that was just started at `start`, the slot's confirmed position.
     pub fn new(
@@ -143,6 +157,8 @@ impl Relay {
             batch: Vec::new(),
             status_at: now,
             status_due: now,
+            gather_until: None,
+            settled_meanwhile: 0,
             heard_at: now,
             down: None,
             stop_at: None,
@@ -172,13 +188,13 @@ impl Relay {
 
     /// Chooses the next action. Cancel-safe: all of these are.
     async fn select(&mut self, stop: &CancellationToken) -> Result<Action, Error> {
-        let reading = self.reading();
+        let reading = self.reading() && self.gather_until.is_none();
         let wake = self.wake_at();
         tokio::select! {
             biased;
             () = stop.cancelled(), if self.stop_at.is_none() => Ok(Action::Stop),
             report = self.reports.recv() => report.map(Action::Report).ok_or(Error::SinkEnded),
-            () = tokio::time::sleep_until(wake) => Ok(Action::StatusDue),
+            () = tokio::time::sleep_until(wake) => Ok(Action::Due),
             action = exchange(&mut self.stream, reading) => action.map_err(Error::Postgres),
         }
     }
@@ -197,9 +213,11 @@ impl Relay {
                 }
                 Ok(())
             }
-            Action::StatusDue => {
+            Action::Due => {
                 self.check_patience()?;
-                if Instant::now() >= self.status_due {
+                let now = Instant::now();
+                self.gather_until = self.gather_until.filter(|at| *at > now);
+                if now >= self.status_due {
                     let quiet = self.heard_at.elapsed() > self.status_interval();
                     self.queue_status(quiet);
                 }
@@ -229,7 +247,13 @@ impl Relay {
 
     fn take_report(&mut self, report: Report) {
         match report {
-            Report::Settled { stored, known } => self.window.settle(stored + known),
+            Report::Settled { stored, known } => {
+                self.window.settle(stored + known);
+                self.settled_meanwhile += stored + known;
+                if self.settled_meanwhile >= Self::PORTION_EVENTS {
+                    self.gather_until = None;
+                }
+            }
             Report::Down(failure) => self.down = Some((Instant::now(), failure)),
             Report::Up => self.down = None,
         }
@@ -242,10 +266,23 @@ impl Relay {
         while self.reading() && self.batch.len() < Self::BATCH_MAX {
             match self.stream.next_buffered() {
                 Some(frame) => self.take_frame(frame.map_err(Error::Postgres)?)?,
-                None => break,
+                None => {
+                    self.gather();
+                    break;
+                }
             }
         }
         Ok(())
+    }
+
+    /// All that was there is read. If that was little and the sink has enough to do, the next read
+    /// waits until the sink has got through a portion.
+    fn gather(&mut self) {
+        let little = self.batch.len() < Self::PORTION_EVENTS;
+        if little && self.window.events() >= Self::BUSY_EVENTS {
+            self.gather_until = Some(Instant::now() + Self::GATHER_MAX);
+            self.settled_meanwhile = 0;
+        }
     }
 
     fn take_frame(&mut self, frame: Frame) -> Result<(), Error> {
@@ -317,7 +354,7 @@ impl Relay {
             .down
             .as_ref()
             .map(|(since, _)| *since + self.options.takeover_after);
-        let wakes = [Some(self.status_due), down, self.stop_at];
+        let wakes = [Some(self.status_due), self.gather_until, down, self.stop_at];
         wakes.into_iter().flatten().min().unwrap_or(self.status_due)
     }
 

@@ -43,6 +43,8 @@ pub struct Window {
     confirmed: Confirmed,
     received: Lsn,
     limits: Limits,
+    /// From a limit that was reached until half of it is free.
+    full: bool,
 }
 
 /// A transaction, or a keepalive (closed, without work).
@@ -65,6 +67,7 @@ impl Window {
             confirmed: Confirmed(confirmed_flush),
             received: confirmed_flush,
             limits,
+            full: false,
         }
     }
 
@@ -85,6 +88,7 @@ impl Window {
             .outstanding += 1;
         self.sizes.push_back(bytes);
         self.bytes += bytes;
+        self.full |= self.reaches(self.limits.events_max, self.limits.bytes_max);
     }
 
     /// The open transaction ends at `end` (`Commit.end_lsn`: the server sends a transaction again
@@ -136,12 +140,18 @@ impl Window {
             }
         }
         assert_eq!(left, 0, "every outstanding event belongs to an entry");
+        self.full &= self.reaches(
+            self.limits.events_max / 2 + 1,
+            self.limits.bytes_max / 2 + 1,
+        );
         self.advance();
     }
 
-    /// Whether one more event may be read.
+    /// Whether one more event may be read. Once full, the window is emptied by half before more is
+    /// read: reading for every place that becomes free would make every message a burst of its own
+    /// all the way to the disk of NATS (the silly window syndrome, RFC 813).
     pub fn has_room(&self) -> bool {
-        self.sizes.len() < self.limits.events_max && self.bytes < self.limits.bytes_max
+        !self.full
     }
 
     /// What may be reported as flushed. Never goes back.
@@ -167,6 +177,10 @@ impl Window {
     /// Whether the end of a transaction is still to come.
     pub fn in_transaction(&self) -> bool {
         self.entries.back().is_some_and(|entry| !entry.closed)
+    }
+
+    fn reaches(&self, events: usize, bytes: usize) -> bool {
+        self.sizes.len() >= events || self.bytes >= bytes
     }
 
     /// Lets closed entries without work leave at the head. Empty transactions coalesce as barriers
@@ -303,6 +317,26 @@ mod tests {
         window.hand_over(99);
         assert!(window.has_room());
         window.hand_over(1);
+        assert!(!window.has_room());
+    }
+
+    #[test]
+    fn a_full_window_has_room_again_when_half_of_it_is_free() {
+        let mut window = window();
+        window.begin();
+        (0..4).for_each(|_| window.hand_over(1));
+        window.settle(1);
+        assert!(!window.has_room());
+        window.settle(1);
+        assert!(window.has_room());
+        window.hand_over(97);
+        assert!(window.has_room());
+        window.hand_over(50);
+        window.settle(3);
+        assert!(window.has_room());
+        window.hand_over(1);
+        window.hand_over(99);
+        window.settle(1);
         assert!(!window.has_room());
     }
 
