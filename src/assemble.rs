@@ -5,6 +5,7 @@
 //! published or not, so that a changed mapping does not move it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -13,7 +14,7 @@ use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::event::{Event, Headers, Position, header_is_sound};
+use crate::event::{Event, Headers, Position, Rejected, header_is_sound};
 use crate::format::{Fields, Format, rfc3339};
 use crate::lsn::Lsn;
 use crate::mapping::{Field, Mapping, MappingError, Plan, Row, Value};
@@ -54,7 +55,7 @@ pub enum Step {
     /// An event of the open transaction.
     Event(Event),
     /// A row of the open transaction that cannot become an event.
-    Rejected(Rejection),
+    Rejected(Box<Rejection>),
     /// The transaction ends; this is what may be confirmed for it.
     Commit(Lsn),
 }
@@ -66,11 +67,35 @@ pub struct Rejection {
     /// The row's place in the commit order.
     pub position: Position,
     /// `schema.table`.
-    pub table: String,
+    pub table: Arc<str>,
     /// The row's id, as far as it can be read.
     pub id: String,
     /// What is wrong with it.
     pub reason: Reason,
+    /// Empty if it cannot be told.
+    subject: String,
+    payload: Bytes,
+}
+
+impl Rejection {
+    /// What is left of the row, for the dead letters.
+    pub fn into_event(self) -> Event {
+        let rejected = Rejected {
+            reason: self.reason.word(),
+            error: self.reason.to_string(),
+        };
+        let id = message_id(&self.table, &self.id);
+        let told = !self.id.is_empty() && header_is_sound(MESSAGE_ID, &id);
+        Event {
+            position: self.position,
+            id: if told { id } else { self.position.to_string() },
+            subject: self.subject,
+            headers: Headers::default(),
+            payload: self.payload,
+            table: self.table,
+            rejected: Some(Box::new(rejected)),
+        }
+    }
 }
 
 /// What is wrong with a row.
@@ -103,6 +128,20 @@ pub enum Reason {
         /// What is wrong with it.
         why: &'static str,
     },
+}
+
+impl Reason {
+    /// `Outjet-Reason` of a dead letter.
+    fn word(&self) -> &'static str {
+        match self {
+            Self::NoId => "no_id",
+            Self::NotUtf8(_) => "not_utf8",
+            Self::TwoPayloads => "two_payloads",
+            Self::Bytea(_) => "bytea",
+            Self::Headers(_) | Self::Header(_) => "header",
+            Self::Subject { .. } => "subject",
+        }
+    }
 }
 
 /// Why the stream cannot be read on.
@@ -275,7 +314,7 @@ impl Assembler {
         };
         let row = plan
             .read(tuple)
-            .ok_or_else(|| AssembleError::Row(plan.table.clone()))?;
+            .ok_or_else(|| AssembleError::Row(plan.table.to_string()))?;
         let open = self
             .open
             .as_mut()
@@ -292,12 +331,14 @@ impl Assembler {
         };
         match reader.event(position, committed, &mut self.passed.headers) {
             Ok(event) => Ok(Step::Event(event)),
-            Err(reason) => Ok(Step::Rejected(Rejection {
+            Err(reason) => Ok(Step::Rejected(Box::new(Rejection {
                 position,
                 table: plan.table.clone(),
                 id: reader.lossy_id(),
+                subject: reader.subject().unwrap_or_default(),
+                payload: reader.raw_payload(),
                 reason,
-            })),
+            }))),
         }
     }
 
@@ -374,6 +415,8 @@ impl RowReader<'_> {
             subject: self.subject()?,
             headers,
             payload,
+            table: self.plan.table.clone(),
+            rejected: None,
         })
     }
 
@@ -425,6 +468,14 @@ impl RowReader<'_> {
             _ => self.body.slice_ref(value.text),
         };
         Ok((bytes, media_type(value.type_oid)))
+    }
+
+    /// The first body there is, as Postgres prints it.
+    fn raw_payload(&self) -> Bytes {
+        let fields = [Field::Payload, Field::PayloadRaw].into_iter();
+        let mut bodies = fields.filter_map(|field| self.plan.value(&self.row, field));
+        let body = bodies.next();
+        body.map_or_else(Bytes::new, |value| Bytes::copy_from_slice(value.text))
     }
 
     /// Passes the row's own headers on, except those that the server, a format or we give a

@@ -71,6 +71,9 @@ pub enum Command {
     Status(Status),
     /// Write test events into the outbox
     Emit(Emit),
+    /// Look after the events that could not be published
+    #[command(subcommand)]
+    DeadLetters(DeadLetters),
     /// Show the configuration
     #[command(subcommand)]
     Config(Config),
@@ -176,6 +179,53 @@ pub struct Drop {
     /// Do not ask
     #[arg(short, long)]
     pub yes: bool,
+}
+
+/// `dead-letters`.
+#[derive(Debug, Subcommand)]
+pub enum DeadLetters {
+    /// List them, oldest first
+    List(ListDeadLetters),
+    /// Show one: its headers and what was kept of its body
+    Show(ShowDeadLetter),
+    /// Delete them for good
+    #[command(after_help = "\
+A letter that was stored within the last minutes may come back: Postgres sends its row again
+after a crash.")]
+    Drop(DropDeadLetters),
+}
+
+/// `dead-letters list`.
+#[derive(Args, Debug)]
+pub struct ListDeadLetters {
+    /// Print a line of JSON for each
+    #[arg(long)]
+    pub json: bool,
+    /// The first sequence number that is listed
+    #[arg(long, value_name = "SEQ", default_value_t = 1)]
+    pub from: u64,
+    /// The most that are listed
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub limit: u64,
+}
+
+/// `dead-letters show`.
+#[derive(Args, Debug)]
+pub struct ShowDeadLetter {
+    /// Its sequence number, as `list` shows it
+    #[arg(value_name = "SEQ")]
+    pub sequence: u64,
+}
+
+/// `dead-letters drop`.
+#[derive(Args, Debug)]
+pub struct DropDeadLetters {
+    /// Their sequence numbers, as `list` shows them
+    #[arg(value_name = "SEQ", required_unless_present = "all")]
+    pub sequences: Vec<u64>,
+    /// All of them
+    #[arg(long, conflicts_with = "sequences")]
+    pub all: bool,
 }
 
 /// `completions`.

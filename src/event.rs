@@ -3,6 +3,7 @@
 
 use std::fmt::{self, Write as _};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -20,6 +21,20 @@ pub struct Event {
     pub headers: Headers,
     /// The body, as it stood in the row.
     pub payload: Bytes,
+    /// `schema.table` of the row.
+    pub table: Arc<str>,
+    /// Why it cannot be published: it belongs to the dead letters. The other fields then hold what
+    /// could be read; the subject may be empty.
+    pub rejected: Option<Box<Rejected>>,
+}
+
+/// What is wrong with an event, whatever is configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejected {
+    /// In one word of a fixed set: for programs.
+    pub reason: &'static str,
+    /// In a sentence: for people.
+    pub error: String,
 }
 
 impl Event {

@@ -134,6 +134,8 @@ pub struct Guard {
     next_sequence: u64,
     last_sequence: u64,
     late_max: u64,
+    /// Whether a missing sequence number stands for a stored event.
+    dense: bool,
     /// Missing sequence numbers since the last entry in order.
     vacant: u64,
     /// Entries that were read and are not passed: each lies above the one before it.
@@ -164,12 +166,22 @@ impl Guard {
             next_sequence: first,
             last_sequence: last,
             late_max,
+            dense: true,
             vacant: 0,
             ahead: VecDeque::new(),
             late: Vec::new(),
             highest: None,
             judged: None,
             anchored: false,
+        }
+    }
+
+    /// For a stream that holds only some of the events judged, as dead letters do: what is missing
+    /// from it tells nothing.
+    pub fn sparse(self) -> Self {
+        Self {
+            dense: false,
+            ..self
         }
     }
 
@@ -180,7 +192,7 @@ impl Guard {
             sequence >= self.next_sequence,
             "entries come in stream order"
         );
-        self.vacant += sequence - self.next_sequence;
+        self.leave_vacant_up_to(sequence);
         self.next_sequence = sequence + 1;
         let Some(Mark { position, id, .. }) = mark.filter(|mark| self.lineage.holds(mark)) else {
             return;
@@ -201,7 +213,7 @@ impl Guard {
 
     /// There are no entries left up to the last sequence number.
     pub fn end(&mut self) {
-        self.vacant += (self.last_sequence + 1).saturating_sub(self.next_sequence);
+        self.leave_vacant_up_to(self.last_sequence + 1);
         self.next_sequence = self.last_sequence + 1;
     }
 
@@ -236,6 +248,12 @@ impl Guard {
     /// The sequence number to read next, if any is left.
     pub fn wants(&self) -> Option<u64> {
         (!self.ended()).then_some(self.next_sequence)
+    }
+
+    fn leave_vacant_up_to(&mut self, sequence: u64) {
+        if self.dense {
+            self.vacant += sequence.saturating_sub(self.next_sequence);
+        }
     }
 
     fn ended(&self) -> bool {

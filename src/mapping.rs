@@ -1,6 +1,8 @@
 //! Which columns of an outbox table mean what, by name; resolved to column numbers whenever the
 //! server describes the table. Pure.
 
+use std::sync::Arc;
+
 use crate::pg::pgoutput::{Relation, Tuple, TupleValue};
 
 /// What a column can mean.
@@ -175,7 +177,7 @@ pub struct MappingError {
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// `schema.table`.
-    pub table: String,
+    pub table: Arc<str>,
     columns: usize,
     picks: Vec<(Field, Pick)>,
     subject: Vec<Option<Pick>>,
@@ -231,7 +233,7 @@ impl Plan {
         });
         let subject = subject.collect::<Result<_, _>>()?;
         Ok(Self {
-            table,
+            table: table.into(),
             columns: relation.columns.len(),
             picks,
             subject,

@@ -37,6 +37,8 @@ pub struct Options {
     pub takeover_after: Duration,
     /// How long a stop waits for outstanding acknowledgements.
     pub drain_timeout: Duration,
+    /// Whether the sink takes events that cannot be published; they end the relay otherwise.
+    pub dead_letters: bool,
 }
 
 /// Why a relay ended.
@@ -50,7 +52,7 @@ pub enum Error {
     Assemble(#[source] AssembleError),
     /// A row that cannot become an event.
     #[error(transparent)]
-    Rejected(Rejection),
+    Rejected(Box<Rejection>),
     /// The server passes over rows because it does not find the publication.
     #[error("{0}")]
     PublicationSkipped(String),
@@ -247,9 +249,14 @@ impl Relay {
 
     fn take_report(&mut self, report: Report) {
         match report {
-            Report::Settled { stored, known } => {
-                self.window.settle(stored + known);
-                self.settled_meanwhile += stored + known;
+            Report::Settled {
+                stored,
+                known,
+                dead_lettered,
+            } => {
+                let settled = stored + known + dead_lettered;
+                self.window.settle(settled);
+                self.settled_meanwhile += settled;
                 if self.settled_meanwhile >= Self::PORTION_EVENTS {
                     self.gather_until = None;
                 }
@@ -291,10 +298,9 @@ impl Relay {
                 match self.assembler.take(&body).map_err(Error::Assemble)? {
                     Step::Nothing => {}
                     Step::Begin => self.window.begin(),
-                    Step::Event(event) => {
-                        self.window.hand_over(event.size());
-                        self.last_events -= usize::from(self.stop_at.is_some());
-                        self.batch.push(event);
+                    Step::Event(event) => self.take_event(event),
+                    Step::Rejected(rejection) if self.options.dead_letters => {
+                        self.take_event(rejection.into_event());
                     }
                     Step::Rejected(rejection) => return Err(Error::Rejected(rejection)),
                     Step::Commit(end) => self.window.commit(end),
@@ -313,6 +319,12 @@ impl Relay {
             }
             Frame::Notice(notice) => take_notice(notice),
         }
+    }
+
+    fn take_event(&mut self, event: Event) {
+        self.window.hand_over(event.size());
+        self.last_events -= usize::from(self.stop_at.is_some());
+        self.batch.push(event);
     }
 
     /// The channel has room for as many batches as the window has for events.

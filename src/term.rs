@@ -76,7 +76,7 @@ pub async fn run(
                 }
                 prepared = true;
             }
-            term.lead().await
+            Box::pin(term.lead()).await
         };
         let Err(failure) = Box::pin(lead).await else {
             return Ok(());
@@ -133,7 +133,7 @@ impl Term<'_> {
         let stop = self.stop;
         let leading = async {
             let ready = self.prepare().await?;
-            self.take_slot(ready).await
+            Box::pin(self.take_slot(ready)).await
         };
         let lead = tokio::select! {
             biased;

@@ -132,7 +132,7 @@ impl Server {
 
     fn rejection(&mut self, values: Values<'_>) -> Rejection {
         match self.insert(values) {
-            Ok(Step::Rejected(rejection)) => rejection,
+            Ok(Step::Rejected(rejection)) => *rejection,
             other => panic!("no rejection: {other:?}"),
         }
     }

@@ -51,9 +51,28 @@ async fn replication(params: &Params) -> Check {
     }
 }
 
+/// The stream of the dead letters.
+async fn dead_letters(mut options: jetstream::Options) -> Check {
+    let creates = std::mem::take(&mut options.stream.create);
+    let name = &options.stream.name;
+    let verdict = match jetstream::inspect(&options).await {
+        Ok(found) => Verdict::Pass(found.summary()),
+        Err(jetstream::Error::StreamMissing(_)) if creates => {
+            Verdict::Pass(format!("stream {name} is missing; setup and run create it"))
+        }
+        Err(error) => Verdict::Fail(error.failure(&options)),
+    };
+    Check {
+        group: "stream",
+        name: "dead letters",
+        verdict,
+    }
+}
+
 /// NATS and the stream; `source` is who we would write as.
 async fn nats(config: &Config, source: Option<Source>) -> Result<Vec<Check>, Failure> {
-    let mut options = config.sink_options();
+    let letters = config.sink_options();
+    let mut options = letters.of_stream();
     let creates = options.stream.create;
     options.stream.create = false;
     let name = options.stream.name.clone();
@@ -87,6 +106,9 @@ async fn nats(config: &Config, source: Option<Source>) -> Result<Vec<Check>, Fai
                 check("stream", "safety", Verdict::Warn(problem))
             };
             checks.extend(found.warnings.iter().map(warn));
+            if letters.dead_letters.is_some() {
+                checks.push(dead_letters(letters.of_dead_letters()).await);
+            }
             checks
         }
         Err(jetstream::Error::StreamMissing(_)) if creates => {

@@ -3,6 +3,7 @@
 
 pub mod check;
 pub mod config;
+mod dead_letters;
 pub mod drop;
 pub mod emit;
 mod run;
@@ -38,6 +39,7 @@ pub fn dispatch(
         | Command::Check
         | Command::Status(_)
         | Command::Emit(_)
+        | Command::DeadLetters(_)
         | Command::Drop(_) => connected(cli, environment, out),
     }
 }
@@ -69,6 +71,7 @@ fn connected(
     let color = colored(cli.global.color, environment);
     let done = runtime.block_on(async {
         match &cli.command {
+            Command::DeadLetters(typed) => dead_letters::dead_letters(typed, &config, out).await,
             Command::Run(typed) => run::run(typed, &config, environment, color).await,
             command => one_shot(command, &config, &config.params(environment)?, out).await,
         }
@@ -96,7 +99,11 @@ async fn one_shot(
         Command::Drop(typed) => drop::drop_all(typed, config, params, out)
             .await
             .map(|()| true),
-        Command::Run(_) | Command::Config(_) | Command::Completions(_) | Command::Man => {
+        Command::Run(_)
+        | Command::DeadLetters(_)
+        | Command::Config(_)
+        | Command::Completions(_)
+        | Command::Man => {
             unreachable!("dispatched before")
         }
     }

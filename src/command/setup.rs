@@ -21,7 +21,7 @@ pub async fn setup_unattended(config: &Config, params: &Params) -> Result<(), Fa
     let control = super::connect(params).await?;
     let wanted = config.preflight_options();
     let facts = read(control.client(), &wanted).await?;
-    let mut options = config.sink_options();
+    let mut options = config.sink_options().of_stream();
     options.stream.create = false;
     let found = match jetstream::inspect(&options).await {
         Ok(found) => found.writer,
@@ -61,14 +61,26 @@ pub async fn setup_all(
     control.close().await;
     done?;
     let options = config.sink_options();
+    set_up_stream(&options.of_stream(), dry_run, out).await?;
+    match options.dead_letters {
+        Some(_) => set_up_stream(&options.of_dead_letters(), dry_run, out).await,
+        None => Ok(()),
+    }
+}
+
+async fn set_up_stream(
+    options: &jetstream::Options,
+    dry_run: bool,
+    out: Out<'_>,
+) -> Result<(), Failure> {
     let name = &options.stream.name;
     if dry_run {
         let stream = jetstream::client::config(&options.stream);
         let json = serde_json::to_string_pretty(&stream).unwrap_or_default();
         return writeln!(out, "-- stream {name}, unless it exists\n{json}").map_err(unwritten);
     }
-    let found = jetstream::inspect(&options).await;
-    let found = found.map_err(|error| error.failure(&options))?;
+    let found = jetstream::inspect(options).await;
+    let found = found.map_err(|error| error.failure(options))?;
     let done = if found.created { "created" } else { "exists " };
     writeln!(out, "{done}  stream {name}").map_err(unwritten)
 }

@@ -80,6 +80,8 @@ pub struct Report {
     pub stream: Option<StreamStatus>,
     /// Why the stream cannot be read.
     pub problem: Option<String>,
+    /// How many dead letters there are; null if there is no stream for them.
+    pub dead_letters: Option<u64>,
 }
 
 /// The stream, for `status --json`.
@@ -106,7 +108,12 @@ pub async fn status_all(
     let postgres = status(control.client(), &config.preflight_options()).await;
     control.close().await;
     let postgres = postgres?;
-    let mut options = config.sink_options();
+    let options = config.sink_options();
+    let mut letters = options.of_dead_letters();
+    letters.stream.create = false;
+    let letters = jetstream::inspect(&letters).await.ok();
+    let dead_letters = letters.map(|found| found.messages);
+    let mut options = options.of_stream();
     options.stream.create = false;
     let (stream, problem) = match jetstream::inspect(&options).await {
         Ok(found) => (Some(StreamStatus::new(found)), None),
@@ -118,6 +125,7 @@ pub async fn status_all(
             postgres,
             stream,
             problem,
+            dead_letters,
         };
         let text = serde_json::to_string_pretty(&report).unwrap_or_default();
         return writeln!(out, "{text}").map_err(unwritten);
@@ -128,7 +136,13 @@ pub async fn status_all(
         (None, Some(problem)) => problem.to_string(),
         (None, None) => "unknown".to_owned(),
     };
-    writeln!(out, "stream        {line}").map_err(unwritten)
+    writeln!(out, "stream        {line}").map_err(unwritten)?;
+    match dead_letters {
+        Some(0) | None => Ok(()),
+        Some(letters) => {
+            writeln!(out, "dead letters  {letters} (`outjet dead-letters list`)").map_err(unwritten)
+        }
+    }
 }
 
 impl StreamStatus {

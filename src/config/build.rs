@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Column, Config, Format, Manage, Preset, Storage, Table};
+use super::{Column, Config, Format, Manage, OnReject, Preset, Storage, Table};
 use crate::assemble;
 use crate::error::{Exit, Failure, Problem};
 use crate::format;
@@ -105,7 +105,8 @@ impl Config {
 
     /// Where events go.
     pub fn sink_options(&self) -> jetstream::Options {
-        let (nats, stream) = (&self.nats, &self.stream);
+        let nats = &self.nats;
+        let stream = self.stream_options();
         jetstream::Options {
             nats: jetstream::NatsOptions {
                 servers: nats
@@ -130,23 +131,33 @@ impl Config {
                 inbox_prefix: Some(nats.inbox_prefix.clone()),
                 domain: nats.jetstream_domain.clone(),
             },
-            stream: jetstream::StreamOptions {
-                name: stream.name.clone(),
-                subjects: stream.subjects.clone(),
-                replicas: stream.replicas as usize,
-                storage: match stream.storage {
-                    Storage::File => jetstream::Storage::File,
-                    Storage::Memory => jetstream::Storage::Memory,
-                },
-                create: stream.manage == Manage::Create,
-                duplicate_window: stream.duplicate_window,
-                max_age: stream.max_age.unwrap_or_default(),
-                max_bytes: stream.max_bytes,
-            },
+            dead_letters: self.takes_dead_letters().then(|| stream.dead_letters()),
+            stream,
             in_flight_max: self.publish.in_flight_max,
             in_flight_bytes_max: self.publish.in_flight_bytes_max,
             ack_timeout: self.publish.ack_timeout,
         }
+    }
+
+    fn stream_options(&self) -> jetstream::StreamOptions {
+        let stream = &self.stream;
+        jetstream::StreamOptions {
+            name: stream.name.clone(),
+            subjects: stream.subjects.clone(),
+            replicas: stream.replicas as usize,
+            storage: match stream.storage {
+                Storage::File => jetstream::Storage::File,
+                Storage::Memory => jetstream::Storage::Memory,
+            },
+            create: stream.manage == Manage::Create,
+            duplicate_window: stream.duplicate_window,
+            max_age: stream.max_age.unwrap_or_default(),
+            max_bytes: stream.max_bytes,
+        }
+    }
+
+    fn takes_dead_letters(&self) -> bool {
+        self.publish.on_reject == OnReject::DeadLetter
     }
 
     /// How the relay keeps pace.
@@ -158,6 +169,7 @@ impl Config {
             },
             takeover_after: self.postgres.takeover_after,
             drain_timeout: self.publish.drain_timeout,
+            dead_letters: self.takes_dead_letters(),
         }
     }
 

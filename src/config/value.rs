@@ -515,27 +515,13 @@ choice! {
     }
 }
 
-/// What becomes of an event that cannot be published.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnReject {
-    /// Publishing stops before it, until a person has acted.
-    Halt,
-}
-
-impl Scalar for OnReject {
-    fn parse(text: &str) -> Result<Self, Refusal> {
-        match text {
-            "halt" => Ok(Self::Halt),
-            "dead_letter" => Err(Refusal::new(
-                "is not possible in this version: there is no dead-letter stream yet",
-                "write halt; publishing then stops before an event that cannot be published",
-            )),
-            _ => Err(unknown_word(text, &["halt"])),
-        }
-    }
-
-    fn schema() -> Value {
-        json!({"enum": ["halt"], "type": "string"})
+choice! {
+    /// What becomes of an event that cannot be published.
+    OnReject {
+        /// It goes to the stream of the dead letters.
+        DeadLetter = "dead_letter",
+        /// Publishing stops before it, until a person has acted.
+        Halt = "halt",
     }
 }
 

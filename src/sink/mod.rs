@@ -19,6 +19,8 @@ pub enum Report {
         stored: usize,
         /// Found stored already.
         known: usize,
+        /// Stored just now among the dead letters, because they cannot be published.
+        dead_lettered: usize,
     },
     /// Nothing gets through; it is being tried again.
     Down(Failure),

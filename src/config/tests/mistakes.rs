@@ -110,19 +110,6 @@ log.level: `warning` is not one of the possible words
 }
 
 #[test]
-fn dead_letters_are_refused_by_name() {
-    refused(
-        "publish:\n  on_reject: dead_letter\n",
-        "
-publish.on_reject: `dead_letter` is not possible in this version: there is no dead-letter stream yet
-  cause: outjet.yaml:2:14
-         2 |   on_reject: dead_letter
-           |              ^^^^^^^^^^^
-  fix:   write halt; publishing then stops before an event that cannot be published",
-    );
-}
-
-#[test]
 fn a_number_beyond_its_limits_is_told_them() {
     refused(
         "stream:\n  replicas: 6\n",

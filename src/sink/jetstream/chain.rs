@@ -45,9 +45,25 @@ pub(super) struct Waiting<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Waiting,
-    InFlight { sequence: u64 },
+    InFlight {
+        sequence: u64,
+    },
     Refused,
-    Stored { sequence: Option<u64> },
+    Stored {
+        sequence: u64,
+    },
+    /// It stood there already.
+    Known,
+    DeadLettered,
+}
+
+impl State {
+    fn is_settled(self) -> bool {
+        match self {
+            Self::Stored { .. } | Self::Known | Self::DeadLettered => true,
+            Self::Waiting | Self::InFlight { .. } | Self::Refused => false,
+        }
+    }
 }
 
 /// What left the ring at the head.
@@ -57,6 +73,8 @@ pub(super) struct Settled {
     pub(super) stored: usize,
     /// Events that the guard found in the stream.
     pub(super) known: usize,
+    /// Events that were stored among the dead letters.
+    pub(super) dead_lettered: usize,
     /// The highest sequence of those.
     pub(super) sequence: Option<u64>,
 }
@@ -99,7 +117,9 @@ impl Chain {
     pub(super) fn restart(&mut self, last_sequence: u64) {
         for slot in &mut self.ring {
             match slot.state {
-                State::Waiting | State::Stored { .. } => continue,
+                State::Waiting | State::Stored { .. } | State::Known | State::DeadLettered => {
+                    continue;
+                }
                 State::Refused => {}
                 State::InFlight { sequence } if slot.places.contains(&sequence) => {}
                 State::InFlight { sequence } => slot.places.push(sequence),
@@ -109,7 +129,7 @@ impl Chain {
         self.in_flight = 0;
         self.last_sequence = last_sequence;
         self.next = 0;
-        self.skip_stored();
+        self.skip_settled();
     }
 
     /// The next event to be sent.
@@ -138,15 +158,18 @@ impl Chain {
         self.last_sequence += 1;
         self.in_flight += 1;
         self.next += 1;
-        self.skip_stored();
+        self.skip_settled();
         (number, expected)
     }
 
     /// The waiting event stands in the stream already.
     pub(super) fn skip(&mut self) {
-        self.ring[self.next].state = State::Stored { sequence: None };
-        self.next += 1;
-        self.skip_stored();
+        self.pass(State::Known);
+    }
+
+    /// The waiting event stands among the dead letters now.
+    pub(super) fn bury(&mut self) {
+        self.pass(State::DeadLettered);
     }
 
     /// A reply says that event `number` was stored at `sequence`.
@@ -164,9 +187,7 @@ impl Chain {
                 found: sequence,
             });
         }
-        slot.state = State::Stored {
-            sequence: Some(sequence),
-        };
+        slot.state = State::Stored { sequence };
         self.in_flight -= 1;
         Ok(())
     }
@@ -189,25 +210,23 @@ impl Chain {
 
     /// Whether one of the events at hand was acknowledged at this sequence number.
     pub(super) fn stored_at(&self, sequence: u64) -> bool {
-        let stored = State::Stored {
-            sequence: Some(sequence),
-        };
+        let stored = State::Stored { sequence };
         self.ring.iter().any(|slot| slot.state == stored)
     }
 
     /// Removes what is settled from the head of the ring.
     pub(super) fn take_settled(&mut self) -> Settled {
         let mut settled = Settled::default();
-        while let Some(Slot {
-            state: State::Stored { sequence },
-            ..
-        }) = self.ring.front()
-        {
-            match sequence {
-                Some(_) => settled.stored += 1,
-                None => settled.known += 1,
+        while let Some(slot) = self.ring.front() {
+            match slot.state {
+                State::Stored { sequence } => {
+                    settled.stored += 1;
+                    settled.sequence = settled.sequence.max(Some(sequence));
+                }
+                State::Known => settled.known += 1,
+                State::DeadLettered => settled.dead_lettered += 1,
+                State::Waiting | State::InFlight { .. } | State::Refused => break,
             }
-            settled.sequence = settled.sequence.max(*sequence);
             self.ring.pop_front();
             self.head += 1;
             self.next -= 1;
@@ -236,9 +255,15 @@ impl Chain {
         matches!(slot.state, State::InFlight { .. }).then_some(slot)
     }
 
-    fn skip_stored(&mut self) {
-        let stored = |slot: &Slot| matches!(slot.state, State::Stored { .. });
-        while self.ring.get(self.next).is_some_and(stored) {
+    fn pass(&mut self, state: State) {
+        self.ring[self.next].state = state;
+        self.next += 1;
+        self.skip_settled();
+    }
+
+    fn skip_settled(&mut self) {
+        let settled = |slot: &Slot| slot.state.is_settled();
+        while self.ring.get(self.next).is_some_and(settled) {
             self.next += 1;
         }
     }
@@ -258,6 +283,8 @@ mod tests {
             subject: "s".to_owned(),
             headers: Headers::default(),
             payload: Bytes::new(),
+            table: "outbox.events".into(),
+            rejected: None,
         }
     }
 
@@ -291,8 +318,8 @@ mod tests {
             chain.take_settled(),
             Settled {
                 stored: 1,
-                known: 0,
-                sequence: Some(1)
+                sequence: Some(1),
+                ..Settled::default()
             }
         );
         chain.acknowledge(1, 2).unwrap();
@@ -300,8 +327,8 @@ mod tests {
             chain.take_settled(),
             Settled {
                 stored: 2,
-                known: 0,
-                sequence: Some(3)
+                sequence: Some(3),
+                ..Settled::default()
             }
         );
     }

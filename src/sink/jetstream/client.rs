@@ -9,7 +9,7 @@ use async_nats::jetstream::context::{
     Context, ContextBuilder, CreateStreamErrorKind, GetStreamErrorKind,
 };
 use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, RetentionPolicy, StorageType};
-use async_nats::{Client, ConnectOptions, Event, HeaderMap, Subscriber};
+use async_nats::{Client, ConnectOptions, Event, HeaderMap, Message, Request, Subscriber};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio::sync::watch;
@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use super::error::Error;
 use super::messages::Messages;
 use super::options::{NatsOptions, Options, SignIn, Storage, StreamOptions};
+use crate::error::chain;
 
 /// How often an idle connection is tried: a dead one is noticed after about two of these.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
@@ -31,6 +32,7 @@ pub(super) const HEADER_BYTES_MAX: usize = 64 * 1024 - 1;
 /// A connection, as long as it lives.
 pub(super) struct Connection {
     client: Client,
+    pub(super) context: Context,
     pub(super) replies: Subscriber,
     /// Replies come to `<inbox>.<number>`.
     pub(super) inbox: String,
@@ -38,6 +40,7 @@ pub(super) struct Connection {
     pub(super) broken: watch::Receiver<Option<String>>,
     pub(super) stream: Messages,
     pub(super) info: Info,
+    pub(super) letters: Option<(Messages, Info)>,
     /// The stream was missing and was created.
     pub(super) created: bool,
 }
@@ -50,22 +53,26 @@ impl Connection {
         let subscribed = client.subscribe(format!("{inbox}.*")).await;
         let replies = subscribed.map_err(|error| Error::Broken(error.to_string()))?;
         let context = context(&client, options);
-        let read = Box::pin(read_or_create(&context, &options.stream));
+        let read = Box::pin(read_usable(&context, &options.stream));
         let (info, created) = unless_broken(&broken, read).await?;
-        if let Some(reason) = refusal(&info.config) {
-            return Err(Error::StreamRefused {
-                name: options.stream.name.clone(),
-                reason,
-            });
-        }
-        let stream = Messages::new(context, &options.stream.name);
+        let letters = match &options.dead_letters {
+            None => None,
+            Some(stream) => {
+                let read = Box::pin(read_usable(&context, stream));
+                let (info, _) = unless_broken(&broken, read).await?;
+                Some((Messages::new(context.clone(), &stream.name), info))
+            }
+        };
+        let stream = Messages::new(context.clone(), &options.stream.name);
         Ok(Self {
             client,
+            context,
             replies,
             inbox,
             broken,
             stream,
             info,
+            letters,
             created,
         })
     }
@@ -101,10 +108,25 @@ impl Connection {
         published.map_err(|error| Error::Broken(format!("publish: {error}")))
     }
 
-    /// Most bytes of headers and body that one message may have.
-    pub(super) fn message_bytes_max(&self) -> usize {
+    /// Publishes one message and waits for the answer.
+    pub(super) async fn request(
+        &self,
+        (subject, headers, payload): (String, HeaderMap, Bytes),
+        within: Duration,
+    ) -> Result<Message, Error> {
+        let request = Request::new().headers(headers).payload(payload);
+        let request = request.timeout(Some(within));
+        let answer = async {
+            let answer = self.client.send_request(subject, request).await;
+            answer.map_err(|error| Error::Broken(format!("publish: {}", chain(&error))))
+        };
+        self.unless_broken(Box::pin(answer)).await
+    }
+
+    /// Most bytes of headers and body that one message of a stream may have.
+    pub(super) fn message_bytes_max(&self, info: &Info) -> usize {
         let payload = self.client.max_payload();
-        usize::try_from(self.info.config.max_message_size)
+        usize::try_from(info.config.max_message_size)
             .ok()
             .filter(|max| *max > 0)
             .map_or(payload, |max| max.min(payload))
@@ -247,6 +269,18 @@ pub(super) async fn until_broken(broken: &mut watch::Receiver<Option<String>>) -
     }
 }
 
+/// A stream that can be appended to.
+async fn read_usable(context: &Context, stream: &StreamOptions) -> Result<(Info, bool), Error> {
+    let (info, created) = read_or_create(context, stream).await?;
+    match refusal(&info.config) {
+        None => Ok((info, created)),
+        Some(reason) => Err(Error::StreamRefused {
+            name: stream.name.clone(),
+            reason,
+        }),
+    }
+}
+
 async fn read_or_create(context: &Context, stream: &StreamOptions) -> Result<(Info, bool), Error> {
     match context.get_stream(&stream.name).await {
         Ok(found) => Ok((found.cached_info().clone(), false)),
@@ -255,10 +289,9 @@ async fn read_or_create(context: &Context, stream: &StreamOptions) -> Result<(In
                 create(context, stream).await
             }
             GetStreamErrorKind::JetStream(error) => Err(refused(&error)),
-            GetStreamErrorKind::Request => Err(Error::Broken(format!(
-                "read the stream: {}",
-                crate::error::chain(&error)
-            ))),
+            GetStreamErrorKind::Request => {
+                Err(Error::Broken(format!("read the stream: {}", chain(&error))))
+            }
             GetStreamErrorKind::EmptyName | GetStreamErrorKind::InvalidStreamName => Err(
                 Error::Unusable(format!("{:?} is no stream name", stream.name)),
             ),
@@ -287,7 +320,7 @@ async fn create(context: &Context, stream: &StreamOptions) -> Result<(Info, bool
             }
             _ => Err(Error::StreamNotCreated {
                 name: stream.name.clone(),
-                reason: crate::error::chain(&error),
+                reason: chain(&error),
             }),
         },
     }

@@ -4,7 +4,7 @@ use std::error::Error as _;
 
 use super::options::Options;
 use crate::error::{Disposition, Exit, Failure, Problem, chain};
-use crate::event::Position;
+use crate::event::{Position, Rejected};
 use crate::guard::Source;
 use crate::route;
 
@@ -72,14 +72,14 @@ pub enum Error {
         subject: String,
     },
     /// An event that no server takes.
-    #[error("event {id:?} at {position} cannot be sent: {reason}")]
+    #[error("event {id:?} at {position} cannot be sent: {}", .rejected.error)]
     Unsendable {
         /// The event's place.
         position: Position,
         /// The event's id.
         id: String,
         /// What is wrong with it.
-        reason: String,
+        rejected: Rejected,
     },
     /// The stream is not the one that it was.
     #[error("stream {name:?} {reason}")]
@@ -98,11 +98,23 @@ impl Error {
     /// For whom it may concern, with the fix.
     pub fn failure(&self, options: &Options) -> Failure {
         let (disposition, exit) = self.consequence();
-        let problem = Problem::new(self.problem(options), self.cause(), self.fix(options));
+        let problem = Problem::new(
+            self.problem(options),
+            self.cause(options),
+            self.fix(options),
+        );
         Failure {
             disposition,
             exit,
             problem,
+        }
+    }
+
+    /// What is wrong with the event alone, if it is that.
+    pub(super) fn rejected(&self) -> Option<&Rejected> {
+        match self {
+            Self::Unsendable { rejected, .. } => Some(rejected),
+            _ => None,
         }
     }
 
@@ -163,7 +175,7 @@ impl Error {
         }
     }
 
-    fn cause(&self) -> String {
+    fn cause(&self, options: &Options) -> String {
         match self {
             // The error itself only names its kind, and repeats its source.
             Self::Connect(error) => error.source().map_or_else(|| error.to_string(), chain),
@@ -184,6 +196,9 @@ impl Error {
                 found.slot, found.system, ours.slot, ours.system
             ),
             Self::Uncovered { subjects, .. } => format!("it listens on {subjects}"),
+            Self::Unsendable { .. } if options.dead_letters.is_some() => {
+                "not even its dead letter fits: nothing after it is sent".to_owned()
+            }
             Self::Unsendable { .. } => {
                 "publish.on_reject is halt: nothing after it is sent".to_owned()
             }

@@ -15,6 +15,8 @@
 mod chain;
 pub mod client;
 mod error;
+mod letterbox;
+mod letters;
 mod messages;
 mod options;
 mod reply;
@@ -32,12 +34,14 @@ use tracing::{info, warn};
 use self::chain::{Chain, Settled, Waiting};
 use self::client::{Connection, HEADER_BYTES_MAX};
 pub use self::error::Error;
+pub use self::letterbox::{DeadLetter, Letterbox};
+use self::letters::{Letter, Letters};
 pub use self::options::{NatsOptions, Options, Storage, StreamOptions};
 use self::reply::Reply;
-use self::tail::{Bounds, MESSAGE_ID, PLAIN_ID, POSITION, Range, SOURCE, Start, Tail};
+use self::tail::{Bounds, MESSAGE_ID, PLAIN_ID, POSITION, Range, SOURCE, Search, Start, Tail};
 use crate::backoff::{self, Backoff};
 use crate::error::Failure;
-use crate::event::{Event, HeaderName};
+use crate::event::{Event, HeaderName, Rejected};
 use crate::guard::{Lineage, Since, Source};
 use crate::route;
 use crate::sink::Report;
@@ -59,6 +63,7 @@ pub struct JetStream {
     created: String,
     /// What the term's settled events took lies in these sequence numbers.
     taken: RangeInclusive<u64>,
+    buried: Buried,
     /// Until this event is settled, only one is in flight: the culprit of a refusal shows itself.
     careful_until: u64,
 }
@@ -128,19 +133,12 @@ fn check_writer(name: &str, writer: Option<&Source>, ours: &Source) -> Result<()
 struct Epoch {
     connection: Connection,
     tail: Search,
+    letters: Option<Letters>,
     /// Where the stream ended when the epoch began.
     last_sequence: u64,
     message_bytes_max: usize,
     /// When the last reply came, or the first event went out after a pause.
     progress_at: Instant,
-}
-
-/// How far the guard is.
-enum Search {
-    /// It starts at the first event that there is.
-    Pending(Bounds),
-    Reading(Box<Tail>),
-    Finished,
 }
 
 impl JetStream {
@@ -155,6 +153,7 @@ impl JetStream {
             anchor: None,
             created: String::new(),
             taken: RangeInclusive::new(1, 0),
+            buried: Buried::default(),
             careful_until: 0,
             options,
         };
@@ -217,11 +216,8 @@ impl JetStream {
 
     async fn open_epoch(&mut self) -> Result<(), Error> {
         let connection = Box::pin(Connection::open(&self.options)).await?;
-        let (state, created) = (&connection.info.state, connection.info.created.to_string());
-        let bounds = Bounds {
-            first: state.first_sequence,
-            last: state.last_sequence,
-        };
+        let created = connection.info.created.to_string();
+        let bounds = Bounds::of(&connection.info);
         let changed = |reason: String| Error::StreamChanged {
             name: self.options.stream.name.clone(),
             reason,
@@ -232,7 +228,7 @@ impl JetStream {
                 let writer = connection.unless_broken(Box::pin(newest)).await?;
                 let name = &self.options.stream.name;
                 check_writer(name, writer.as_ref(), self.lineage.source())?;
-                Search::Pending(bounds)
+                Search::new(bounds)
             }
             Some(_) if created != self.created => {
                 return Err(changed("was deleted and created again".to_owned()));
@@ -261,11 +257,15 @@ impl JetStream {
         }
         self.created = created;
         self.chain.restart(bounds.last);
-        let message_bytes_max = connection.message_bytes_max();
+        let message_bytes_max = connection.message_bytes_max(&connection.info);
+        let letters = connection.letters.as_ref();
+        let letters =
+            letters.map(|(_, info)| Letters::new(info, connection.message_bytes_max(info)));
         let progress_at = Instant::now();
         self.epoch = Some(Epoch {
             connection,
             tail,
+            letters,
             last_sequence: bounds.last,
             message_bytes_max,
             progress_at,
@@ -333,19 +333,28 @@ impl JetStream {
         let Settled {
             stored,
             known,
+            dead_lettered,
             sequence,
         } = settled;
         if let Some(sequence) = sequence {
             self.taken = RangeInclusive::new(*self.taken.start(), sequence);
             // While the guard is still reading, older entries may lie ahead of it: no anchor yet.
-            let finished = self.epoch.as_ref().is_some_and(Epoch::has_looked);
+            let finished = self
+                .epoch
+                .as_ref()
+                .is_some_and(|epoch| epoch.tail.is_finished());
             self.anchor = if finished {
                 Some(sequence)
             } else {
                 self.anchor
             };
         }
-        let _ = reports.send(Report::Settled { stored, known }).await;
+        let settled = Report::Settled {
+            stored,
+            known,
+            dead_lettered,
+        };
+        let _ = reports.send(settled).await;
         self.recovered(reports, down).await;
     }
 
@@ -384,13 +393,14 @@ impl JetStream {
                 EXPECTED_LAST_SEQUENCE,
                 HeaderValue::from(self.chain.last_sequence()),
             );
-            if let Err(error) = self.check(event, &headers) {
-                // The end of the sink takes the connection along, and what it has not sent yet:
-                // first everything before this event is stored.
-                return match self.chain.in_flight() {
-                    0 => Err(error),
-                    _ => Ok(()),
-                };
+            if let Err(unsendable) = self.check(event, &headers) {
+                // First everything before this event is stored. The end of the sink would take the
+                // connection along, and what it has not sent yet.
+                if self.chain.in_flight() > 0 {
+                    break;
+                }
+                self.bury(unsendable).await?;
+                continue;
             }
             let (subject, payload) = (event.subject.clone(), event.payload.clone());
             if self.chain.in_flight() == 0 {
@@ -409,13 +419,41 @@ impl JetStream {
         Ok(())
     }
 
-    /// Whether the stream holds the waiting event, or has held it.
+    /// Appends the waiting event to the dead letters, if there are any for it.
+    async fn bury(&mut self, unsendable: Error) -> Result<(), Error> {
+        let Waiting { event, .. } = self.chain.waiting().expect("an event waits");
+        let epoch = epoch_mut(&mut self.epoch);
+        let (Some(rejected), Some(letters)) = (unsendable.rejected(), &mut epoch.letters) else {
+            return Err(unsendable);
+        };
+        let source = &self.source;
+        let letter = Letter {
+            event,
+            rejected,
+            source,
+        };
+        let appended = letters.append(&epoch.connection, &letter, &self.options);
+        Box::pin(appended).await?;
+        self.buried.log(event, rejected);
+        self.chain.bury();
+        Ok(())
+    }
+
+    /// Whether the stream holds the waiting event, or has held it; or it is a dead letter.
     async fn stands_already(&mut self) -> Result<bool, Error> {
         let waiting = self.chain.waiting().expect("an event waits");
-        let epoch = self.epoch.as_mut().expect("an epoch runs");
-        if !epoch.has_looked() {
+        let epoch = epoch_mut(&mut self.epoch);
+        // First: the stream may take it for one of the messages that are there no more.
+        if let Some(letters) = &mut epoch.letters
+            && letters
+                .hold(&epoch.connection, &self.lineage, &waiting)
+                .await?
+        {
+            return Ok(true);
+        }
+        if !epoch.tail.is_finished() {
             let holds = epoch.holds(&self.lineage, &waiting, &self.options).await?;
-            if epoch.has_looked() {
+            if epoch.tail.is_finished() {
                 self.anchor = self.anchor.max(Some(epoch.last_sequence));
             }
             if holds {
@@ -436,6 +474,9 @@ impl JetStream {
 
     /// What no server takes must not be sent: it would close the connection or never answer.
     fn check(&self, event: &Event, headers: &HeaderMap) -> Result<(), Error> {
+        if let Some(rejected) = &event.rejected {
+            return Err(unsendable(event, (**rejected).clone()));
+        }
         let epoch = self.epoch.as_ref().expect("an epoch runs");
         let subjects = &epoch.connection.info.config.subjects;
         if !subjects
@@ -450,7 +491,7 @@ impl JetStream {
         }
         let headers = wire_len(headers);
         let bytes = headers + event.payload.len();
-        let reason = if headers > HEADER_BYTES_MAX {
+        let error = if headers > HEADER_BYTES_MAX {
             format!("{headers} bytes of headers, a server takes {HEADER_BYTES_MAX}")
         } else if bytes > epoch.message_bytes_max {
             let max = epoch.message_bytes_max;
@@ -458,11 +499,8 @@ impl JetStream {
         } else {
             return Ok(());
         };
-        Err(Error::Unsendable {
-            position: event.position,
-            id: event.id.clone(),
-            reason,
-        })
+        let reason = "too_large";
+        Err(unsendable(event, Rejected { reason, error }))
     }
 
     /// Takes a reply and those that are there already, even if one of them ends the epoch: each
@@ -515,11 +553,6 @@ impl JetStream {
 }
 
 impl Epoch {
-    /// Whether the guard has nothing more to say.
-    fn has_looked(&self) -> bool {
-        matches!(self.tail, Search::Finished)
-    }
-
     /// Whether the stream holds the event.
     async fn holds(
         &mut self,
@@ -527,34 +560,44 @@ impl Epoch {
         waiting: &Waiting<'_>,
         options: &Options,
     ) -> Result<bool, Error> {
-        let first = waiting.event.position;
-        if let Search::Pending(bounds) = self.tail {
-            let start = Start {
-                bounds,
-                first,
-                events_max: options.in_flight_max,
-                bytes_max: options.in_flight_bytes_max,
-            };
-            let stream = self.connection.stream.clone();
-            let tail = Box::pin(Tail::search(stream, lineage.clone(), start));
-            let tail = self.connection.unless_broken(tail).await?;
-            self.tail = Search::Reading(Box::new(tail));
-        }
-        let Search::Reading(tail) = &mut self.tail else {
-            return Ok(false);
+        let start = |bounds| Start {
+            bounds,
+            first: waiting.event.position,
+            events_max: options.in_flight_max,
+            bytes_max: options.in_flight_bytes_max,
+            sparse: false,
         };
-        let holds = Box::pin(tail.holds(waiting));
-        let holds = self.connection.unless_broken(holds).await?;
-        if tail.finished(first) {
-            if tail.strangers() > 0 {
-                warn!(
-                    messages = tail.strangers(),
-                    "the stream holds messages that are not ours"
-                );
-            }
-            self.tail = Search::Finished;
+        let stream = &self.connection.stream;
+        let holds = self.tail.holds(stream, lineage, waiting, start);
+        self.connection.unless_broken(Box::pin(holds)).await
+    }
+}
+
+/// Says that events are dead-lettered: at once, then now and then.
+#[derive(Default)]
+struct Buried {
+    events: u64,
+    logged_at: Option<Instant>,
+}
+
+impl Buried {
+    /// A mapping that does not fit rejects every row.
+    const LOG_INTERVAL: Duration = Duration::from_secs(30);
+
+    fn log(&mut self, event: &Event, rejected: &Rejected) {
+        self.events += 1;
+        let due = |at: Instant| at.elapsed() >= Self::LOG_INTERVAL;
+        if self.logged_at.is_none_or(due) {
+            self.logged_at = Some(Instant::now());
+            let Event {
+                position,
+                id,
+                table,
+                ..
+            } = event;
+            let (events, cause) = (self.events, &rejected.error);
+            warn!(%table, id, %position, events, cause, "an event went to the dead letters");
         }
-        Ok(holds)
     }
 }
 
@@ -563,6 +606,14 @@ enum Action {
     Closed,
     Events(Vec<Event>),
     Reply(Box<Message>),
+}
+
+fn unsendable(event: &Event, rejected: Rejected) -> Error {
+    Error::Unsendable {
+        position: event.position,
+        id: event.id.clone(),
+        rejected,
+    }
 }
 
 fn epoch_mut(epoch: &mut Option<Epoch>) -> &mut Epoch {
@@ -582,6 +633,19 @@ fn wire_len(headers: &HeaderMap) -> usize {
 
 /// The headers of a message but for the expectation.
 fn headers(event: &Event, source: &str, anonymous: bool) -> HeaderMap {
+    let mut headers = row_headers(event);
+    headers.insert(NatsHeaderName::from_static(SOURCE), source);
+    headers.insert(
+        NatsHeaderName::from_static(POSITION),
+        event.position.to_string(),
+    );
+    let id = if anonymous { PLAIN_ID } else { MESSAGE_ID };
+    headers.insert(NatsHeaderName::from_static(id), event.id.as_str());
+    headers
+}
+
+/// The headers of the format and of the row.
+fn row_headers(event: &Event) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, value) in event.headers.iter() {
         // Names and values were checked when the event was made; a map that differs from the
@@ -593,13 +657,6 @@ fn headers(event: &Event, source: &str, anonymous: bool) -> HeaderMap {
             HeaderName::Custom(name) => headers.append(name.as_ref(), value),
         }
     }
-    headers.insert(NatsHeaderName::from_static(SOURCE), source);
-    headers.insert(
-        NatsHeaderName::from_static(POSITION),
-        event.position.to_string(),
-    );
-    let id = if anonymous { PLAIN_ID } else { MESSAGE_ID };
-    headers.insert(NatsHeaderName::from_static(id), event.id.as_str());
     headers
 }
 

@@ -3,6 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::letters::invalid_subject;
+use crate::route;
+
 /// Everything the sink must be told.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -10,6 +13,8 @@ pub struct Options {
     pub nats: NatsOptions,
     /// The stream that is appended to.
     pub stream: StreamOptions,
+    /// The stream of what cannot be published; `None` to stop there.
+    pub dead_letters: Option<StreamOptions>,
     /// Most events sent and not acknowledged. A server queues 10 000 (2.11) or 100 000 (2.12)
     /// messages a stream and refuses more; beyond 4096 nothing gets faster.
     pub in_flight_max: usize,
@@ -17,6 +22,25 @@ pub struct Options {
     pub in_flight_bytes_max: usize,
     /// How long events may be in flight without a single acknowledgement.
     pub ack_timeout: Duration,
+}
+
+impl Options {
+    /// The stream alone, without its dead letters.
+    pub fn of_stream(&self) -> Self {
+        Self {
+            dead_letters: None,
+            ..self.clone()
+        }
+    }
+
+    /// The stream of the dead letters as one of its own.
+    pub fn of_dead_letters(&self) -> Self {
+        let stream = self.stream.dead_letters();
+        Self {
+            stream,
+            ..self.of_stream()
+        }
+    }
 }
 
 /// How to reach NATS. All ways of authentication can be combined.
@@ -140,6 +164,28 @@ pub struct StreamOptions {
     pub max_age: Duration,
     /// How many bytes are kept before the server refuses more; `None` without limit.
     pub max_bytes: Option<u64>,
+}
+
+impl StreamOptions {
+    /// The stream of its dead letters, `<name>_DLQ`: made like it, and kept until somebody has
+    /// looked.
+    pub fn dead_letters(&self) -> Self {
+        let mut subjects: Vec<_> = self.subjects.iter().map(|s| format!("dlq.{s}")).collect();
+        let invalid = invalid_subject(&self.name);
+        if !subjects
+            .iter()
+            .any(|pattern| route::matches(pattern, &invalid))
+        {
+            subjects.push(invalid);
+        }
+        Self {
+            name: format!("{}_DLQ", self.name),
+            subjects,
+            max_age: Duration::ZERO,
+            max_bytes: None,
+            ..self.clone()
+        }
+    }
 }
 
 /// Where a stream keeps its messages.

@@ -4,7 +4,9 @@
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 
+use async_nats::jetstream::stream::Info;
 use futures_util::future::join_all;
+use tracing::warn;
 
 use super::chain::Waiting;
 use super::error::Error;
@@ -52,6 +54,58 @@ pub(super) struct Start {
     /// Most events and bytes that are under way at once.
     pub(super) events_max: usize,
     pub(super) bytes_max: usize,
+    /// The stream holds only some of the events that are judged.
+    pub(super) sparse: bool,
+}
+
+/// How far the guard of an epoch is.
+pub(super) enum Search {
+    /// It starts at the first event that there is.
+    Pending(Bounds),
+    Reading(Box<Tail>),
+    Finished,
+}
+
+impl Search {
+    /// For a stream of which nothing is known but its bounds.
+    pub(super) fn new(bounds: Bounds) -> Self {
+        if bounds.last == 0 {
+            Self::Finished
+        } else {
+            Self::Pending(bounds)
+        }
+    }
+
+    /// Whether it has nothing more to say.
+    pub(super) fn is_finished(&self) -> bool {
+        matches!(self, Self::Finished)
+    }
+
+    /// Whether the stream holds the event. To be asked for every event, in commit order.
+    pub(super) async fn holds(
+        &mut self,
+        stream: &Messages,
+        lineage: &Lineage,
+        waiting: &Waiting<'_>,
+        start: impl FnOnce(Bounds) -> Start,
+    ) -> Result<bool, Error> {
+        if let Self::Pending(bounds) = *self {
+            let tail = Tail::search(stream.clone(), lineage.clone(), start(bounds)).await?;
+            *self = Self::Reading(Box::new(tail));
+        }
+        let Self::Reading(tail) = self else {
+            return Ok(false);
+        };
+        let holds = tail.holds(waiting).await?;
+        if tail.finished(waiting.event.position) {
+            if tail.strangers() > 0 {
+                let messages = tail.strangers();
+                warn!(messages, "the stream holds messages that are not ours");
+            }
+            *self = Self::Finished;
+        }
+        Ok(holds)
+    }
 }
 
 impl Tail {
@@ -92,13 +146,14 @@ impl Tail {
                 let mut reader = Reader::new(stream, at, last);
                 reader.look_back(&start).await?;
                 let guard = Guard::new(lineage, (reader.begins_at(), last), late_max);
-                let guard = Kind::Merge(guard);
+                let guard = Kind::Merge(if start.sparse { guard.sparse() } else { guard });
                 return Ok(Self { reader, guard });
             }
             at = at.saturating_sub(jump);
             jump *= 2;
         }
-        let guard = Kind::Merge(Guard::new(lineage, (1, last), late_max));
+        let guard = Guard::new(lineage, (1, last), late_max);
+        let guard = Kind::Merge(if start.sparse { guard.sparse() } else { guard });
         let reader = Reader::new(stream, first.max(1), last);
         Ok(Self { reader, guard })
     }
@@ -249,6 +304,15 @@ pub(super) struct Range {
 pub(super) struct Bounds {
     pub(super) first: u64,
     pub(super) last: u64,
+}
+
+impl Bounds {
+    pub(super) fn of(info: &Info) -> Self {
+        Self {
+            first: info.state.first_sequence,
+            last: info.state.last_sequence,
+        }
+    }
 }
 
 /// Whose event the newest message of ours is, if one is found near the end.

@@ -7,7 +7,7 @@ use crate::harness::wait::until_sync;
 use crate::harness::{Nats, Outjet, Postgres, Wait, outjet};
 
 /// No header whose length depends on the clock.
-const MINIMAL: &str = "publish: {format: minimal}";
+const MINIMAL: &str = "publish: {format: minimal, on_reject: halt}";
 
 /// Small, so that a message at the limit is cheap.
 const MAX_PAYLOAD: usize = 100_000;
@@ -191,7 +191,7 @@ async fn headers_of_64_kib_less_a_byte_are_stored_and_one_byte_more_halts() {
 
 #[tokio::test]
 async fn everything_before_a_row_that_cannot_become_an_event_is_stored_and_nothing_behind_it() {
-    let delivery = Delivery::ready().await;
+    let delivery = Delivery::configured("publish: {on_reject: halt}").await;
     // One transaction, so that one read yields good and bad rows alike.
     let sql = "
         INSERT INTO outbox.events (aggregatetype, aggregateid, type, payload, payload_raw)

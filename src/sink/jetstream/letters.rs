@@ -1,0 +1,212 @@
+//! Dead letters: events that cannot be published, appended to a stream of their own so that nobody
+//! waits for them. One at a time, when everything before them is stored, and nothing behind them is
+//! sent meanwhile: they are rare, and so both streams together hold what came before any event.
+//!
+//! The same chain keeps them in order; the same guard finds them again. That guard knows only what
+//! it sees: a letter that was dropped leaves nothing behind, so it returns if Postgres sends its
+//! row again, which it does only for a while after a crash.
+
+use async_nats::jetstream::stream::Info;
+use async_nats::{HeaderMap, HeaderValue};
+use bytes::Bytes;
+
+use super::chain::Waiting;
+use super::client::{Connection, HEADER_BYTES_MAX};
+use super::error::Error;
+use super::options::Options;
+use super::reply::Reply;
+use super::tail::{Bounds, PLAIN_ID, POSITION, SOURCE, Search, Start};
+use super::{EXPECTED_LAST_SEQUENCE, row_headers, unsendable, wire_len};
+use crate::event::{Event, Rejected, header_is_sound};
+use crate::guard::Lineage;
+use crate::route;
+
+/// What a dead letter says about itself, beside `Outjet-Source`, `Outjet-Position` and `Outjet-Id`.
+pub(super) const REASON: &str = "Outjet-Reason";
+pub(super) const ERROR: &str = "Outjet-Error";
+pub(super) const TABLE: &str = "Outjet-Table";
+/// The length of a body that was too large to be kept; the row is found by table and id.
+const BODY_BYTES: &str = "Outjet-Body-Bytes";
+
+/// An error's text in a header is cut after this many characters.
+const ERROR_CHARS_MAX: usize = 500;
+
+/// The stream of an `Options::dead_letters`, for one epoch.
+pub(super) struct Letters {
+    name: String,
+    subjects: Vec<String>,
+    bytes_max: usize,
+    search: Search,
+    last_sequence: u64,
+}
+
+impl Letters {
+    pub(super) fn new(info: &Info, message_bytes_max: usize) -> Self {
+        let bounds = Bounds::of(info);
+        Self {
+            name: info.config.name.clone(),
+            subjects: info.config.subjects.clone(),
+            bytes_max: message_bytes_max,
+            search: Search::new(bounds),
+            last_sequence: bounds.last,
+        }
+    }
+
+    /// Whether the waiting event was dead-lettered before.
+    pub(super) async fn hold(
+        &mut self,
+        connection: &Connection,
+        lineage: &Lineage,
+        waiting: &Waiting<'_>,
+    ) -> Result<bool, Error> {
+        let Some((messages, _)) = &connection.letters else {
+            return Ok(false);
+        };
+        let start = |bounds| Start {
+            bounds,
+            first: waiting.event.position,
+            events_max: 0,
+            bytes_max: 0,
+            sparse: true,
+        };
+        let holds = self.search.holds(messages, lineage, waiting, start);
+        connection.unless_broken(Box::pin(holds)).await
+    }
+
+    /// Appends the event, and waits until it is stored.
+    pub(super) async fn append(
+        &mut self,
+        connection: &Connection,
+        letter: &Letter<'_>,
+        options: &Options,
+    ) -> Result<(), Error> {
+        let subject = self.subject(letter.event, &options.stream.name)?;
+        let (mut headers, payload) = letter.fit(self.bytes_max)?;
+        headers.insert(
+            EXPECTED_LAST_SEQUENCE,
+            HeaderValue::from(self.last_sequence),
+        );
+        let answer = connection.request((subject, headers, payload), options.ack_timeout);
+        let expected = self.last_sequence + 1;
+        let reason = match Reply::read(&answer.await?, &self.name) {
+            Reply::Stored(sequence) if sequence == expected => {
+                self.last_sequence = expected;
+                return Ok(());
+            }
+            Reply::Stored(sequence) => format!("stored at {sequence} instead of {expected}"),
+            Reply::Duplicate(_) => "the server calls it a duplicate".to_owned(),
+            Reply::Refused(reason) | Reply::Unclear(reason) => reason,
+        };
+        Err(Error::Broken(format!(
+            "a dead letter was not acknowledged as expected: {reason}"
+        )))
+    }
+
+    /// `dlq.<subject>`; `dlq._invalid.<STREAM>` for what never had a place in the stream.
+    fn subject(&self, event: &Event, stream: &str) -> Result<String, Error> {
+        let covered = |subject: &String| {
+            let mut patterns = self.subjects.iter();
+            patterns.any(|pattern| route::matches(pattern, subject))
+        };
+        let own = Some(format!("dlq.{}", event.subject)).filter(|_| !event.subject.is_empty());
+        let invalid = invalid_subject(stream);
+        let mut subjects = own.into_iter().chain([invalid.clone()]);
+        subjects.find(covered).ok_or_else(|| Error::Uncovered {
+            name: self.name.clone(),
+            subjects: self.subjects.join(", "),
+            subject: invalid,
+        })
+    }
+}
+
+/// An event on its way to the dead letters.
+pub(super) struct Letter<'a> {
+    pub(super) event: &'a Event,
+    pub(super) rejected: &'a Rejected,
+    /// `Outjet-Source`.
+    pub(super) source: &'a str,
+}
+
+impl Letter<'_> {
+    /// As much of the event as the server takes.
+    fn fit(&self, bytes_max: usize) -> Result<(HeaderMap, Bytes), Error> {
+        let payload = &self.event.payload;
+        let fits = |headers: &HeaderMap, payload: usize| {
+            let headers = wire_len(headers);
+            headers <= HEADER_BYTES_MAX && headers + payload <= bytes_max
+        };
+        let full = self.describe(row_headers(self.event));
+        if fits(&full, payload.len()) {
+            return Ok((full, payload.clone()));
+        }
+        let mut bare = self.describe(HeaderMap::new());
+        if fits(&bare, payload.len()) {
+            return Ok((bare, payload.clone()));
+        }
+        bare.insert(BODY_BYTES, HeaderValue::from(payload.len() as u64));
+        if fits(&bare, 0) {
+            return Ok((bare, Bytes::new()));
+        }
+        let error = format!("{}, and too large for a dead letter", self.rejected.error);
+        let reason = self.rejected.reason;
+        Err(unsendable(self.event, Rejected { reason, error }))
+    }
+
+    fn describe(&self, mut headers: HeaderMap) -> HeaderMap {
+        let Event {
+            position,
+            id,
+            table,
+            ..
+        } = self.event;
+        headers.insert(SOURCE, self.source);
+        headers.insert(POSITION, position.to_string());
+        // Not as Nats-Msg-Id: two rows with one id are two letters.
+        headers.insert(PLAIN_ID, id.as_str());
+        headers.insert(TABLE, header_text(table));
+        headers.insert(REASON, self.rejected.reason);
+        headers.insert(ERROR, header_text(&self.rejected.error));
+        headers
+    }
+}
+
+/// The subject of dead letters that have none of their own. Ends with the stream's name, because
+/// no two streams of an account may listen on the same subject.
+pub(super) fn invalid_subject(stream: &str) -> String {
+    format!("dlq._invalid.{stream}")
+}
+
+/// Text that quotes what was rejected, as a header takes it.
+fn header_text(text: &str) -> String {
+    let plain = text.chars().take(ERROR_CHARS_MAX);
+    let plain: String = plain
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    if header_is_sound(ERROR, &plain) {
+        plain
+    } else {
+        plain.replace(EXPECTED_LAST_SEQUENCE, "Nats-Expected-…")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn error_that_quotes_anything_is_a_sound_header() {
+        for (text, header) in [
+            ("plain: text, größe 1", "plain: text, größe 1"),
+            ("a\r\nNats-Rollup: all\0", "a  Nats-Rollup: all "),
+            (
+                "header \"X-Nats-Expected-Last-Sequence\"",
+                "header \"X-Nats-Expected-…\"",
+            ),
+        ] {
+            assert_eq!(header_text(text), header);
+            assert!(header_is_sound(ERROR, header));
+        }
+        let long = "ü".repeat(ERROR_CHARS_MAX + 1);
+        assert_eq!(header_text(&long).chars().count(), ERROR_CHARS_MAX);
+    }
+}
