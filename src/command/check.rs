@@ -52,15 +52,16 @@ async fn replication(params: &Params) -> Check {
 }
 
 /// The stream of the dead letters.
-async fn dead_letters(mut options: jetstream::Options) -> Check {
-    let creates = std::mem::take(&mut options.stream.create);
-    let name = &options.stream.name;
-    let verdict = match jetstream::inspect(&options).await {
+async fn dead_letters(options: &jetstream::Options) -> Check {
+    let mut letters = options.of_dead_letters();
+    let creates = std::mem::take(&mut letters.stream.create);
+    let name = &letters.stream.name;
+    let verdict = match jetstream::inspect(&letters).await {
         Ok(found) => Verdict::Pass(found.summary()),
         Err(jetstream::Error::StreamMissing(_)) if creates => {
             Verdict::Pass(format!("stream {name} is missing; setup and run create it"))
         }
-        Err(error) => Verdict::Fail(error.failure(&options)),
+        Err(error) => Verdict::Fail(error.failure(options)),
     };
     Check {
         group: "stream",
@@ -71,8 +72,8 @@ async fn dead_letters(mut options: jetstream::Options) -> Check {
 
 /// NATS and the stream; `source` is who we would write as.
 async fn nats(config: &Config, source: Option<Source>) -> Result<Vec<Check>, Failure> {
-    let letters = config.sink_options();
-    let mut options = letters.of_stream();
+    let all = config.sink_options();
+    let mut options = all.of_stream();
     let creates = options.stream.create;
     options.stream.create = false;
     let name = options.stream.name.clone();
@@ -106,8 +107,8 @@ async fn nats(config: &Config, source: Option<Source>) -> Result<Vec<Check>, Fai
                 check("stream", "safety", Verdict::Warn(problem))
             };
             checks.extend(found.warnings.iter().map(warn));
-            if letters.dead_letters.is_some() {
-                checks.push(dead_letters(letters.of_dead_letters()).await);
+            if all.dead_letters.is_some() {
+                checks.push(dead_letters(&all).await);
             }
             checks
         }
@@ -127,7 +128,7 @@ async fn nats(config: &Config, source: Option<Source>) -> Result<Vec<Check>, Fai
                 }
                 _ => ("nats", "reachable"),
             };
-            vec![check(group, what, Verdict::Fail(error.failure(&options)))]
+            vec![check(group, what, Verdict::Fail(error.failure(&all)))]
         }
     })
 }

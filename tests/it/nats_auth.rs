@@ -410,6 +410,18 @@ fn fix_line(said: &str) -> String {
 
 const EVERYTHING: &str = "\">\"";
 
+/// The requests about streams that publishing takes, but for one.
+fn requests_but(denied: &str) -> String {
+    let requests = ["OUTBOX", "OUTBOX_DLQ"].iter().flat_map(|name| {
+        ["STREAM.INFO", "STREAM.MSG.GET"].map(|request| format!("{request}.{name}"))
+    });
+    let allowed = requests.filter(|request| request != denied);
+    let allowed: Vec<_> = allowed
+        .map(|request| format!("\"$JS.API.{request}\""))
+        .collect();
+    allowed.join(", ")
+}
+
 #[tokio::test]
 async fn denied_inbox_halts_with_the_permission_to_grant() {
     let site = as_restricted(EVERYTHING, "\"nothing\"").await;
@@ -424,8 +436,7 @@ async fn denied_inbox_halts_with_the_permission_to_grant() {
 
 #[tokio::test]
 async fn denied_subject_halts_with_the_permission_to_grant() {
-    let api = "\"$JS.API.STREAM.INFO.OUTBOX\", \"$JS.API.STREAM.MSG.GET.OUTBOX\"";
-    let site = as_restricted(api, "\"_INBOX_app.>\"").await;
+    let site = as_restricted(&requests_but("none"), "\"_INBOX_app.>\"").await;
     site.commit().await;
     let (problem, cause, fix) = halted(&site.halts().await);
     assert!(problem.contains("does not let us publish"), "{problem}");
@@ -435,13 +446,13 @@ async fn denied_subject_halts_with_the_permission_to_grant() {
 
 #[tokio::test]
 async fn denied_request_halts_with_the_permission_to_grant() {
-    for request in ["STREAM.INFO", "STREAM.MSG.GET"] {
-        let kept = ["STREAM.INFO", "STREAM.MSG.GET"]
-            .iter()
-            .filter(|kept| **kept != request)
-            .map(|kept| format!("\"$JS.API.{kept}.OUTBOX\""));
-        let kept: Vec<String> = kept.chain(["\"events.>\"".to_owned()]).collect();
-        let site = as_restricted(&kept.join(", "), "\"_INBOX_app.>\"").await;
+    for request in [
+        "STREAM.INFO.OUTBOX",
+        "STREAM.MSG.GET.OUTBOX",
+        "STREAM.INFO.OUTBOX_DLQ",
+    ] {
+        let allowed = format!("{}, \"events.>\"", requests_but(request));
+        let site = as_restricted(&allowed, "\"_INBOX_app.>\"").await;
         let (_, cause, fix) = halted(&site.halts().await);
         assert!(cause.contains(request), "{cause}");
         assert!(named(&fix).0.contains(request), "{fix}");

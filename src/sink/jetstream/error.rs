@@ -305,16 +305,16 @@ fn connect_fix(error: &async_nats::ConnectError, options: &Options) -> String {
 
 /// The permissions that publishing needs, as the server's configuration spells them.
 fn permissions(options: &Options) -> String {
-    let stream = &options.stream;
     let inbox = options.nats.inbox_prefix.as_deref().unwrap_or("_INBOX");
     let api = match &options.nats.domain {
         Some(domain) => format!("$JS.{domain}.API"),
         None => "$JS.API".to_owned(),
     };
-    format!(
-        "allow our user to publish to {}, {api}.STREAM.INFO.{name}, \
-         {api}.STREAM.MSG.GET.{name} and to subscribe to {inbox}.>",
-        stream.subjects.join(", "),
-        name = stream.name,
-    )
+    let streams = [&options.stream].into_iter().chain(&options.dead_letters);
+    let subjects = streams.map(|stream| {
+        let (name, subjects) = (&stream.name, stream.subjects.join(", "));
+        format!("{subjects}, {api}.STREAM.INFO.{name}, {api}.STREAM.MSG.GET.{name}")
+    });
+    let subjects = subjects.collect::<Vec<_>>().join(", ");
+    format!("allow our user to publish to {subjects} and to subscribe to {inbox}.>")
 }

@@ -7,6 +7,14 @@ use crate::harness::drain::{self, Stored};
 use crate::harness::stage::{QUICK, SOON, STREAM, Stage};
 use crate::harness::{Nats, Outjet, Verdict, Wait, until};
 
+/// An event that does not fit stops everything behind it.
+const HALTING: &str = "
+postgres: {takeover_after: 3s}
+nats: {connect_timeout: 2s}
+stream: {duplicate_window: 100ms}
+publish: {ack_timeout: 1s, on_reject: halt}
+";
+
 /// The stream's configuration, changed.
 async fn change(stage: &Stage, change: impl FnOnce(&mut stream::Config)) {
     let mut config = stage.stream().await.cached_info().config.clone();
@@ -148,7 +156,7 @@ async fn subject_taken_from_the_stream_under_way_halts_with_the_subject() {
 
 #[tokio::test]
 async fn message_that_the_stream_is_too_narrow_for_stops_everything_behind_it() {
-    let stage = Stage::ready().await;
+    let stage = Stage::on(Nats::builder(), HALTING).await;
     change(&stage, |config| config.max_message_size = 2000).await;
     stage.commit(1..=5).await;
     let large = "INSERT INTO outbox.events (aggregatetype, aggregateid, type, payload)
@@ -165,7 +173,7 @@ async fn message_that_the_stream_is_too_narrow_for_stops_everything_behind_it() 
 
 #[tokio::test]
 async fn limit_that_is_lowered_under_way_halts_and_loses_nothing() {
-    let mut stage = Stage::ready().await;
+    let mut stage = Stage::on(Nats::builder(), HALTING).await;
     let mut outjet = stage.lead().await;
     stage.commit(1..=5).await;
     stage.until_sequence(5).await;
