@@ -142,12 +142,16 @@ impl Stage {
         self.session.until_text(&sql, "t", within).await;
     }
 
-    /// Waits until all is confirmed, and panics unless the stream is what was committed.
+    /// Waits until all is confirmed, and panics unless the stream is what was committed, bodies
+    /// included.
     pub(crate) async fn assert_exact(&self) {
         self.confirmed().await;
-        let stored = drain::ids(&self.jetstream().await, STREAM).await;
-        let verdict = self.judge.verdict(&stored).await;
+        let stored = drain::messages(&self.jetstream().await, STREAM).await;
+        let ids: Vec<String> = stored.iter().map(|message| message.row_id()).collect();
+        let verdict = self.judge.verdict(&ids).await;
         verdict.assert_exact();
+        let altered = drain::altered(&self.session, "outbox.events", &stored).await;
+        assert_eq!(altered, Vec::<String>::new());
         eprintln!("{} events, each once, in order", verdict.committed);
     }
 
