@@ -58,6 +58,16 @@ async fn connections_cut_anywhere_cost_no_event_no_order_and_no_duplicate() {
     stage.assert_exact().await;
 }
 
+#[tokio::test]
+async fn connections_cut_anywhere_on_the_oldest_server() {
+    let stage = Stage::on(Nats::builder().version("2.10"), QUICK).await;
+    let _outjet = stage.lead().await;
+    let writers = stage.write(3).await;
+    cut_at_random(&stage, 2).await;
+    writers.finish().await;
+    stage.assert_exact().await;
+}
+
 /// Lets events through and swallows their acks, until outjet must have given the connection up.
 async fn swallow_acks(stage: &Stage) {
     stage.proxy.set(Mode::Stall(Direction::ToClient));
