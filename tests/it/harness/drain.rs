@@ -37,6 +37,13 @@ impl Stored {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(|value| value.as_str())
     }
+
+    /// The id of its row.
+    pub(crate) fn row_id(&self) -> String {
+        let id = self.header("Nats-Msg-Id");
+        let id = id.unwrap_or_else(|| panic!("a message without an id: {self:?}"));
+        row_id(id).to_owned()
+    }
 }
 
 /// All messages of a stream, in its order.

@@ -164,22 +164,22 @@ impl State {
         !stalled && connection >= self.frozen_below
     }
 
-    /// Counts bytes against a planned cut, and says how many of them still pass.
-    fn count(&mut self, direction: Direction, length: usize) -> usize {
+    /// Counts bytes against a planned cut; if they reach it, says how many of them still pass.
+    fn count(&mut self, direction: Direction, length: usize) -> Option<usize> {
         let Mode::Cut(counted, left) = &mut self.mode else {
-            return length;
+            return None;
         };
         if !counted.covers(direction) {
-            return length;
+            return None;
         }
         if (length as u64) < *left {
             *left -= length as u64;
-            return length;
+            return None;
         }
         let passing = *left as usize;
         self.mode = Mode::Forward;
         self.cuts += 1;
-        passing
+        Some(passing)
     }
 }
 
@@ -293,20 +293,22 @@ async fn pump(
         if length == 0 {
             return to.shutdown().await;
         }
-        let mut passing = length;
-        let counting = matches!(state.borrow().mode, Mode::Cut(..));
-        if counting {
-            // Written before the others are told to close, so that exactly these bytes arrive.
-            state.send_if_modified(|state| {
-                passing = state.count(direction, length);
-                false
-            });
-        }
+        let mut last = None;
+        state.send_if_modified(|state| {
+            last = state.count(direction, length);
+            false
+        });
+        let Some(passing) = last else {
+            to.write_all(&buffer[..length]).await?;
+            continue;
+        };
+        // Written before the others are told to close, so that exactly these bytes arrive. This
+        // side must end here itself: it would go on with what comes behind the bytes that were
+        // dropped before `serve` hears of the cut, and no network leaves such a gap.
         to.write_all(&buffer[..passing]).await?;
-        if counting {
-            to.flush().await?;
-            state.send_modify(|_| {});
-        }
+        to.flush().await?;
+        state.send_modify(|_| {});
+        return Err(io::ErrorKind::ConnectionReset.into());
     }
 }
 
@@ -391,6 +393,19 @@ mod tests {
         assert_eq!(wire.proxy.cuts(), 1);
         TcpStream::connect(wire.proxy.address()).await.unwrap();
         wire.listener.accept().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn nothing_that_waits_behind_a_cut_passes() {
+        let mut wire = wire().await;
+        let sent: Vec<u8> = (0..32 * 1024_u16).flat_map(u16::to_be_bytes).collect();
+        wire.proxy.set(Mode::Stall(Direction::ToServer));
+        wire.client.1.write_all(&sent).await.unwrap();
+        wire.proxy.set(Mode::Cut(Direction::ToServer, 20_001));
+        let mut bytes = Vec::new();
+        let _ = wire.server.0.read_to_end(&mut bytes).await;
+        assert_eq!(bytes.len(), 20_001);
+        assert!(sent.starts_with(&bytes));
     }
 
     #[tokio::test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::{cut_at_random, swallow_acks};
+use super::{cut_at_random, more_stored, swallow_acks};
 use crate::harness::drain;
 use crate::harness::stage::{SOON, STREAM, Stage};
 use crate::harness::{Direction, Mode, Nats, Outjet, Verdict, Wait, until};
@@ -197,6 +197,7 @@ async fn work_queue_hands_out_each_event_once_whatever_breaks() {
     let writers = stage.write(3).await;
     cut_at_random(&stage, 5).await;
     for _ in 0..5 {
+        more_stored(&stage, 20).await;
         swallow_acks(&stage).await;
     }
     let committed = writers.finish().await;
