@@ -50,8 +50,8 @@ impl Options {
 pub enum Step {
     /// Nothing.
     Nothing,
-    /// A transaction starts.
-    Begin,
+    /// A transaction starts; this is when it was committed.
+    Begin(PgTime),
     /// An event of the open transaction.
     Event(Event),
     /// A row of the open transaction that cannot become an event.
@@ -262,7 +262,7 @@ impl Assembler {
             committed: None,
             next_index: 0,
         });
-        Ok(Step::Begin)
+        Ok(Step::Begin(commit_time))
     }
 
     fn commit(&mut self, commit_lsn: Lsn, end_lsn: Lsn) -> Result<Step, AssembleError> {

@@ -10,7 +10,8 @@
 //! the sink settled it, and only [`Window`] makes the [`Confirmed`] that a status update carries.
 //! Trouble with NATS is the sink's; every other trouble ends the relay, and with it the term.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -25,6 +26,7 @@ use crate::pg::params::Params;
 use crate::pg::replication::{Frame, Stream};
 use crate::pg::{Error as PgError, ServerMessage};
 use crate::sink::Report;
+use crate::vitals::{State, Vitals, unix_seconds};
 use crate::window::{Confirmed, Limits, Window};
 
 /// How a relay keeps pace.
@@ -78,6 +80,9 @@ pub struct Relay {
     assembler: Assembler,
     window: Window,
     options: Options,
+    vitals: Arc<Vitals>,
+    /// The open transaction's commit time, in microseconds since 1970.
+    committed: i64,
     events: mpsc::Sender<Vec<Event>>,
     reports: mpsc::Receiver<Report>,
     batch: Vec<Event>,
@@ -143,8 +148,9 @@ impl Relay {
         stream: Stream,
         assembler: Assembler,
         (events, reports): (mpsc::Sender<Vec<Event>>, mpsc::Receiver<Report>),
-        (start, options): (Lsn, Options),
+        (start, options, vitals): (Lsn, Options, Arc<Vitals>),
     ) -> Self {
+        vitals.metrics.nats_connected.set(1);
         let now = Instant::now();
         let window = Window::new(options.window, start);
         Self {
@@ -154,6 +160,8 @@ impl Relay {
             assembler,
             window,
             options,
+            vitals,
+            committed: 0,
             events,
             reports,
             batch: Vec::new(),
@@ -205,6 +213,7 @@ impl Relay {
         match action {
             Action::Stop => {
                 debug!(events = self.window.events(), "stopping");
+                self.vitals.set(State::Draining, None);
                 self.stop_at = Some(Instant::now() + self.options.drain_timeout);
                 Ok(())
             }
@@ -244,7 +253,29 @@ impl Relay {
             self.status_due = self.status_due.min(soon);
         }
         self.log_passed();
+        self.measure();
         Ok(())
+    }
+
+    fn measure(&mut self) {
+        let metrics = &self.vitals.metrics;
+        let gauge = |size: usize| i64::try_from(size).unwrap_or(i64::MAX);
+        metrics.events_in_flight.set(gauge(self.window.events()));
+        metrics.in_flight_bytes.set(gauge(self.window.bytes()));
+        let seconds = |micros: i64| micros as f64 / 1e6;
+        metrics
+            .oldest_unpublished
+            .set(self.window.oldest().map_or(0.0, seconds));
+        let left = self.window.take_left();
+        if !left.is_empty() {
+            let now = unix_seconds(SystemTime::now());
+            metrics.last_published.set(now);
+            for committed in left {
+                metrics
+                    .commit_to_ack
+                    .observe((now - seconds(committed)).max(0.0));
+            }
+        }
     }
 
     fn take_report(&mut self, report: Report) {
@@ -255,20 +286,34 @@ impl Relay {
                 dead_lettered,
             } => {
                 let settled = stored + known + dead_lettered;
+                let metrics = &self.vitals.metrics;
+                metrics.events_published.inc_by(stored as u64);
+                metrics.events_known.inc_by(known as u64);
+                metrics.events_dead_lettered.inc_by(dead_lettered as u64);
                 self.window.settle(settled);
                 self.settled_meanwhile += settled;
                 if self.settled_meanwhile >= Self::PORTION_EVENTS {
                     self.gather_until = None;
                 }
             }
-            Report::Down(failure) => self.down = Some((Instant::now(), failure)),
-            Report::Up => self.down = None,
+            Report::Down(failure) => {
+                self.vitals.metrics.nats_connected.set(0);
+                self.vitals.metrics.nats_disconnects.inc();
+                self.down = Some((Instant::now(), failure));
+            }
+            Report::Up => {
+                self.vitals.metrics.nats_connected.set(1);
+                self.down = None;
+            }
         }
     }
 
     /// Takes a frame and those that came with it, as far as there is room.
     fn take_frames(&mut self, first: Frame) -> Result<(), Error> {
         self.heard_at = Instant::now();
+        self.vitals.beat();
+        let heard = unix_seconds(SystemTime::now());
+        self.vitals.metrics.last_wal_message.set(heard);
         self.take_frame(first)?;
         while self.reading() && self.batch.len() < Self::BATCH_MAX {
             match self.stream.next_buffered() {
@@ -297,13 +342,19 @@ impl Relay {
             Frame::Wal { body } => {
                 match self.assembler.take(&body).map_err(Error::Assemble)? {
                     Step::Nothing => {}
-                    Step::Begin => self.window.begin(),
+                    Step::Begin(committed) => {
+                        self.committed = committed.to_unix_micros();
+                        self.window.begin();
+                    }
                     Step::Event(event) => self.take_event(event),
                     Step::Rejected(rejection) if self.options.dead_letters => {
                         self.take_event(rejection.into_event());
                     }
                     Step::Rejected(rejection) => return Err(Error::Rejected(rejection)),
-                    Step::Commit(end) => self.window.commit(end),
+                    Step::Commit(end) => {
+                        self.vitals.metrics.transactions_decoded.inc();
+                        self.window.commit(end);
+                    }
                 }
                 Ok(())
             }
@@ -322,7 +373,11 @@ impl Relay {
     }
 
     fn take_event(&mut self, event: Event) {
-        self.window.hand_over(event.size());
+        self.window.hand_over(event.size(), self.committed);
+        self.vitals
+            .metrics
+            .decoded_bytes
+            .inc_by(event.size() as u64);
         self.last_events -= usize::from(self.stop_at.is_some());
         self.batch.push(event);
     }
@@ -332,6 +387,10 @@ impl Relay {
         if self.batch.is_empty() {
             return Ok(());
         }
+        self.vitals
+            .metrics
+            .events_decoded
+            .inc_by(self.batch.len() as u64);
         match self.events.try_send(std::mem::take(&mut self.batch)) {
             Ok(()) => Ok(()),
             Err(mpsc::error::TrySendError::Closed(_)) => Err(Error::SinkEnded),

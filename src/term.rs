@@ -2,6 +2,7 @@
 //! it. A term is one stint of leading; the slot is the lock. Everything that ends a term, but a
 //! stop, ends in one of three ways: try again, stand by, or halt until a person has acted.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -23,6 +24,7 @@ use crate::preflight;
 use crate::relay::{self, End, Relay};
 use crate::sink::Report;
 use crate::sink::jetstream::{self, JetStream};
+use crate::vitals::{State, Vitals};
 use crate::window::Confirmed;
 
 /// Everything that a term is made of.
@@ -40,6 +42,8 @@ pub struct Options {
     pub relay: relay::Options,
     /// Whether a halt ends the program.
     pub exit_on_halt: bool,
+    /// Where it says how it is doing.
+    pub vitals: Arc<Vitals>,
 }
 
 /// How often a standby looks whether the slot is free: a takeover takes about this long.
@@ -86,7 +90,10 @@ pub async fn run(
                 halted = None;
                 term.pause(&failure).await;
             }
-            Disposition::Standby => term.wait(STANDBY_POLL).await,
+            Disposition::Standby => {
+                options.vitals.set(State::Standby, None);
+                term.wait(STANDBY_POLL).await;
+            }
             Disposition::Halt if options.exit_on_halt => {
                 return Err(Failure {
                     exit: Exit::Halted,
@@ -94,6 +101,8 @@ pub async fn run(
                 });
             }
             Disposition::Halt => {
+                let problem = Some(failure.problem.clone());
+                options.vitals.set(State::Halted, problem);
                 // Once more if it seemed to be over: the last line must not be "leading".
                 if std::mem::take(&mut term.led) || halted.as_ref() != Some(&failure.problem) {
                     let Problem {
@@ -145,6 +154,7 @@ impl Term<'_> {
             attempts => info!(attempts, "recovered"),
         }
         self.led = true;
+        self.options.vitals.set(State::Streaming, None);
         let started = Instant::now();
         let end = self.stream(lead).await;
         // A term that ends as soon as it starts is one more failed attempt.
@@ -157,6 +167,7 @@ impl Term<'_> {
     /// Connects to everything and checks it; changes nothing but a missing stream. What is wrong is
     /// told by the same checks, in the same order, as `outjet check` does.
     async fn prepare(&self) -> Result<Ready, Failure> {
+        self.options.vitals.beat();
         let params = &self.options.params;
         let timeout = self.options.relay.takeover_after.as_millis().to_string();
         let startup = [("wal_sender_timeout", timeout)];
@@ -238,6 +249,7 @@ impl Term<'_> {
                 return Err(error.failure(&self.options.params));
             }
             session = returned;
+            self.options.vitals.set(State::Standby, None);
             if !std::mem::replace(&mut stood_by, true) {
                 self.log_standby(&control).await?;
             }
@@ -287,6 +299,7 @@ impl Term<'_> {
     async fn wait_for_slot(&self, control: &Control) -> Result<(), Failure> {
         loop {
             tokio::time::sleep(STANDBY_POLL).await;
+            self.options.vitals.beat();
             let slot = Slot::read(control.client(), &self.options.preflight.slot).await;
             match slot.map_err(|error| error.failure())? {
                 Some(slot) if slot.active => {}
@@ -312,7 +325,8 @@ impl Term<'_> {
         let mut tasks = JoinSet::new();
         tasks.spawn(sink.run(batches, reports));
         let assembler = Assembler::new(self.options.assemble.clone());
-        let relay = Relay::new(stream, assembler, (events, settled), (start, relay));
+        let vitals = self.options.vitals.clone();
+        let relay = Relay::new(stream, assembler, (events, settled), (start, relay, vitals));
         match Box::pin(relay.run(self.stop)).await {
             Ok(End {
                 stream,
@@ -380,6 +394,9 @@ impl Term<'_> {
     /// Waits before the next attempt, and says so now and then.
     async fn pause(&mut self, failure: &Failure) {
         let pause = self.backoff.failed();
+        let vitals = &self.options.vitals;
+        vitals.set(State::Retrying, Some(failure.problem.clone()));
+        vitals.metrics.retries.inc();
         if pause.log {
             let Problem {
                 problem,

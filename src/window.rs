@@ -42,6 +42,8 @@ pub struct Window {
     bytes: usize,
     confirmed: Confirmed,
     received: Lsn,
+    /// Commit times of transactions with events that have left.
+    left: Vec<i64>,
     limits: Limits,
     /// From a limit that was reached until half of it is free.
     full: bool,
@@ -54,6 +56,8 @@ struct Entry {
     end: Lsn,
     outstanding: usize,
     closed: bool,
+    /// When it was committed, if it has events. Opaque.
+    committed: Option<i64>,
 }
 
 impl Window {
@@ -66,6 +70,7 @@ impl Window {
             bytes: 0,
             confirmed: Confirmed(confirmed_flush),
             received: confirmed_flush,
+            left: Vec::new(),
             limits,
             full: false,
         }
@@ -78,14 +83,17 @@ impl Window {
             end: self.received,
             outstanding: 0,
             closed: false,
+            committed: None,
         });
     }
 
-    /// An event of the open transaction goes to the sink.
-    pub fn hand_over(&mut self, bytes: usize) {
+    /// An event of the open transaction, which was committed at a time that only the caller
+    /// understands, goes to the sink.
+    pub fn hand_over(&mut self, bytes: usize, committed: i64) {
         let open = self.entries.back_mut().filter(|entry| !entry.closed);
-        open.expect("an event belongs to an open transaction")
-            .outstanding += 1;
+        let open = open.expect("an event belongs to an open transaction");
+        open.outstanding += 1;
+        open.committed = Some(committed);
         self.sizes.push_back(bytes);
         self.bytes += bytes;
         self.full |= self.reaches(self.limits.events_max, self.limits.bytes_max);
@@ -116,6 +124,7 @@ impl Window {
                 end: wal_end,
                 outstanding: 0,
                 closed: true,
+                committed: None,
             }),
         }
         self.advance();
@@ -174,6 +183,18 @@ impl Window {
         self.bytes
     }
 
+    /// The commit times of the transactions with events that have left since the last call.
+    pub fn take_left(&mut self) -> Vec<i64> {
+        std::mem::take(&mut self.left)
+    }
+
+    /// The commit time of the oldest transaction with an event that is not settled.
+    pub fn oldest(&self) -> Option<i64> {
+        let unsettled = |entry: &&Entry| entry.outstanding > 0;
+        let mut unsettled = self.entries.iter().filter(unsettled);
+        unsettled.next().and_then(|entry| entry.committed)
+    }
+
     /// Whether the end of a transaction is still to come.
     pub fn in_transaction(&self) -> bool {
         self.entries.back().is_some_and(|entry| !entry.closed)
@@ -191,6 +212,7 @@ impl Window {
                 break;
             }
             let end = head.end;
+            self.left.extend(head.committed);
             self.entries.pop_front();
             assert!(end <= self.received, "confirmed what was not read");
             // At the start of a stream keepalives may still lie below the slot's position:
@@ -238,7 +260,7 @@ mod tests {
         let mut window = window();
         for end in [20, 30] {
             window.begin();
-            window.hand_over(1);
+            window.hand_over(1, 0);
             window.commit(lsn(end));
         }
         assert_eq!(window.confirmed().lsn(), lsn(10));
@@ -249,10 +271,28 @@ mod tests {
     }
 
     #[test]
+    fn commit_times_are_told_when_the_last_event_is_settled() {
+        let mut window = window();
+        for (end, committed) in [(20, 7), (30, 8)] {
+            window.begin();
+            window.hand_over(1, committed);
+            window.hand_over(1, committed);
+            window.commit(lsn(end));
+        }
+        assert_eq!(window.oldest(), Some(7));
+        window.settle(1);
+        assert_eq!((window.oldest(), window.take_left()), (Some(7), vec![]));
+        window.settle(2);
+        assert_eq!((window.oldest(), window.take_left()), (Some(8), vec![7]));
+        window.settle(1);
+        assert_eq!((window.oldest(), window.take_left()), (None, vec![8]));
+    }
+
+    #[test]
     fn a_transaction_is_not_confirmed_before_its_commit_was_read() {
         let mut window = window();
         window.begin();
-        window.hand_over(1);
+        window.hand_over(1, 0);
         window.settle(1);
         window.keepalive(lsn(50));
         assert_eq!(window.confirmed().lsn(), lsn(10));
@@ -264,7 +304,7 @@ mod tests {
     fn a_keepalive_waits_for_what_was_sent_before_it() {
         let mut window = window();
         window.begin();
-        window.hand_over(1);
+        window.hand_over(1, 0);
         window.commit(lsn(20));
         window.keepalive(lsn(25));
         assert_eq!(window.confirmed().lsn(), lsn(10));
@@ -291,7 +331,7 @@ mod tests {
     fn empty_transactions_behind_a_stuck_event_take_no_memory() {
         let mut window = window();
         window.begin();
-        window.hand_over(1);
+        window.hand_over(1, 0);
         window.commit(lsn(20));
         for end in 21..1000 {
             window.begin();
@@ -308,15 +348,15 @@ mod tests {
         let mut window = window();
         window.begin();
         for _ in 0..3 {
-            window.hand_over(1);
+            window.hand_over(1, 0);
             assert!(window.has_room());
         }
-        window.hand_over(1);
+        window.hand_over(1, 0);
         assert!(!window.has_room());
         window.settle(4);
-        window.hand_over(99);
+        window.hand_over(99, 0);
         assert!(window.has_room());
-        window.hand_over(1);
+        window.hand_over(1, 0);
         assert!(!window.has_room());
     }
 
@@ -324,18 +364,18 @@ mod tests {
     fn a_full_window_has_room_again_when_half_of_it_is_free() {
         let mut window = window();
         window.begin();
-        (0..4).for_each(|_| window.hand_over(1));
+        (0..4).for_each(|_| window.hand_over(1, 0));
         window.settle(1);
         assert!(!window.has_room());
         window.settle(1);
         assert!(window.has_room());
-        window.hand_over(97);
+        window.hand_over(97, 0);
         assert!(window.has_room());
-        window.hand_over(50);
+        window.hand_over(50, 0);
         window.settle(3);
         assert!(window.has_room());
-        window.hand_over(1);
-        window.hand_over(99);
+        window.hand_over(1, 0);
+        window.hand_over(99, 0);
         window.settle(1);
         assert!(!window.has_room());
     }
@@ -375,7 +415,7 @@ mod tests {
                 match step {
                     Step::Transaction(events) => {
                         window.begin();
-                        (0..events).for_each(|_| window.hand_over(1));
+                        (0..events).for_each(|_| window.hand_over(1, 0));
                         window.commit(lsn(now));
                         model.push((now, events));
                     }

@@ -1,17 +1,22 @@
 //! `outjet run`: leads or stands by until it is told to stop.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::setup;
 use crate::cli;
-use crate::config::{Config, LogFormat};
+use crate::config::{Config, Listen, LogFormat};
 use crate::error::{Exit, Failure, Problem};
+use crate::http::{self, Site};
 use crate::log;
+use crate::sampler;
 use crate::shutdown::Signals;
 use crate::term;
+use crate::vitals::Vitals;
 
 /// Runs until a signal, or until it halts if `--exit-on-halt` is given. `false`: a second signal
 /// left work undone.
@@ -49,10 +54,31 @@ pub(super) async fn run(
         false => Ok(()),
     };
     let work = term::run(&options, before, &stop);
+    let slot = &options.preflight.slot;
     tokio::select! {
         end = work => end.map(|()| true),
         () = signals.watch(&stop) => Ok(false),
+        () = answer(config.http.listen, &options.vitals) => unreachable!("it answers for ever"),
+        () = sampler::run(&options.params, slot, &options.vitals) => {
+            unreachable!("it looks for ever")
+        }
     }
+}
+
+/// Publishing matters more than being watched: an address that cannot be had is no reason to stop.
+async fn answer(listen: Listen, vitals: &Arc<Vitals>) {
+    if let Listen::At(address) = listen {
+        match http::listen(address).await {
+            Ok(listener) => http::serve(listener, Site::new(vitals.clone()).into()).await,
+            Err(error) => warn_of_silence(address, &error),
+        }
+    }
+    std::future::pending().await
+}
+
+fn warn_of_silence(address: SocketAddr, error: &std::io::Error) {
+    let fix = "give each copy on a machine an http.listen of its own (OUTJET_HTTP__LISTEN), or off";
+    warn!(%address, cause = %error, fix, "no HTTP: probes and metrics are not answered");
 }
 
 fn options(
@@ -67,6 +93,7 @@ fn options(
         sink: config.sink_options(),
         relay: config.relay_options(),
         exit_on_halt: typed.exit_on_halt,
+        vitals: Vitals::new(config.postgres.takeover_after).into(),
         params,
     })
 }

@@ -11,7 +11,7 @@ use super::names::{check_pattern, check_prefix, check_publication, check_slot, c
 use super::problem::{Source, config_failure, origin_place};
 use super::raw::{Given, Raw};
 use super::value::{Bytes, Refusal, Setting, Url, duration_text, redact_url};
-use super::{Config, Log, Nats, Postgres, Publish, Stream, Table, Tls};
+use super::{Config, Http, Log, Nats, Postgres, Publish, Stream, Table, Tls};
 use crate::error::Failure;
 
 /// Limits of the durations that the world has to keep. Below, networks are slower than that; above,
@@ -33,7 +33,8 @@ const REPLICAS: RangeInclusive<u32> = 1..=5;
 pub(super) fn config(raw: Raw, source: Option<&Source>) -> Result<Config, Failure> {
     let check = Check { raw: &raw, source };
     let (postgres, nats, stream) = (check.postgres()?, check.nats()?, check.stream()?);
-    let (tables, publish, log) = (check.tables()?, check.publish()?, check.log()?);
+    let (tables, publish) = (check.tables()?, check.publish()?);
+    let (http, log) = (check.http()?, check.log()?);
     if tables.is_empty() {
         return Err(config_failure(
             "there is nothing to publish",
@@ -47,6 +48,7 @@ pub(super) fn config(raw: Raw, source: Option<&Source>) -> Result<Config, Failur
         nats,
         stream,
         publish,
+        http,
         log,
         file: source.map(|source| source.path.clone()),
         raw,
@@ -197,6 +199,11 @@ impl Check<'_> {
             ack_timeout: read!(self.publish.ack_timeout).within(WAITS)?.required(),
             drain_timeout: read!(self.publish.drain_timeout).within(DRAINS)?.required(),
         })
+    }
+
+    fn http(&self) -> Result<Http, Failure> {
+        let listen = read!(self.http.listen).required();
+        Ok(Http { listen })
     }
 
     fn log(&self) -> Result<Log, Failure> {

@@ -25,8 +25,8 @@ pub use names::TableName;
 pub use raw::Origin;
 pub use schema::json_schema;
 pub use value::{
-    Column, Columns, Field, Format, LogFormat, LogLevel, Manage, OnReject, Preset, Secret, SslMode,
-    Storage, duration_text, redact_url,
+    Column, Columns, Field, Format, Listen, LogFormat, LogLevel, Manage, OnReject, Preset, Secret,
+    SslMode, Storage, duration_text, redact_url,
 };
 
 use crate::error::Failure;
@@ -65,6 +65,8 @@ pub struct Config {
     pub stream: Stream,
     /// From row to message.
     pub publish: Publish,
+    /// What is answered to those who watch.
+    pub http: Http,
     /// What is logged.
     pub log: Log,
     /// The file that was read.
@@ -175,6 +177,13 @@ pub struct Publish {
     pub ack_timeout: Duration,
     /// Time for a clean stop.
     pub drain_timeout: Duration,
+}
+
+/// What is answered to those who watch.
+#[derive(Debug)]
+pub struct Http {
+    /// Where.
+    pub listen: Listen,
 }
 
 /// What is logged.

@@ -11,7 +11,8 @@ use serde_saphyr::{Location, Spanned};
 
 use super::lists::{Routes, Tables, Texts};
 use super::value::{
-    Bytes, Format, LogFormat, LogLevel, Manage, OnReject, Secret, Setting, SslMode, Storage, Url,
+    Bytes, Format, Listen, LogFormat, LogLevel, Manage, OnReject, Secret, Setting, SslMode,
+    Storage, Url,
 };
 
 /// Where a value came from; what stands further down goes before.
@@ -215,6 +216,8 @@ section! {
         stream: Stream,
         /// From row to message.
         publish: Publish,
+        /// What is answered to those who watch.
+        http: Http,
         /// What is logged.
         log: Log,
     }
@@ -339,6 +342,14 @@ section! {
         ack_timeout: Leaf<Duration>,
         /// How long a clean stop waits for what is under way.
         drain_timeout: Leaf<Duration>,
+    }
+}
+
+section! {
+    /// `http`.
+    Http {
+        /// Address and port, or off.
+        listen: Leaf<Listen>,
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -142,6 +143,29 @@ impl Scalar for u32 {
 
     fn schema() -> Value {
         json!({"type": "integer", "minimum": 0})
+    }
+}
+
+/// Where HTTP is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// Nowhere.
+    Off,
+    /// At this address; port 0 is any that is free.
+    At(SocketAddr),
+}
+
+impl Scalar for Listen {
+    fn parse(text: &str) -> Result<Self, Refusal> {
+        if text == "off" {
+            return Ok(Self::Off);
+        }
+        text.parse().map(Self::At).map_err(|_| {
+            Refusal::new(
+                "is not an IP address with a port",
+                "write one, as in 0.0.0.0:9464 or [::]:9464, or off",
+            )
+        })
     }
 }
 

@@ -130,7 +130,8 @@ impl Server {
         self.major() >= 17
     }
 
-    async fn read(client: &Client) -> Result<Server, Error> {
+    /// Reads them.
+    pub async fn read(client: &Client) -> Result<Server, Error> {
         let sql = include_str!("../../sql/catalog/server.sql");
         let doing = || "read the settings of the server".to_owned();
         let row = client.query_one(sql, &[]).await;

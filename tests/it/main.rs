@@ -14,3 +14,4 @@ mod setup;
 mod sink;
 mod sql;
 mod tidy;
+mod watch;

@@ -33,7 +33,8 @@ const BORDERS: &[(&str, Border)] = &[
     ("backoff", Border::Only(&[])),
     ("shutdown", Border::Only(&[])),
     ("log", Border::Only(&["error"])),
-    ("metrics", Border::Only(&["lsn"])),
+    ("metrics", Border::Only(&["metrics"])),
+    ("vitals", Border::Only(&["error", "metrics"])),
     ("event", Border::Only(&[])),
     ("route", Border::Only(&[])),
     ("format", Border::Only(&["event"])),
@@ -76,6 +77,10 @@ const BORDERS: &[(&str, Border)] = &[
     (
         "term",
         Border::AllBut(&["cli", "command", "config", "http"]),
+    ),
+    (
+        "sampler",
+        Border::Only(&["error", "metrics", "pg", "vitals"]),
     ),
     (
         "http",

@@ -78,6 +78,8 @@ impl Builder {
         let mut command = Command::new(&self.binary);
         command.args(&self.arguments).current_dir(home.path());
         command.env_clear().env("HOME", home.path());
+        // Many run at once; those that are to answer say where.
+        command.env("OUTJET_HTTP__LISTEN", "off");
         command.envs(std::env::var_os("PATH").map(|path| (OsStr::new("PATH").to_owned(), path)));
         command.envs(self.environment);
         command.stdout(create("stdout")).stderr(create("stderr"));

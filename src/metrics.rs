@@ -1,0 +1,247 @@
+//! What is counted and measured, under the names that Prometheus knows. All names stand here.
+//!
+//! Base units, bounded labels, no label for subjects or tenants. Gauges about the slot are set by
+//! every copy, leader or not: use `max by (slot)`.
+
+mod process;
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Metric, Registry};
+
+use self::process::Process;
+
+/// Seconds since 1970, or a size that may be absent.
+type Number = Gauge<f64, AtomicU64>;
+
+/// The metrics of this process.
+#[derive(Debug)]
+pub struct Metrics {
+    /// `state`, one of a fixed set.
+    pub state: Family<StateLabel, Gauge>,
+    /// Whether this copy holds the slot.
+    pub leader: Gauge,
+    /// How often this copy began or ceased to lead.
+    pub leader_transitions: Counter,
+    /// Commits that were read.
+    pub transactions_decoded: Counter,
+    /// Rows that were read.
+    pub events_decoded: Counter,
+    /// Events that were stored and acknowledged.
+    pub events_published: Counter,
+    /// Events that were found in the stream, after a restart or a break.
+    pub events_known: Counter,
+    /// Events that cannot be published.
+    pub events_dead_lettered: Counter,
+    /// Bytes that were read as events.
+    pub decoded_bytes: Counter,
+    /// Events with the sink.
+    pub events_in_flight: Gauge,
+    /// Their bytes.
+    pub in_flight_bytes: Gauge,
+    /// From commit to the acknowledgement of a transaction's last event, by two clocks.
+    pub commit_to_ack: Histogram,
+    /// When the oldest transaction that is not stored was committed; 0: there is none.
+    pub oldest_unpublished: Number,
+    /// When an event was last stored.
+    pub last_published: Number,
+    /// When Postgres last sent anything.
+    pub last_wal_message: Number,
+    /// Whether events get through to NATS; from the first attempt of a leader on.
+    pub nats_connected: Gauge,
+    /// How often they ceased to.
+    pub nats_disconnects: Counter,
+    /// How often leading or getting ready for it failed.
+    pub retries: Counter,
+    /// The slot, as the server shows it.
+    pub slot: SlotMetrics,
+}
+
+/// The gauges about the slot, each with its name as label.
+#[derive(Debug, Default)]
+pub struct SlotMetrics {
+    /// Whether somebody streams from it.
+    pub active: Family<SlotLabel, Gauge>,
+    /// Written and not confirmed.
+    pub lag_bytes: Family<SlotLabel, Gauge>,
+    /// What the server keeps for it.
+    pub retained_wal_bytes: Family<SlotLabel, Gauge>,
+    /// What may still be written before it may be lost; absent without a limit.
+    pub safe_wal_bytes: Family<SlotLabel, Gauge>,
+    /// `wal_status`, one of a fixed set.
+    pub wal_status: Family<WalStatusLabel, Gauge>,
+    /// When it was last read.
+    pub last_poll: Family<SlotLabel, Number>,
+    /// How often reading it failed.
+    pub poll_failures: Family<SlotLabel, Counter>,
+}
+
+/// Which state.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct StateLabel {
+    /// Its name.
+    pub state: &'static str,
+}
+
+/// Which slot.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct SlotLabel {
+    /// Its name.
+    pub slot: String,
+}
+
+/// Which slot and which `wal_status`.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct WalStatusLabel {
+    /// The slot's name.
+    pub slot: String,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub status: &'static str,
+}
+
+/// 0.25 ms to 60 s: from what a quiet server does to where an alarm has long gone off.
+const LATENCY_BUCKETS: [f64; 15] = [
+    0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0,
+    60.0,
+];
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            state: Family::default(),
+            leader: Gauge::default(),
+            leader_transitions: Counter::default(),
+            transactions_decoded: Counter::default(),
+            events_decoded: Counter::default(),
+            events_published: Counter::default(),
+            events_known: Counter::default(),
+            events_dead_lettered: Counter::default(),
+            decoded_bytes: Counter::default(),
+            events_in_flight: Gauge::default(),
+            in_flight_bytes: Gauge::default(),
+            commit_to_ack: Histogram::new(LATENCY_BUCKETS),
+            oldest_unpublished: Number::default(),
+            last_published: Number::default(),
+            last_wal_message: Number::default(),
+            nats_connected: Gauge::default(),
+            nats_disconnects: Counter::default(),
+            retries: Counter::default(),
+            slot: SlotMetrics::default(),
+        }
+    }
+}
+
+impl Metrics {
+    /// Gives each its name and its line of help.
+    pub fn register(&self, registry: &mut Registry) {
+        let version = vec![("version", env!("CARGO_PKG_VERSION"))];
+        registry.register("outjet_build", "The version", Info::new(version));
+        self.register_role(registry);
+        self.register_events(registry);
+        self.slot.register(registry);
+        registry.register_collector(Box::new(Process));
+    }
+
+    fn register_role(&self, to: &mut Registry) {
+        add(to, "state", "1 for the state it is in", &self.state);
+        add(to, "leader", "1 if this copy holds the slot", &self.leader);
+        let help = "Times this copy began or ceased to lead";
+        add(to, "leader_transitions", help, &self.leader_transitions);
+        let help = "Times leading, or getting ready for it, failed and was tried again";
+        add(to, "retries", help, &self.retries);
+        let help = "1 if events get through to NATS";
+        add(to, "nats_connected", help, &self.nats_connected);
+        let help = "Times events ceased to get through to NATS";
+        add(to, "nats_disconnects", help, &self.nats_disconnects);
+    }
+
+    fn register_events(&self, to: &mut Registry) {
+        let help = "Commits read from the slot";
+        add(to, "transactions_decoded", help, &self.transactions_decoded);
+        let help = "Outbox rows read from the slot";
+        add(to, "events_decoded", help, &self.events_decoded);
+        let help = "Events stored and acknowledged";
+        add(to, "events_published", help, &self.events_published);
+        let help = "Events found in the stream when they were sent again";
+        add(to, "events_known", help, &self.events_known);
+        let help = "Events stored among the dead letters";
+        add(to, "events_dead_lettered", help, &self.events_dead_lettered);
+        add(
+            to,
+            "decoded_bytes",
+            "Bytes of events read",
+            &self.decoded_bytes,
+        );
+        let help = "Events handed to the sink and not settled";
+        add(to, "events_in_flight", help, &self.events_in_flight);
+        let help = "Bytes of events handed to the sink and not settled";
+        add(to, "in_flight_bytes", help, &self.in_flight_bytes);
+        let help = "From a commit to the acknowledgement of its last event, by two clocks";
+        add(to, "commit_to_ack_seconds", help, &self.commit_to_ack);
+        let help = "Commit time of the oldest transaction that is not stored; 0: none";
+        let name = "oldest_unpublished_timestamp_seconds";
+        add(to, name, help, &self.oldest_unpublished);
+        let help = "When an event was last stored";
+        add(
+            to,
+            "last_published_timestamp_seconds",
+            help,
+            &self.last_published,
+        );
+        let help = "When Postgres last sent anything";
+        add(
+            to,
+            "last_wal_message_timestamp_seconds",
+            help,
+            &self.last_wal_message,
+        );
+    }
+}
+
+impl SlotMetrics {
+    fn register(&self, to: &mut Registry) {
+        add(
+            to,
+            "slot_active",
+            "1 if somebody streams from the slot",
+            &self.active,
+        );
+        add(
+            to,
+            "slot_lag_bytes",
+            "WAL written and not confirmed",
+            &self.lag_bytes,
+        );
+        let help = "WAL that the server keeps for the slot";
+        add(
+            to,
+            "slot_retained_wal_bytes",
+            help,
+            &self.retained_wal_bytes,
+        );
+        let help = "WAL that may be written before the slot may be lost; absent without a limit";
+        add(to, "slot_safe_wal_bytes", help, &self.safe_wal_bytes);
+        let help = "1 for the wal_status that the slot has";
+        add(to, "slot_wal_status", help, &self.wal_status);
+        let help = "When the slot was last looked at";
+        add(
+            to,
+            "slot_last_poll_timestamp_seconds",
+            help,
+            &self.last_poll,
+        );
+        let help = "Times looking at the slot failed";
+        add(to, "slot_poll_failures", help, &self.poll_failures);
+    }
+}
+
+/// A counter gets `_total` when it is written.
+fn add<M: Metric + Clone>(to: &mut Registry, name: &str, help: &str, metric: &M) {
+    to.register(format!("outjet_{name}"), help, metric.clone());
+}

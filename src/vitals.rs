@@ -1,0 +1,316 @@
+//! How this copy is doing: what it last said of itself, for those who ask. The term and the relay
+//! say it, HTTP answers with it; nothing is decided by it.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::time::Instant;
+
+use crate::error::Problem;
+use crate::metrics::{Metrics, SlotLabel, StateLabel, WalStatusLabel};
+
+/// What a copy may be doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It gets ready for the first time.
+    Starting,
+    /// It could lead, and another copy does.
+    Standby,
+    /// It leads.
+    Streaming,
+    /// Something failed that may pass by itself.
+    Retrying,
+    /// A person must act.
+    Halted,
+    /// It was told to stop.
+    Draining,
+}
+
+impl State {
+    const ALL: [Self; 6] = [
+        Self::Starting,
+        Self::Standby,
+        Self::Streaming,
+        Self::Retrying,
+        Self::Halted,
+        Self::Draining,
+    ];
+
+    /// For labels and for JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Standby => "standby",
+            Self::Streaming => "streaming",
+            Self::Retrying => "retrying",
+            Self::Halted => "halted",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+/// The slot as it was last seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotSample {
+    /// Its name.
+    pub name: String,
+    /// Whether it exists.
+    pub exists: bool,
+    /// Whether somebody streams from it.
+    pub active: bool,
+    /// Who does.
+    pub leader: Option<String>,
+    /// `None` while it is being made.
+    pub wal_status: Option<String>,
+    /// Written and not confirmed.
+    pub lag_bytes: Option<u64>,
+    /// What the server keeps for it.
+    pub retained_wal_bytes: Option<u64>,
+    /// What may still be written before it may be lost; `None`: no limit.
+    pub safe_wal_bytes: Option<i64>,
+    /// When it was looked at.
+    pub at: SystemTime,
+}
+
+/// Shared by all tasks of the process.
+#[derive(Debug)]
+pub struct Vitals {
+    /// What is counted.
+    pub metrics: Metrics,
+    inner: Mutex<Inner>,
+    /// How long the loop may be silent and count as alive.
+    stall_max: Duration,
+}
+
+#[derive(Debug)]
+struct Inner {
+    state: State,
+    since: SystemTime,
+    /// Retrying since; a short trouble is none.
+    troubled: Option<Instant>,
+    problem: Option<Problem>,
+    /// It has been in touch with Postgres.
+    started: bool,
+    beat: Instant,
+    slot: Option<SlotSample>,
+}
+
+/// A copy of everything, for an answer.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    /// What it is doing.
+    pub state: State,
+    /// Since when.
+    pub since: SystemTime,
+    /// What keeps it from it.
+    pub problem: Option<Problem>,
+    /// The slot, once it was looked at.
+    pub slot: Option<SlotSample>,
+    /// Whether the loop turns.
+    pub alive: bool,
+    /// Whether it does its part, or could.
+    pub ready: bool,
+    /// Whether it has been in touch with Postgres.
+    pub started: bool,
+}
+
+impl Reading {
+    /// Whether it holds the slot.
+    pub fn leads(&self) -> bool {
+        matches!(self.state, State::Streaming | State::Draining)
+    }
+}
+
+/// A trouble that is over within this time need not be shown to whoever rolls out a version.
+const TROUBLE_MAX: Duration = Duration::from_secs(60);
+
+/// A halted copy looks this often whether its cause is gone; the loop turns at least that often.
+const STALL_MIN: Duration = Duration::from_secs(90);
+
+impl Vitals {
+    /// `takeover_after`: how long a connection may be silent before it is given up.
+    pub fn new(takeover_after: Duration) -> Self {
+        let inner = Inner {
+            state: State::Starting,
+            since: SystemTime::now(),
+            troubled: None,
+            problem: None,
+            started: false,
+            beat: Instant::now(),
+            slot: None,
+        };
+        let vitals = Self {
+            metrics: Metrics::default(),
+            inner: Mutex::new(inner),
+            // A silent connection is given up after three of them (relay).
+            stall_max: STALL_MIN.max(takeover_after * 4),
+        };
+        vitals.show(State::Starting);
+        vitals
+    }
+
+    /// It is in another state now, or in the same one for another reason.
+    pub fn set(&self, state: State, problem: Option<Problem>) {
+        let mut inner = self.lock();
+        inner.beat = Instant::now();
+        inner.problem = problem;
+        inner.started |= matches!(state, State::Standby | State::Streaming);
+        inner.troubled = match state {
+            State::Retrying => inner.troubled.or(Some(Instant::now())),
+            _ => None,
+        };
+        let before = std::mem::replace(&mut inner.state, state);
+        if before != state {
+            inner.since = SystemTime::now();
+            drop(inner);
+            self.show(state);
+        }
+    }
+
+    /// The loop turns: something was read, or a connection was tried.
+    pub fn beat(&self) {
+        self.lock().beat = Instant::now();
+    }
+
+    /// The slot was looked at.
+    pub fn sampled(&self, sample: SlotSample) {
+        let metrics = &self.metrics.slot;
+        let slot = SlotLabel {
+            slot: sample.name.clone(),
+        };
+        metrics
+            .active
+            .get_or_create(&slot)
+            .set(i64::from(sample.active));
+        let set = |family: &prometheus_client::metrics::family::Family<SlotLabel, Gauge>,
+                   bytes: Option<i64>| match bytes {
+            Some(bytes) => {
+                family.get_or_create(&slot).set(bytes);
+            }
+            None => {
+                family.remove(&slot);
+            }
+        };
+        let signed = |bytes: Option<u64>| bytes.and_then(|bytes| i64::try_from(bytes).ok());
+        set(&metrics.lag_bytes, signed(sample.lag_bytes));
+        set(
+            &metrics.retained_wal_bytes,
+            signed(sample.retained_wal_bytes),
+        );
+        set(&metrics.safe_wal_bytes, sample.safe_wal_bytes);
+        for status in ["reserved", "extended", "unreserved", "lost"] {
+            let label = WalStatusLabel {
+                slot: sample.name.clone(),
+                status,
+            };
+            let has = sample.wal_status.as_deref() == Some(status);
+            metrics.wal_status.get_or_create(&label).set(i64::from(has));
+        }
+        metrics
+            .last_poll
+            .get_or_create(&slot)
+            .set(unix_seconds(sample.at));
+        // A rate needs a zero to start from.
+        drop(metrics.poll_failures.get_or_create(&slot));
+        self.lock().slot = Some(sample);
+    }
+
+    /// Everything, as it is now.
+    pub fn read(&self) -> Reading {
+        let inner = self.lock();
+        let patient = inner
+            .troubled
+            .is_none_or(|since| since.elapsed() < TROUBLE_MAX);
+        Reading {
+            state: inner.state,
+            since: inner.since,
+            problem: inner.problem.clone(),
+            slot: inner.slot.clone(),
+            alive: inner.beat.elapsed() < self.stall_max,
+            ready: match inner.state {
+                State::Standby | State::Streaming => true,
+                State::Retrying => inner.started && patient,
+                State::Starting | State::Halted | State::Draining => false,
+            },
+            started: inner.started,
+        }
+    }
+
+    fn show(&self, state: State) {
+        for each in State::ALL {
+            let label = StateLabel { state: each.name() };
+            let gauge = self.metrics.state.get_or_create_owned(&label);
+            gauge.set(i64::from(each == state));
+        }
+        let leads = i64::from(matches!(state, State::Streaming | State::Draining));
+        if self.metrics.leader.set(leads) != leads {
+            self.metrics.leader_transitions.inc();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Seconds since 1970.
+pub fn unix_seconds(time: SystemTime) -> f64 {
+    let since = time.duration_since(UNIX_EPOCH);
+    since.map_or(0.0, |since| since.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vitals() -> Vitals {
+        Vitals::new(Duration::from_secs(10))
+    }
+
+    fn problem() -> Option<Problem> {
+        Some(Problem::new("problem", "cause", "fix"))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn trouble_counts_as_ready_for_a_minute_and_only_after_a_start() {
+        let vitals = vitals();
+        vitals.set(State::Retrying, problem());
+        assert!(!vitals.read().ready);
+        vitals.set(State::Streaming, None);
+        vitals.set(State::Retrying, problem());
+        tokio::time::advance(TROUBLE_MAX - Duration::from_secs(1)).await;
+        vitals.set(State::Retrying, problem());
+        assert!(vitals.read().ready);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(!vitals.read().ready);
+        assert!(vitals.read().started);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn loop_that_stands_still_is_not_alive_until_it_turns_again() {
+        let vitals = vitals();
+        tokio::time::advance(STALL_MIN - Duration::from_secs(1)).await;
+        assert!(vitals.read().alive);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(!vitals.read().alive);
+        vitals.beat();
+        assert!(vitals.read().alive);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_change_of_leading_is_counted_once() {
+        let vitals = vitals();
+        for state in [
+            State::Standby,
+            State::Streaming,
+            State::Streaming,
+            State::Draining,
+            State::Retrying,
+            State::Halted,
+        ] {
+            vitals.set(state, None);
+        }
+        assert_eq!(vitals.metrics.leader_transitions.get(), 2);
+    }
+}

@@ -1,0 +1,260 @@
+//! What a copy says of itself over HTTP: probes for each role, metrics, status.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::delivery::{Delivery, SOON};
+use crate::harness::postgres::Stop;
+use crate::harness::{Outjet, Wait, until};
+
+const ANY_PORT: &str = "127.0.0.1:0";
+
+/// A copy that answers, and where.
+struct Copy {
+    outjet: Outjet,
+    address: SocketAddr,
+}
+
+impl Copy {
+    async fn run(delivery: &Delivery) -> Self {
+        let run = delivery.outjet(["run", "--log-format", "json"]);
+        let mut outjet = run.env("OUTJET_HTTP__LISTEN", ANY_PORT).spawn();
+        let line = outjet.logged("answering HTTP", SOON).await;
+        let address = line["address"].as_str().expect("an address");
+        let address = address.parse().expect("an address");
+        Self { outjet, address }
+    }
+
+    async fn get(&self, path: &str) -> (u16, String) {
+        self.ask("GET", path).await
+    }
+
+    async fn ask(&self, method: &str, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(self.address).await.expect("connect");
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("write");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("read");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+        let status = head.split(' ').nth(1).expect("a status");
+        (status.parse().expect("a number"), body.to_owned())
+    }
+
+    /// The answers of /livez, /readyz, /leaderz and /startupz.
+    async fn probes(&self) -> [u16; 4] {
+        let mut answers = [0; 4];
+        let probes = ["/livez", "/readyz", "/leaderz", "/startupz"];
+        for (answer, probe) in answers.iter_mut().zip(probes) {
+            *answer = self.get(probe).await.0;
+        }
+        answers
+    }
+
+    async fn until_probes(&self, wanted: [u16; 4]) {
+        let what = format!("the probes answer {wanted:?}");
+        until(&what, SOON, async || {
+            let probes = self.probes().await;
+            Wait::ready_if(probes == wanted, probes)
+        })
+        .await;
+    }
+
+    /// Metrics by name and labels.
+    async fn metrics(&self) -> BTreeMap<String, f64> {
+        let (status, body) = self.get("/metrics").await;
+        assert_eq!(status, 200);
+        assert!(body.ends_with("# EOF\n"), "{body}");
+        let lines = body.lines().filter(|line| !line.starts_with('#'));
+        let metric = |line: &str| {
+            let (name, value) = line.rsplit_once(' ').expect("a name and a value");
+            (name.to_owned(), value.parse().expect("a number"))
+        };
+        lines.map(metric).collect()
+    }
+
+    async fn until_metric(&self, name: &str, suits: impl Fn(f64) -> bool) {
+        until(name, SOON, async || {
+            let metric = self.metrics().await.get(name).copied();
+            Wait::ready_if(metric.is_some_and(&suits), metric)
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn leader_and_standby_are_ready_and_one_of_them_leads() {
+    let delivery = Delivery::ready().await;
+    let mut leader = Copy::run(&delivery).await;
+    leader.until_probes([200, 200, 200, 200]).await;
+    let standby = Copy::run(&delivery).await;
+    standby.until_probes([200, 200, 503, 200]).await;
+    let (_, why) = standby.get("/leaderz").await;
+    assert_eq!(why, "standby: another copy may lead\n");
+    leader.outjet.kill().await;
+    standby.until_probes([200, 200, 200, 200]).await;
+    for (path, status) in [
+        ("/health", 200),
+        ("/ready", 200),
+        ("/healthz", 200),
+        ("/no", 404),
+    ] {
+        assert_eq!(standby.get(path).await.0, status, "{path}");
+    }
+    assert_eq!(standby.ask("POST", "/metrics").await.0, 405);
+}
+
+#[tokio::test]
+async fn halted_copy_is_alive_and_not_ready_and_says_why() {
+    let delivery = Delivery::ready().await;
+    delivery.session.run("DROP PUBLICATION outjet").await;
+    let copy = Copy::run(&delivery).await;
+    until("it halts", SOON, async || {
+        let (_, why) = copy.get("/readyz").await;
+        Wait::ready_if(why.starts_with("halted: publication"), why)
+    })
+    .await;
+    assert_eq!(copy.probes().await, [200, 503, 503, 503]);
+    let (_, why) = copy.get("/readyz").await;
+    assert!(why.contains("\n  fix:   "), "{why}");
+    let (_, status) = copy.get("/status").await;
+    let status: Value = serde_json::from_str(&status).expect("JSON");
+    assert_eq!(status["state"], "halted");
+    assert!(status["problem"]["fix"].is_string(), "{status}");
+}
+
+#[tokio::test]
+async fn servers_that_are_away_do_not_make_it_dead_or_at_once_unready() {
+    let mut delivery = Delivery::ready().await;
+    let copy = Copy::run(&delivery).await;
+    copy.until_probes([200, 200, 200, 200]).await;
+    delivery.world.postgres.stop(Stop::Immediate).await;
+    copy.until_probes([200, 200, 503, 200]).await;
+    let (_, status) = copy.get("/status").await;
+    let status: Value = serde_json::from_str(&status).expect("JSON");
+    assert_eq!(status["state"], "retrying");
+    let starting = Copy::run(&delivery).await;
+    starting
+        .until_metric("outjet_retries_total", |retries| retries > 0.0)
+        .await;
+    assert_eq!(starting.probes().await, [200, 503, 503, 503]);
+    delivery.world.postgres.start_again().await;
+    copy.until_metric("outjet_state{state=\"retrying\"}", |state| state == 0.0)
+        .await;
+    assert_eq!(copy.probes().await[1], 200);
+}
+
+#[tokio::test]
+async fn metrics_count_what_passes_and_show_the_slot() {
+    let delivery = Delivery::ready().await;
+    let copy = Copy::run(&delivery).await;
+    let standby = Copy::run(&delivery).await;
+    let emit = "SELECT outbox.emit('order', '1', 'created') FROM generate_series(1, 5)";
+    for _ in 0..4 {
+        delivery.session.run(emit).await;
+    }
+    let too_large = "SELECT outbox.emit('order', '1', 'created', headers =>
+        jsonb_build_object('X', repeat('x', 70000)))";
+    delivery.session.run(too_large).await;
+    delivery.confirmed().await;
+    let metrics = copy.metrics().await;
+    for (name, value) in [
+        ("outjet_leader", 1.0),
+        ("outjet_state{state=\"streaming\"}", 1.0),
+        ("outjet_state{state=\"halted\"}", 0.0),
+        ("outjet_leader_transitions_total", 1.0),
+        ("outjet_transactions_decoded_total", 5.0),
+        ("outjet_events_decoded_total", 21.0),
+        ("outjet_events_published_total", 20.0),
+        ("outjet_events_dead_lettered_total", 1.0),
+        ("outjet_events_in_flight", 0.0),
+        ("outjet_in_flight_bytes", 0.0),
+        ("outjet_oldest_unpublished_timestamp_seconds", 0.0),
+        ("outjet_commit_to_ack_seconds_count", 5.0),
+        ("outjet_nats_connected", 1.0),
+    ] {
+        assert_eq!(metrics.get(name), Some(&value), "{name}");
+    }
+    let now = delivery
+        .session
+        .text("SELECT extract(epoch FROM now())")
+        .await;
+    let now: f64 = now.parse().expect("a time");
+    for name in ["last_published", "last_wal_message"] {
+        let at = metrics[&format!("outjet_{name}_timestamp_seconds")];
+        assert!((now - at).abs() < 60.0, "{name}: {at}, now {now}");
+    }
+    let start = metrics["process_start_time_seconds"];
+    assert!((now - start).abs() < 60.0, "{start}, now {now}");
+    for copy in [&copy, &standby] {
+        let slot = |name: &str| format!("outjet_slot_{name}{{slot=\"outjet\"}}");
+        copy.until_metric(&slot("active"), |active| active == 1.0)
+            .await;
+        copy.until_metric(&slot("retained_wal_bytes"), |bytes| bytes > 0.0)
+            .await;
+        let status = "outjet_slot_wal_status{slot=\"outjet\",status=\"reserved\"}";
+        copy.until_metric(status, |reserved| reserved == 1.0).await;
+        let metrics = copy.metrics().await;
+        assert!(
+            !metrics.contains_key(&slot("safe_wal_bytes")),
+            "there is no limit"
+        );
+    }
+    assert_eq!(standby.metrics().await["outjet_leader"], 0.0);
+}
+
+#[tokio::test]
+async fn every_metric_of_the_readme_exists_with_help_and_type() {
+    let delivery = Delivery::ready().await;
+    let copy = Copy::run(&delivery).await;
+    copy.until_metric("outjet_slot_active{slot=\"outjet\"}", |_| true)
+        .await;
+    let (_, body) = copy.get("/metrics").await;
+    let described: Vec<&str> = body
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
+        .filter(|name| name.starts_with("outjet_"))
+        .collect();
+    let readme = include_str!("../../README.md");
+    for name in &described {
+        assert!(
+            body.contains(&format!("# HELP {name} ")),
+            "{name} has no help"
+        );
+        assert!(
+            readme.contains(&format!("`{name}")),
+            "the README does not have {name}"
+        );
+    }
+    let documented = readme.split('`').filter(|word| word.starts_with("outjet_"));
+    for name in documented {
+        let name = name.trim_end_matches("_total").trim_end_matches("_info");
+        let known = described.contains(&name);
+        // An absent gauge has no line.
+        assert!(
+            known || name == "outjet_slot_safe_wal_bytes",
+            "{name} does not exist"
+        );
+    }
+}
+
+#[tokio::test]
+async fn address_that_is_taken_is_told_and_keeps_nobody_from_publishing() {
+    let delivery = Delivery::ready().await;
+    let taken = std::net::TcpListener::bind(ANY_PORT).expect("a port");
+    let address = taken.local_addr().expect("an address").to_string();
+    let run = delivery.outjet(["run", "--log-format", "json"]);
+    let mut outjet = run.env("OUTJET_HTTP__LISTEN", address).spawn();
+    let said = "no HTTP: probes and metrics are not answered";
+    let line = outjet.logged(said, SOON).await;
+    let fix = line["fix"].as_str().expect("a fix");
+    assert!(fix.contains("OUTJET_HTTP__LISTEN"), "{fix}");
+    delivery
+        .session
+        .run("SELECT outbox.emit('order', '1', 'created')")
+        .await;
+    delivery.verdict().await.assert_exact();
+}
