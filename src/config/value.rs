@@ -224,7 +224,10 @@ impl Scalar for Url {
 /// place), `password=` in a query or in a keyword string. Hides too much rather than too little:
 /// up to the last `@`, since a password may hold an `@` that should have been encoded.
 pub fn redact_url(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else {
+    // `password = 'a://b'` is no URL: a scheme has no spaces, quotes or equals signs.
+    let scheme = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'+');
+    let parts = url.split_once("://");
+    let Some((scheme, rest)) = parts.filter(|(before, _)| scheme(before)) else {
         return redact_keywords(url);
     };
     // A list of servers: `nats://a:b@one,nats://c:d@two`.

@@ -47,12 +47,12 @@ outjet.yaml: unknown key `slot`
 #[test]
 fn an_unknown_key_like_no_other_is_to_be_removed() {
     refused(
-        "\n\nhttp: {listen: x}\n",
+        "\n\nzebra: {listen: x}\n",
         "
-outjet.yaml: unknown key `http`
+outjet.yaml: unknown key `zebra`
   cause: outjet.yaml:3:1
-         3 | http: {listen: x}
-           | ^^^^
+         3 | zebra: {listen: x}
+           | ^^^^^
   fix:   remove it; `outjet config default` shows every key",
     );
 }

@@ -180,3 +180,11 @@ fn both_sides_of_each_limit() {
         }
     }
 }
+
+#[test]
+fn password_that_looks_like_a_url_is_not_shown() {
+    assert_eq!(
+        redact_url("host=h password = '://SECRET' user=u"),
+        "host=h password=*** user=u"
+    );
+}
