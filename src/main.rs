@@ -2,7 +2,7 @@
 //! code. Every other decision is the library's.
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -20,7 +20,7 @@ fn main() -> ExitCode {
     let environment: BTreeMap<String, String> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
-    match command::dispatch(&cli, &environment, &mut std::io::stdout()) {
+    match command::dispatch(&cli, &environment, &mut Answer(io::stdout())) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => code(Exit::CheckFailed),
         Err(failure) => {
@@ -30,9 +30,29 @@ fn main() -> ExitCode {
     }
 }
 
+/// Standard output. Who closes it, as `head` does, has seen enough.
+struct Answer(io::Stdout);
+
+impl Write for Answer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        end_if_closed(self.0.write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        end_if_closed(self.0.flush())
+    }
+}
+
+fn end_if_closed<T>(written: io::Result<T>) -> io::Result<T> {
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        written => written,
+    }
+}
+
 /// A closed standard error must not change the exit code.
 fn say(failure: &Failure) {
-    let _ = writeln!(std::io::stderr(), "outjet: {failure}");
+    let _ = writeln!(io::stderr(), "outjet: {failure}");
 }
 
 fn code(exit: Exit) -> ExitCode {

@@ -1,7 +1,7 @@
 //! `outjet config`, and how every command comes by its configuration.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io::Write;
 
 use crate::cli;
 use crate::config::{Config, DEFAULTS, Override, SEARCHED, Sources, json_schema};
@@ -60,12 +60,8 @@ pub fn config(
 
 /// Writes the whole output of a command.
 pub(super) fn print(out: &mut dyn Write, text: &[u8]) -> Result<(), Failure> {
-    match out.write_all(text).and_then(|()| out.flush()) {
-        Ok(()) => Ok(()),
-        // `outjet config default | head`: whoever reads has enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        Err(error) => Err(super::unwritten(error)),
-    }
+    let written = out.write_all(text).and_then(|()| out.flush());
+    written.map_err(super::unwritten)
 }
 
 #[cfg(test)]

@@ -460,6 +460,16 @@ async fn denied_request_halts_with_the_permission_to_grant() {
 }
 
 #[tokio::test]
+async fn setup_that_may_not_create_the_stream_says_so() {
+    let allowed = format!("{}, \"events.>\"", requests_but("none"));
+    let mut site = Site::on(restricted(&allowed, "\"_INBOX_app.>\""), "").await;
+    site.yaml = APP.replace("check", "create");
+    let setup = site.outjet(["setup"]).output().await;
+    assert_eq!(setup.code, Some(77), "{setup:?}");
+    assert!(setup.stderr.contains("STREAM.CREATE.OUTBOX\""), "{setup:?}");
+}
+
+#[tokio::test]
 async fn permissions_that_the_fix_names_suffice() {
     let site = as_restricted("\"nothing\"", "\"nothing\"").await;
     let (publish, subscribe) = named(&halted(&site.halts().await).2);

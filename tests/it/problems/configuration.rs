@@ -1,6 +1,10 @@
 //! Mistakes in the configuration and on the command line: every command says the same and ends.
 
+use std::process::Command;
+
 use outjet::error::Problem;
+
+use crate::harness::binaries;
 
 use super::{CONFIG, POSTGRES_SECRET, SECRET, Site, USAGE};
 
@@ -9,6 +13,23 @@ async fn refused(site: &Site, code: i32, problem: &Problem) {
     for command in ["check", "run", "run --exit-on-halt", "setup", "status"] {
         site.refuses(command, code, problem).await;
     }
+}
+
+#[test]
+fn reader_that_has_seen_enough_is_no_problem() {
+    // Far more than a pipe holds.
+    let program = binaries::outjet();
+    let script = format!(
+        "for n in $(seq 40); do {0} config default; done | head -n 1",
+        program.display()
+    );
+    let output = Command::new("sh")
+        .args(["-c", &script])
+        .output()
+        .expect("sh");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(stderr, "");
+    assert!(output.stdout.starts_with(b"#"), "{output:?}");
 }
 
 #[tokio::test]
