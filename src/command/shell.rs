@@ -30,11 +30,13 @@ pub fn man(out: &mut dyn Write) -> Result<(), Failure> {
 fn render(page: &mut Vec<u8>) -> io::Result<()> {
     let mut program = Cli::command().disable_help_subcommand(true);
     program.build();
+    render_with_commands(&program, page)
+}
+
+fn render_with_commands(program: &clap::Command, page: &mut Vec<u8>) -> io::Result<()> {
     clap_mangen::Man::new(program.clone()).render(page)?;
-    for command in program.get_subcommands() {
-        clap_mangen::Man::new(command.clone()).render(page)?;
-    }
-    Ok(())
+    let mut commands = program.get_subcommands();
+    commands.try_for_each(|command| render_with_commands(command, page))
 }
 
 #[cfg(test)]
@@ -67,7 +69,7 @@ mod tests {
         man(&mut out).unwrap();
         let page = String::from_utf8(out).unwrap();
         for command in Cli::command().get_subcommands() {
-            let name = format!("outjet\\-{}", command.get_name());
+            let name = format!("outjet\\-{}", command.get_name().replace('-', "\\-"));
             assert!(page.contains(&name), "{name}");
         }
     }
