@@ -67,6 +67,7 @@ fn options(
         sink: config.sink_options(),
         relay: config.relay_options(),
         exit_on_halt: typed.exit_on_halt,
+        halt_retry: config.postgres.halt_retry,
         params,
     })
 }
