@@ -147,7 +147,7 @@ impl Headers {
     }
 
     fn size(&self) -> usize {
-        self.values.len() + self.entries.len() * size_of::<(HeaderName, usize)>()
+        self.values.capacity() + self.entries.capacity() * size_of::<(HeaderName, usize)>()
     }
 }
 

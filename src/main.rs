@@ -16,6 +16,7 @@ use outjet::error::{Exit, Failure};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    decline_huge_pages();
     let cli = Cli::parse();
     let environment: BTreeMap<String, String> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
@@ -48,6 +49,14 @@ fn end_if_closed<T>(written: io::Result<T>) -> io::Result<T> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
         written => written,
     }
+}
+
+/// The allocator asks for pages of 2 MiB, each resident as a whole once a byte of it was used: with
+/// a full window of events of 8 kB 61 to 79 MiB were resident with them, and 46 are without.
+fn decline_huge_pages() {
+    // A kernel without them or a sandbox that forbids the call costs memory, and nothing else.
+    #[cfg(target_os = "linux")]
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
 }
 
 /// A closed standard error must not change the exit code.

@@ -44,13 +44,12 @@ pub struct Options {
     pub exit_on_halt: bool,
     /// Where it says how it is doing.
     pub vitals: Arc<Vitals>,
+    /// How often a halted copy looks whether the cause is gone.
+    pub halt_retry: Duration,
 }
 
 /// How often a standby looks whether the slot is free: a takeover takes about this long.
 const STANDBY_POLL: Duration = Duration::from_millis(200);
-
-/// How often a halted copy looks whether the cause is gone.
-const HALT_POLL: Duration = Duration::from_secs(30);
 
 /// Most reports that wait for the relay, which takes all there are at each turn.
 const REPORTS_MAX: usize = 64;
@@ -113,7 +112,7 @@ pub async fn run(
                     error!(%cause, %fix, "halted: {problem}");
                     halted = Some(failure.problem);
                 }
-                term.wait(HALT_POLL).await;
+                term.wait(options.halt_retry).await;
             }
         }
     }

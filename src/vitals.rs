@@ -125,7 +125,7 @@ impl Reading {
 /// A trouble that is over within this time need not be shown to whoever rolls out a version.
 const TROUBLE_MAX: Duration = Duration::from_secs(60);
 
-/// A halted copy looks this often whether its cause is gone; the loop turns at least that often.
+/// An attempt may take as long as the longest time limits of connecting.
 const STALL_MIN: Duration = Duration::from_secs(90);
 
 impl Vitals {
@@ -227,7 +227,8 @@ impl Vitals {
             since: inner.since,
             problem: inner.problem.clone(),
             slot: inner.slot.clone(),
-            alive: inner.beat.elapsed() < self.stall_max,
+            // Halted it looks as seldom as it was told, and a restart cures nothing.
+            alive: inner.state == State::Halted || inner.beat.elapsed() < self.stall_max,
             ready: match inner.state {
                 State::Standby | State::Streaming => true,
                 State::Retrying => inner.started && patient,

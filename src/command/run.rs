@@ -94,6 +94,7 @@ fn options(
         relay: config.relay_options(),
         exit_on_halt: typed.exit_on_halt,
         vitals: Vitals::new(config.postgres.takeover_after).into(),
+        halt_retry: config.postgres.halt_retry,
         params,
     })
 }

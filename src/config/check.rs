@@ -19,6 +19,8 @@ use crate::error::Failure;
 const WAITS: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(600);
 /// From the briefest that Postgres's own timer is good for, to where a takeover is no takeover.
 const TAKEOVERS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+/// More often would only fill the servers' logs; less often nobody would wait for.
+const HALT_RETRIES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 const DRAINS: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
 /// nats-server refuses shorter ones (`JSStreamDuplicateWindow`, minimum 100 ms).
 const STREAM_TIME_MIN: Duration = Duration::from_millis(100);
@@ -84,6 +86,9 @@ impl Check<'_> {
             sslkey: read!(self.postgres.sslkey).optional(),
             takeover_after: read!(self.postgres.takeover_after)
                 .within(TAKEOVERS)?
+                .required(),
+            halt_retry: read!(self.postgres.halt_retry)
+                .within(HALT_RETRIES)?
                 .required(),
             connect_timeout: read!(self.postgres.connect_timeout)
                 .within(WAITS)?

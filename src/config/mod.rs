@@ -93,6 +93,8 @@ pub struct Postgres {
     pub sslkey: Option<String>,
     /// The session's `wal_sender_timeout`.
     pub takeover_after: Duration,
+    /// How often a halted copy looks whether the cause is gone.
+    pub halt_retry: Duration,
     /// Goes before what the connection string says.
     pub connect_timeout: Option<Duration>,
 }

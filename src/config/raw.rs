@@ -244,6 +244,8 @@ section! {
         sslkey: Leaf<String>,
         /// How long a hung leader keeps the slot from a standby.
         takeover_after: Leaf<Duration>,
+        /// How often a halted copy looks whether the cause is gone.
+        halt_retry: Leaf<Duration>,
         /// How long connecting to one host may take; goes before what the URL says.
         connect_timeout: Leaf<Duration>,
     }

@@ -23,6 +23,8 @@ pub(super) struct Conn {
     socket: Socket,
     /// Received and not yet split into frames.
     received: BytesMut,
+    /// How much of all chunks was used up so far.
+    used_bytes: u64,
     /// Handed to us and not yet taken by the socket.
     queued: BytesMut,
     /// Bytes may still stand in the TLS layer.
@@ -45,7 +47,7 @@ pub(super) struct Conn {
 /// A chunk of the read buffer: the walsender flushes after each message while the reader keeps up,
 /// and fills the socket buffer (some hundred kB on loopback) when it does not. Frames kept by
 /// others keep their chunk, so it should not be much larger.
-const CHUNK_BYTES: usize = 128 * 1024;
+pub(super) const CHUNK_BYTES: usize = 128 * 1024;
 
 /// With less room than this a chunk is left behind: a read costs a system call whatever its size.
 const READ_BYTES_MIN: usize = 8 * 1024;
@@ -170,6 +172,7 @@ impl Conn {
         Self {
             socket,
             received: BytesMut::new(),
+            used_bytes: 0,
             queued: BytesMut::new(),
             unflushed: false,
             message_bytes_max: LOGIN_MESSAGE_BYTES_MAX,
@@ -351,6 +354,8 @@ impl Conn {
         let wanted = missing.min(self.received.len().max(CHUNK_BYTES));
         let room = self.received.capacity() - self.received.len();
         if room < wanted.max(READ_BYTES_MIN) {
+            // The beginning of a message moves to the next chunk, and its old place is lost.
+            self.used_bytes += self.received.len() as u64;
             self.received.reserve(wanted.max(CHUNK_BYTES));
         }
     }
@@ -374,6 +379,7 @@ impl Conn {
             tag: header.tag(),
             bytes: self.received.split_to(bytes),
         };
+        self.used_bytes += bytes as u64;
         if bytes > CHUNK_BYTES {
             // Else the buffer would stay as large as the largest message for ever.
             let mut chunk = BytesMut::with_capacity(CHUNK_BYTES.max(self.received.len()));
@@ -381,6 +387,11 @@ impl Conn {
             self.received = chunk;
         }
         Ok(Some(packet))
+    }
+
+    /// How much of all chunks was used up by what was taken so far, in bytes.
+    pub(super) fn used_bytes(&self) -> u64 {
+        self.used_bytes
     }
 
     /// Says good-bye and reads until the server has closed: closing a socket with unread bytes

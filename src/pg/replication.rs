@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::{Buf, BufMut, Bytes};
 use postgres_protocol::escape::escape_identifier;
 
-use super::conn::{Conn, Packet, notice, server_error};
+use super::conn::{CHUNK_BYTES, Conn, Packet, notice, server_error};
 use super::error::{Error, Kind, Phase, ServerMessage};
 use super::params::Params;
 use super::query::text;
@@ -244,6 +244,9 @@ struct Status {
 }
 
 impl Stream {
+    /// The read buffer consists of chunks of about this length.
+    pub const CHUNK_BYTES: usize = CHUNK_BYTES;
+
     fn new(conn: Box<Conn>) -> Self {
         Self {
             conn,
@@ -329,6 +332,12 @@ impl Stream {
     /// A status update has not left yet.
     pub fn wants_flush(&self) -> bool {
         self.status.is_some() || !self.conn.flushed()
+    }
+
+    /// How much of the read buffer was used up by the frames so far, in bytes. Whoever keeps a part
+    /// of a frame keeps what came before it, too, back to at most [`Stream::CHUNK_BYTES`].
+    pub fn used_bytes(&self) -> u64 {
+        self.conn.used_bytes()
     }
 
     /// Says good-bye in good order: what was queued is written and the server has closed, or two

@@ -1,6 +1,7 @@
 //! Integration tests: the real binary against real servers.
 
 mod auth_tls;
+mod backpressure;
 mod dead_letters;
 mod delivery;
 mod docs;

@@ -11,6 +11,7 @@ fn without_any_source_every_key_has_the_default_of_the_documentation() {
     let config = yaml("");
     assert_eq!(config.postgres.slot, "outjet");
     assert_eq!(config.postgres.takeover_after, Duration::from_secs(10));
+    assert_eq!(config.postgres.halt_retry, Duration::from_secs(30));
     assert_eq!(config.postgres.sslmode, None);
     assert_eq!(config.tables.len(), 1);
     assert_eq!(config.tables[0].name.to_string(), "outbox.events");

@@ -147,6 +147,7 @@ fn subjects_and_names_are_held_to_the_servers_rules() {
 fn both_sides_of_each_limit() {
     let cases = [
         ("postgres.takeover_after", ["1s", "1h"], ["999ms", "3601s"]),
+        ("postgres.halt_retry", ["1s", "1h"], ["999ms", "3601s"]),
         (
             "postgres.connect_timeout",
             ["100ms", "10m"],

@@ -18,6 +18,7 @@ pub(super) struct Chain {
     /// How many slots at the front are in flight or done; the next one is waiting.
     next: usize,
     in_flight: usize,
+    in_flight_bytes: usize,
     /// The last sequence of the stream once everything in flight is stored.
     last_sequence: u64,
 }
@@ -95,6 +96,7 @@ impl Chain {
             head: 0,
             next: 0,
             in_flight: 0,
+            in_flight_bytes: 0,
             last_sequence: 0,
         }
     }
@@ -127,6 +129,7 @@ impl Chain {
             slot.state = State::Waiting;
         }
         self.in_flight = 0;
+        self.in_flight_bytes = 0;
         self.last_sequence = last_sequence;
         self.next = 0;
         self.skip_settled();
@@ -157,6 +160,7 @@ impl Chain {
         let number = self.head + self.next as u64;
         self.last_sequence += 1;
         self.in_flight += 1;
+        self.in_flight_bytes += slot.event.size();
         self.next += 1;
         self.skip_settled();
         (number, expected)
@@ -189,6 +193,7 @@ impl Chain {
         }
         slot.state = State::Stored { sequence };
         self.in_flight -= 1;
+        self.in_flight_bytes -= slot.event.size();
         Ok(())
     }
 
@@ -196,7 +201,9 @@ impl Chain {
     pub(super) fn refuse(&mut self, number: u64) {
         if let Some(slot) = self.in_flight_mut(number) {
             slot.state = State::Refused;
+            let bytes = slot.event.size();
             self.in_flight -= 1;
+            self.in_flight_bytes -= bytes;
         }
     }
 
@@ -242,6 +249,11 @@ impl Chain {
     /// Events sent and not acknowledged.
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight
+    }
+
+    /// Their size.
+    pub(super) fn in_flight_bytes(&self) -> usize {
+        self.in_flight_bytes
     }
 
     /// The number that the next event sent would get.

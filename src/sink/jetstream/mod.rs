@@ -49,6 +49,11 @@ use crate::sink::Report;
 /// The header that makes the chain.
 const EXPECTED_LAST_SEQUENCE: &str = "Nats-Expected-Last-Sequence";
 
+/// Most bytes that may be under way at once, but for one event: 1 Gbit/s over 64 ms. A client that
+/// was given up keeps what it could not send for as long as it lives, so there should be little,
+/// whatever the events' size.
+const IN_FLIGHT_BYTES_MAX: usize = 8 * 1024 * 1024;
+
 /// The sink of one term.
 pub struct JetStream {
     options: Options,
@@ -376,7 +381,8 @@ impl JetStream {
             } else {
                 self.options.in_flight_max
             };
-            if self.chain.in_flight() >= room {
+            let full = self.chain.in_flight_bytes() >= IN_FLIGHT_BYTES_MAX;
+            if self.chain.in_flight() >= room || full {
                 break;
             }
             if self.stands_already().await? {

@@ -7,7 +7,10 @@ use crate::harness::wait::until_sync;
 use crate::harness::{Nats, Outjet, Postgres, Wait, outjet};
 
 /// No header whose length depends on the clock.
-const MINIMAL: &str = "publish: {format: minimal, on_reject: halt}";
+const MINIMAL: &str = "
+publish: {format: minimal, on_reject: halt}
+postgres: {halt_retry: 1s}
+";
 
 /// Small, so that a message at the limit is cheap.
 const MAX_PAYLOAD: usize = 100_000;

@@ -66,7 +66,8 @@ pub(crate) async fn messages(jetstream: &jetstream::Context, stream: &str) -> Ve
 /// The events' ids, in the stream's order; for streams too large to be kept whole.
 pub(crate) async fn ids(jetstream: &jetstream::Context, stream: &str) -> Vec<String> {
     let mut ids = Vec::new();
-    each(jetstream, stream, |message| {
+    // Bodies of hundreds of kilobytes take a client longer than its heartbeats allow.
+    read(jetstream, stream, HEADERS_ONLY, |message| {
         let headers = message.headers.as_ref();
         let id = headers.and_then(|headers| headers.get("Nats-Msg-Id"));
         let id = id.unwrap_or_else(|| panic!("a message without an id: {message:?}"));
@@ -80,6 +81,18 @@ pub(crate) async fn ids(jetstream: &jetstream::Context, stream: &str) -> Vec<Str
 pub(crate) async fn each(
     jetstream: &jetstream::Context,
     stream: &str,
+    show: impl FnMut(&jetstream::Message),
+) {
+    read(jetstream, stream, WHOLE, show).await;
+}
+
+const WHOLE: bool = false;
+const HEADERS_ONLY: bool = true;
+
+async fn read(
+    jetstream: &jetstream::Context,
+    stream: &str,
+    headers_only: bool,
     mut show: impl FnMut(&jetstream::Message),
 ) {
     let found = jetstream.get_stream(stream).await;
@@ -88,7 +101,10 @@ pub(crate) async fn each(
         return;
     }
     let last = found.cached_info().state.last_sequence;
-    let consumer = found.create_consumer(consumer::pull::OrderedConfig::default());
+    let consumer = found.create_consumer(consumer::pull::OrderedConfig {
+        headers_only,
+        ..Default::default()
+    });
     let consumer = consumer.await.expect("an ordered consumer");
     let mut messages = consumer.messages().await.expect("messages");
     loop {
