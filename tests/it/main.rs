@@ -1,6 +1,7 @@
 //! Integration tests: the real binary against real servers.
 
 mod auth_tls;
+mod chaos;
 mod delivery;
 mod docs;
 mod harness;

@@ -346,18 +346,22 @@ pub(crate) struct Session {
 impl Session {
     /// Connects without TLS.
     pub(crate) async fn connect(url: &str) -> Self {
-        let connected = tokio_postgres::connect(url, tokio_postgres::NoTls).await;
-        let (client, connection) =
-            connected.unwrap_or_else(|error| panic!("connect to {url}: {error:?}"));
+        let connected = Self::try_connect(url).await;
+        connected.unwrap_or_else(|error| panic!("connect to {url}: {error:?}"))
+    }
+
+    /// The same where the server may be away.
+    pub(crate) async fn try_connect(url: &str) -> Result<Self, tokio_postgres::Error> {
+        let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await?;
         let mut task = JoinSet::new();
         task.spawn(async move {
             // Tests cut connections; whoever uses the client sees the error.
             let _ = connection.await;
         });
-        Self {
+        Ok(Self {
             client,
             _connection: task,
-        }
+        })
     }
 
     /// The first column of the only row, as text.
