@@ -164,22 +164,22 @@ impl State {
         !stalled && connection >= self.frozen_below
     }
 
-    /// Counts bytes against a planned cut, and says how many of them still pass.
-    fn count(&mut self, direction: Direction, length: usize) -> usize {
+    /// Counts bytes against a planned cut; if it is due, says how many of them still pass.
+    fn count(&mut self, direction: Direction, length: usize) -> Option<usize> {
         let Mode::Cut(counted, left) = &mut self.mode else {
-            return length;
+            return None;
         };
         if !counted.covers(direction) {
-            return length;
+            return None;
         }
         if (length as u64) < *left {
             *left -= length as u64;
-            return length;
+            return None;
         }
         let passing = *left as usize;
         self.mode = Mode::Forward;
         self.cuts += 1;
-        passing
+        Some(passing)
     }
 }
 
@@ -293,19 +293,18 @@ async fn pump(
         if length == 0 {
             return to.shutdown().await;
         }
-        let mut passing = length;
-        let counting = matches!(state.borrow().mode, Mode::Cut(..));
-        if counting {
-            // Written before the others are told to close, so that exactly these bytes arrive.
-            state.send_if_modified(|state| {
-                passing = state.count(direction, length);
-                false
-            });
-        }
-        to.write_all(&buffer[..passing]).await?;
-        if counting {
+        let mut cut_at = None;
+        // Written before the others are told to close, so that exactly these bytes arrive.
+        state.send_if_modified(|state| {
+            cut_at = state.count(direction, length);
+            false
+        });
+        to.write_all(&buffer[..cut_at.unwrap_or(length)]).await?;
+        if cut_at.is_some() {
             to.flush().await?;
             state.send_modify(|_| {});
+            // What is read from now on would arrive with a gap before it: no network does that.
+            return std::future::pending().await;
         }
     }
 }
@@ -391,6 +390,17 @@ mod tests {
         assert_eq!(wire.proxy.cuts(), 1);
         TcpStream::connect(wire.proxy.address()).await.unwrap();
         wire.listener.accept().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn nothing_arrives_behind_a_cut_however_much_was_sent() {
+        let mut wire = wire().await;
+        wire.proxy.set(Mode::Cut(Direction::ToServer, 20_000));
+        let sent = vec![7; 200_000];
+        let _ = wire.client.1.try_write(&sent);
+        let mut bytes = Vec::new();
+        let _ = wire.server.0.read_to_end(&mut bytes).await;
+        assert_eq!(bytes.len(), 20_000);
     }
 
     #[tokio::test]
