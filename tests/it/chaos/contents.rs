@@ -168,20 +168,22 @@ enum Statement {
 impl Transaction {
     fn new(random: &mut Random) -> Self {
         let mut transaction = Self::default();
-        match random.below(100) {
-            0..40 => transaction.insert(random, 1),
-            40..55 => {
+        match random.below(1_000) {
+            0..450 => transaction.insert(random, 1),
+            450..600 => {
                 let rows = 2 + random.below(30);
                 transaction.insert(random, rows);
             }
-            55..65 => {
+            600..680 => {
                 let rows = 1 + random.below(150);
                 transaction.copy(random, rows);
             }
-            65..77 => transaction.several(random),
-            77..87 => transaction.savepoints(random),
-            87..93 => transaction.roll_back(random),
-            93..98 => transaction.business("alone"),
+            680..780 => transaction.several(random),
+            780..870 => transaction.savepoints(random),
+            870..930 => transaction.roll_back(random),
+            930..985 => transaction.business("alone"),
+            // After a crash the slot stands where it stood at a checkpoint.
+            985..992 => transaction.say("CHECKPOINT"),
             // More than is under way at once, and spilled to disk by the server.
             _ => transaction.large(random),
         }
