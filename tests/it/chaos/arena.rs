@@ -160,13 +160,7 @@ impl Copy {
             CopyFault::Kill => {
                 self.outjet.kill().await;
             }
-            CopyFault::Terminate => {
-                let code = self.outjet.terminate(TERMINATE_WITHIN).await;
-                if code != Some(0) {
-                    let problem = format!("{} ended with {code:?} after SIGTERM", self.name);
-                    self.problems.push(problem);
-                }
-            }
+            CopyFault::Terminate => self.terminate().await,
             CopyFault::Pause | CopyFault::PauseLong => {
                 self.outjet.pause().await;
                 sleep(lasts).await;
@@ -177,9 +171,18 @@ impl Copy {
         self.start_again();
     }
 
+    /// SIGTERM, and its end.
+    pub(crate) async fn terminate(&mut self) {
+        self.must_run();
+        let code = self.outjet.terminate(TERMINATE_WITHIN).await;
+        if code != Some(0) {
+            let problem = format!("{} ended with {code:?} after SIGTERM", self.name);
+            self.problems.push(problem);
+        }
+    }
+
     /// What it has done that it must not do, and all that it has logged.
     pub(crate) fn account(mut self) -> (Vec<String>, String) {
-        self.must_run();
         self.remember();
         let halts = self.past.lines().filter(|line| says_error(line));
         let halts = halts.map(|line| format!("{}: {line}", self.name));
@@ -227,6 +230,7 @@ pub(crate) async fn strike_link(link: &Proxy, fault: LinkFault, lasts: Duration)
             sleep(lasts).await;
             return link.thaw();
         }
+        LinkFault::Forget => return link.freeze(),
         LinkFault::CutAfter(direction, bytes) => link.set(Mode::Cut(direction, bytes)),
         LinkFault::Stall(direction) => link.set(Mode::Stall(direction)),
         LinkFault::Delay(delay) => link.set(Mode::Delay(delay)),

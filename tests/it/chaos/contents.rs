@@ -95,6 +95,13 @@ pub(crate) struct Known {
     pub(crate) unknown: u64,
 }
 
+/// Commits one more event.
+pub(crate) async fn write_one(session: &Session, random: &mut Random) {
+    let mut transaction = Transaction::default();
+    transaction.insert(random, 1);
+    transaction.run(session).await.expect("a server at peace");
+}
+
 /// Writers at work.
 pub(crate) struct Writers {
     tasks: JoinSet<Known>,

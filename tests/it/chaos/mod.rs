@@ -22,6 +22,7 @@ use time::format_description::well_known::Rfc3339;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::harness::drain;
+use crate::harness::outbox::Random;
 use crate::harness::postgres::{self, Session};
 use crate::harness::{Judge, Proxy, nats};
 use arena::{Broker, Copy, Database, Links};
@@ -34,6 +35,9 @@ const STREAM: &str = "OUTBOX";
 
 /// After the last fault: the longest pause of a copy that has failed often or has halted is 30 s.
 const DRAIN_WITHIN: Duration = Duration::from_secs(120);
+
+/// For a takeover in peace: the longest pause of a copy that has failed often is 5 s.
+const TAKEOVER_WITHIN: Duration = Duration::from_secs(20);
 
 /// How long a fault waits for a running stream; then it hits something that does not run.
 const AWAIT_STREAM_MAX: Duration = Duration::from_secs(4);
@@ -75,13 +79,18 @@ pub(crate) async fn play(
     );
     let known = writers.finish().await;
     let session = Session::connect(&url).await;
-    let drained_in = drain(&session).await;
+    let drained_in = drain(&session, DRAIN_WITHIN).await;
+    let mut problems = call_roll(&session, &mut copies).await;
 
     let committed = judge.committed().await;
     let stored = drain::messages(&jetstream, STREAM).await;
     let id = |message: &drain::Stored| message.header("Nats-Msg-Id").unwrap_or("").to_owned();
     let ids: Vec<String> = stored.iter().map(id).collect();
-    let mut problems = report::disagreements(&committed, &table(&session).await, &known);
+    problems.extend(report::disagreements(
+        &committed,
+        &table(&session).await,
+        &known,
+    ));
     let mut logs = vec![
         ("faults".to_owned(), stage.log()),
         ("postgres".to_owned(), database.log()),
@@ -114,7 +123,7 @@ async fn table(session: &Session) -> Vec<String> {
 }
 
 /// Waits until the slot has passed all that was committed; says how long that took.
-async fn drain(session: &Session) -> Option<Duration> {
+async fn drain(session: &Session, within: Duration) -> Option<Duration> {
     let started = Instant::now();
     let flushed = session.text("SELECT pg_current_wal_flush_lsn()").await;
     let sql = format!(
@@ -122,12 +131,37 @@ async fn drain(session: &Session) -> Option<Duration> {
          WHERE slot_name = 'outjet'"
     );
     while session.text(&sql).await != "t" {
-        if started.elapsed() > DRAIN_WITHIN {
+        if started.elapsed() > within {
             return None;
         }
         sleep(LOOK).await;
     }
     Some(started.elapsed())
+}
+
+/// Ends whoever leads, until nobody is left: each copy must be able to take over, whatever it went
+/// through. A copy that hangs would else be covered by the others.
+async fn call_roll(session: &Session, copies: &mut [Copy]) -> Vec<String> {
+    let mut random = Random(0);
+    let mut left: Vec<usize> = (0..copies.len()).collect();
+    while !left.is_empty() {
+        contents::write_one(session, &mut random).await;
+        let published = drain(session, TAKEOVER_WITHIN).await;
+        let holder = watch::holder(session).await.expect("a server at peace");
+        let leader = holder.map(|(_, copy)| copy);
+        match leader.filter(|_| published.is_some()) {
+            Some(leader) => {
+                copies[leader].terminate().await;
+                left.retain(|copy| *copy != leader);
+            }
+            None => {
+                return vec![format!(
+                    "of the copies {left:?} none takes over ({leader:?})"
+                )];
+            }
+        }
+    }
+    Vec::new()
 }
 
 /// Where faults are done: one method for each track.

@@ -117,6 +117,8 @@ pub(crate) enum LinkFault {
     Refuse,
     /// Connections stand still, new ones do not, and what was sent arrives late.
     Freeze,
+    /// The same for good, as behind a firewall that has forgotten them: nobody is told.
+    Forget,
 }
 
 impl Plan {
@@ -256,9 +258,12 @@ fn link_faults(copies: usize) -> impl FnMut(&mut Random) -> ((Whom, LinkFault), 
         Delay,
         Refuse,
         Freeze,
+        Forget,
     }
     use Card::*;
-    let mut deck = Deck::of([Cut, CutAfter, CutAfter, Stall, Stall, Delay, Refuse, Freeze]);
+    let mut deck = Deck::of([
+        Cut, CutAfter, CutAfter, Stall, Stall, Delay, Refuse, Freeze, Forget,
+    ]);
     move |random| {
         let (fault, lasts) = match deck.deal(random) {
             Cut => (LinkFault::Cut, (0, 1)),
@@ -273,6 +278,7 @@ fn link_faults(copies: usize) -> impl FnMut(&mut Random) -> ((Whom, LinkFault), 
             }
             Refuse => (LinkFault::Refuse, (100, 3_000)),
             Freeze => (LinkFault::Freeze, (200, 4_000)),
+            Forget => (LinkFault::Forget, (0, 1)),
         };
         ((whom(random, copies), fault), skewed(random, lasts))
     }
@@ -350,6 +356,7 @@ impl fmt::Display for LinkFault {
             Self::Delay(_) => "delayed",
             Self::Refuse => "refused",
             Self::Freeze => "frozen, delivered late",
+            Self::Forget => "silent for good",
         })
     }
 }
@@ -358,7 +365,7 @@ impl LinkFault {
     /// What else there is to say, if there is anything.
     pub(crate) fn details(&self) -> String {
         match self {
-            Self::Cut | Self::Refuse | Self::Freeze => String::new(),
+            Self::Cut | Self::Refuse | Self::Freeze | Self::Forget => String::new(),
             Self::CutAfter(direction, bytes) => format!("{direction:?}, {bytes} bytes"),
             Self::Stall(direction) => format!("{direction:?}"),
             Self::Delay(delay) => format!("{delay:?} a chunk"),
@@ -407,6 +414,6 @@ mod tests {
         );
         kinds.sort();
         kinds.dedup();
-        assert_eq!(kinds.len(), 6 + 3 + 4 + 6, "{kinds:?}");
+        assert_eq!(kinds.len(), 6 + 3 + 4 + 7, "{kinds:?}");
     }
 }
