@@ -24,7 +24,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::harness::drain;
 use crate::harness::outbox::Random;
 use crate::harness::postgres::{self, Session};
-use crate::harness::{Judge, Proxy, nats};
+use crate::harness::{Judge, Proxy, Verdict, nats};
 use arena::{Broker, Copy, Database, Links};
 use contents::Writers;
 use plan::{LinkFault, Plan, Planned, Whom};
@@ -57,40 +57,35 @@ pub(crate) async fn play(
     let judge = Judge::appoint(&database.0).await;
     database.0.connect().await.run(contents::BUSINESS).await;
     arena::set_up(&database, &broker, &plan).await;
-    let links: Vec<Links> = (0..plan.copies)
-        .map(|_| Links::to(&database, &broker))
-        .collect();
+    let links = (0..plan.copies).map(|_| Links::to(&database, &broker));
+    let links: Vec<Links> = links.collect();
     let copies = links.iter().enumerate();
-    let mut copies: Vec<Copy> = copies
-        .map(|(number, links)| Copy::start(number, links, &plan))
-        .collect();
+    let copies = copies.map(|(number, links)| Copy::start(number, links, &plan));
+    let mut copies: Vec<Copy> = copies.collect();
     let jetstream = broker.jetstream().await;
     let watch = Watch::start(jetstream.clone(), &url);
     let writers = Writers::start(&url, plan.seed);
 
     let stage = Stage::new(&plan, &watch, &show);
+    let to_postgres = |copy: usize| &links[copy].postgres;
+    let to_nats = |copy: usize| &links[copy].nats;
     tokio::join!(
         stage.postgres(&plan, &mut database),
         stage.nats(&plan, &mut broker),
         stage.copies(&plan, &mut copies),
-        stage.links(&plan.postgres_link, "to Postgres", |whom| &links[whom]
-            .postgres),
-        stage.links(&plan.nats_link, "to NATS", |whom| &links[whom].nats),
+        stage.links(&plan.postgres_link, "to Postgres", to_postgres),
+        stage.links(&plan.nats_link, "to NATS", to_nats),
     );
     let known = writers.finish().await;
     let session = Session::connect(&url).await;
     let drained_in = drain(&session, DRAIN_WITHIN).await;
+    let takeovers = watch.takeovers();
     let mut problems = call_roll(&session, &mut copies).await;
 
     let committed = judge.committed().await;
+    let table = table(&session).await;
     let stored = drain::messages(&jetstream, STREAM).await;
-    let id = |message: &drain::Stored| message.header("Nats-Msg-Id").unwrap_or("").to_owned();
-    let ids: Vec<String> = stored.iter().map(id).collect();
-    problems.extend(report::disagreements(
-        &committed,
-        &table(&session).await,
-        &known,
-    ));
+    problems.extend(report::disagreements(&committed, &table, &known));
     let mut logs = vec![
         ("faults".to_owned(), stage.log()),
         ("postgres".to_owned(), database.log()),
@@ -103,9 +98,9 @@ pub(crate) async fn play(
     }
     Report {
         struck: stage.struck.take(),
-        takeovers: watch.takeovers(),
+        takeovers,
         drained_in,
-        verdict: drain::Verdict::of(&committed, &ids),
+        verdict: Verdict::of(&committed, &report::ids(&stored)),
         differing: report::differing(&stored),
         rolled_back: known.rolled_back.len(),
         unknown: known.unknown,
@@ -293,7 +288,10 @@ mod tests {
     use crate::harness::{Nats, Postgres};
 
     /// Short, as these run with everything else; `scripts/chaos` plays longer.
-    const LENGTH: Duration = Duration::from_secs(20);
+    const LENGTH: Duration = Duration::from_secs(15);
+
+    /// Of about 25 faults: a verdict over a stream that never ran would say little.
+    const HITS_MIN: usize = 3;
 
     async fn play_short(seed: u64, nats: nats::Builder) {
         let plan = Plan::new(seed, LENGTH);
@@ -306,7 +304,7 @@ mod tests {
             }
         }
         assert!(report.is_perfect(), "\n{report}");
-        assert!(report.hits() > 5, "hardly any fault hit a running stream");
+        assert!(report.hits() >= HITS_MIN, "hardly any fault hit a stream");
     }
 
     #[tokio::test]

@@ -126,6 +126,15 @@ impl fmt::Display for Report {
     }
 }
 
+/// The ids of messages, in their order.
+pub(crate) fn ids(stored: &[Stored]) -> Vec<String> {
+    stored.iter().map(id).collect()
+}
+
+fn id(message: &Stored) -> String {
+    message.header("Nats-Msg-Id").unwrap_or("no id").to_owned()
+}
+
 /// The ids of messages whose subject or body is not what was written.
 pub(crate) fn differing(stored: &[Stored]) -> Vec<String> {
     let is_as_written = |message: &&Stored| {
@@ -135,7 +144,6 @@ pub(crate) fn differing(stored: &[Stored]) -> Vec<String> {
         })
     };
     let others = stored.iter().filter(|message| !is_as_written(message));
-    let id = |message: &Stored| message.header("Nats-Msg-Id").unwrap_or("no id").to_owned();
     others.map(id).collect()
 }
 
