@@ -207,6 +207,10 @@ impl Transaction {
                     let mut sink = std::pin::pin!(sink);
                     sink.send(lines.clone().into()).await?;
                     sink.finish().await?;
+                    // That was CommandComplete, which a COPY gets before it is committed: a server
+                    // that dies in between sends it all the same (postgres.c, exec_execute_message,
+                    // quickdie). Only what answers the next query knows of the commit.
+                    session.batch_execute("").await?;
                 }
             }
         }
