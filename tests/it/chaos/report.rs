@@ -152,34 +152,38 @@ pub(crate) fn differing(stored: &[Stored]) -> Vec<String> {
 pub(crate) fn disagreements(judged: &[String], table: &[String], known: &Known) -> Vec<String> {
     let judged_ids: HashSet<&str> = judged.iter().map(String::as_str).collect();
     let table_ids: HashSet<&str> = table.iter().map(String::as_str).collect();
-    let mut problems = Vec::new();
-    let mut count = |what: &str, ids: usize| {
-        if ids > 0 {
-            problems.push(format!("{ids} events {what}"));
-        }
-    };
     let unknown_to = |ids: &HashSet<&str>| {
-        let committed = known.committed.iter();
-        committed.filter(|id| !ids.contains(id.as_str())).count()
+        let committed = known.committed.iter().map(String::as_str);
+        committed.filter(|id| !ids.contains(id)).collect()
     };
-    count(
-        "were committed, and the judge did not see them",
-        unknown_to(&judged_ids),
-    );
-    count(
-        "were committed, and are not in the table",
-        unknown_to(&table_ids),
-    );
-    let taken_back = known.rolled_back.iter();
-    let taken_back = taken_back
-        .filter(|id| judged_ids.contains(id.as_str()))
-        .count();
-    count("were rolled back, and the judge saw them", taken_back);
-    count(
-        "are in the table or the judge's list, and not in both",
-        table_ids.symmetric_difference(&judged_ids).count(),
-    );
-    problems
+    let taken_back = known.rolled_back.iter().map(String::as_str);
+    let found: [(&str, Vec<&str>); 4] = [
+        (
+            "were committed, and the judge did not see them",
+            unknown_to(&judged_ids),
+        ),
+        (
+            "were committed, and are not in the table",
+            unknown_to(&table_ids),
+        ),
+        (
+            "were rolled back, and the judge saw them",
+            taken_back.filter(|id| judged_ids.contains(id)).collect(),
+        ),
+        (
+            "are in the table or in the judge's list, and not in both",
+            table_ids
+                .symmetric_difference(&judged_ids)
+                .copied()
+                .collect(),
+        ),
+    ];
+    let found = found.iter().filter(|(_, ids)| !ids.is_empty());
+    let told = found.map(|(what, ids)| {
+        let first = &ids[..ids.len().min(3)];
+        format!("{} events {what}: {first:?}", ids.len())
+    });
+    told.collect()
 }
 
 #[cfg(test)]

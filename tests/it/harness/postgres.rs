@@ -334,8 +334,8 @@ impl Postgres {
     }
 }
 
-/// Whether this server ended because old children still hold the shared memory ("pre-existing shared
-/// memory block … is still in use"). These go on writing into the same log, also behind the hint.
+/// Whether this server ended because old children still hold the shared memory ("pre-existing
+/// shared memory block … is still in use"). They go on writing into the same log, also behind it.
 fn found_in_use(log: &str, id: u32) -> bool {
     let said_by = format!("[{id}] ");
     let hint = "HINT:  Terminate any old server processes associated with data directory";
