@@ -51,6 +51,10 @@ pub struct Options {
 /// How often a standby looks whether the slot is free: a takeover takes about this long.
 const STANDBY_POLL: Duration = Duration::from_millis(200);
 
+/// Least time in which a question must be answered before a term: the usual takeover_after. None of
+/// them takes long, and what is given up is tried again.
+const ANSWER_MIN: Duration = Duration::from_secs(10);
+
 /// Most reports that wait for the relay, which takes all there are at each turn.
 const REPORTS_MAX: usize = 64;
 
@@ -174,11 +178,13 @@ impl Term<'_> {
         let control = Control::connect(params).await.map_err(pg)?;
         self.preflight(&control).await?;
         let mut session = Session::connect(params, &startup).await.map_err(pg)?;
-        let system = session.identify_system().await.map_err(pg)?;
-        let history = session
-            .timeline_history(system.timeline)
-            .await
-            .map_err(pg)?;
+        let (system, history) = self
+            .answered(async {
+                let system = session.identify_system().await.map_err(pg)?;
+                let history = session.timeline_history(system.timeline).await;
+                Ok((system, history.map_err(pg)?))
+            })
+            .await?;
         let slot = self.options.preflight.slot.clone();
         let source = Source {
             system: system.id,
@@ -212,7 +218,34 @@ impl Term<'_> {
         let wanted = &self.options.preflight;
         let names = wanted.table_names();
         let facts = Facts::read(control.client(), &wanted.slot, &wanted.publication, &names);
-        facts.await.map_err(|error| error.failure())
+        self.answered(async { facts.await.map_err(|error| error.failure()) })
+            .await
+    }
+
+    /// The slot as it is now.
+    async fn slot(&self, control: &Control) -> Result<Option<Slot>, Failure> {
+        let slot = Slot::read(control.client(), &self.options.preflight.slot);
+        self.answered(async { slot.await.map_err(|error| error.failure()) })
+            .await
+    }
+
+    /// A server that says nothing at all (its machine is gone, a firewall has forgotten us) would
+    /// hold us for as long as TCP is patient, a quarter of an hour or for ever: a standby that asks
+    /// it would never take over.
+    async fn answered<T>(
+        &self,
+        asked: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let within = self.options.relay.takeover_after.max(ANSWER_MIN);
+        let answered = tokio::time::timeout(within, asked).await;
+        answered.unwrap_or_else(|_| {
+            Err(Failure::retry(Problem::new(
+                format!("Postgres at {} does not answer", self.options.params),
+                format!("no answer within {} s", within.as_secs()),
+                "see whether the server is overloaded or gone, and whether something on the way \
+                 forgets connections; with a slow network, raise postgres.takeover_after",
+            )))
+        })
     }
 
     /// Takes the slot, or stands by until it can be taken.
@@ -228,7 +261,9 @@ impl Term<'_> {
         loop {
             let start = self.confirmed_flush(&mut session).await?;
             let publications = std::slice::from_ref(&wanted.publication);
-            let (returned, error) = match session.start(&wanted.slot, publications, true).await {
+            let starting = session.start(&wanted.slot, publications, true);
+            let started = self.answered(async { Ok(starting.await) }).await?;
+            let (returned, error) = match started {
                 Ok(stream) => {
                     if stood_by {
                         // Things may have changed, and another leader has written: look again.
@@ -261,11 +296,11 @@ impl Term<'_> {
     async fn confirmed_flush(&self, session: &mut Session) -> Result<Lsn, Failure> {
         let slot = postgres_protocol::escape::escape_literal(&self.options.preflight.slot);
         let sql = include_str!("../sql/confirmed_flush.sql").replace("$1", &slot);
-        let rows = session
-            .query(&sql)
-            .await
-            .map_err(|error| error.failure(&self.options.params))?;
+        let rows = session.query(&sql);
+        let params = &self.options.params;
+        let rows = self.answered(async { rows.await.map_err(|error| error.failure(params)) });
         let lsn = rows
+            .await?
             .into_iter()
             .flatten()
             .flatten()
@@ -278,9 +313,7 @@ impl Term<'_> {
     /// Says who leads; a stranger may hold the slot for ever.
     async fn log_standby(&self, control: &Control) -> Result<(), Failure> {
         let name = &self.options.preflight.slot;
-        let slot = Slot::read(control.client(), name).await;
-        let slot = slot.map_err(|error| error.failure())?;
-        let holder = slot.and_then(|slot| slot.holder);
+        let holder = self.slot(control).await?.and_then(|slot| slot.holder);
         let leader = holder.as_ref().map(Holder::to_string);
         match holder {
             Some(holder) if !holder.outjet() => {
@@ -299,8 +332,7 @@ impl Term<'_> {
         loop {
             tokio::time::sleep(STANDBY_POLL).await;
             self.options.vitals.beat();
-            let slot = Slot::read(control.client(), &self.options.preflight.slot).await;
-            match slot.map_err(|error| error.failure())? {
+            match self.slot(control).await? {
                 Some(slot) if slot.active => {}
                 // Free, or gone: taking it says which.
                 Some(_) | None => return Ok(()),
@@ -380,9 +412,10 @@ impl Term<'_> {
             return Ok(());
         };
         loop {
-            let slot = Slot::read(control.client(), &self.options.preflight.slot).await;
-            let slot = slot.map_err(|error| error.failure())?;
-            let shown = slot.and_then(|slot| slot.confirmed_flush);
+            let shown = self
+                .slot(control)
+                .await?
+                .and_then(|slot| slot.confirmed_flush);
             if shown.is_none_or(|shown| shown >= confirmed.lsn()) {
                 return Ok(());
             }

@@ -2,6 +2,7 @@
 
 mod auth_tls;
 mod backpressure;
+mod chaos;
 mod dead_letters;
 mod delivery;
 mod docs;

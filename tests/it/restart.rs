@@ -13,7 +13,8 @@ use tokio::time::Instant;
 use crate::delivery::{Delivery, SOON, STREAM};
 use crate::harness::outbox::{self, Load, Random};
 use crate::harness::process::Signal;
-use crate::harness::{Outjet, Wait, until};
+use crate::harness::proxy::Upstream;
+use crate::harness::{Outjet, Proxy, Wait, until};
 
 /// How often outjet is killed if `KILLS` does not say.
 const KILLS: u64 = 60;
@@ -230,5 +231,25 @@ async fn standby_takes_over_from_a_leader_that_is_killed_or_told_to_stop() {
         leader = standby;
     }
     writers.finish().await;
+    delivery.verdict().await.assert_exact();
+}
+
+#[tokio::test]
+async fn standby_whose_connections_went_silent_takes_over_all_the_same() {
+    let delivery = Delivery::ready().await;
+    let mut leader = delivery.run();
+    leader.logged("leading", SOON).await;
+    let link = Proxy::start(Upstream::Unix(delivery.world.postgres.socket()));
+    let url = format!("postgres://postgres@{}/postgres", link.address());
+    let standby = delivery.outjet(["run", "--log-format", "json"]);
+    let mut standby = standby.env("DATABASE_URL", url).spawn();
+    standby
+        .logged("standing by: another copy leads", SOON)
+        .await;
+    // As behind a firewall that has forgotten them: nothing arrives, and nobody is told.
+    link.freeze();
+    leader.kill().await;
+    standby.logged("leading", SOON).await;
+    outbox::one_transaction(&delivery.session, 10).await;
     delivery.verdict().await.assert_exact();
 }

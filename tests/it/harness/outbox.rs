@@ -328,7 +328,8 @@ impl Random {
         self.next() % bound
     }
 
-    fn uuid(&mut self) -> String {
+    /// A UUID.
+    pub(crate) fn uuid(&mut self) -> String {
         let (high, low) = (self.next(), self.next());
         format!(
             "{:08x}-{:04x}-4{:03x}-8{:03x}-{:012x}",
@@ -340,7 +341,8 @@ impl Random {
         )
     }
 
-    fn words(&mut self, length: usize) -> String {
+    /// Text of this length, of letters and spaces.
+    pub(crate) fn words(&mut self, length: usize) -> String {
         let letters = "etaoin shrdlu";
         (0..length)
             .map(|_| letters.as_bytes()[self.below(letters.len() as u64) as usize] as char)

@@ -213,7 +213,7 @@ impl Postgres {
         until("Postgres takes connections", START_WITHIN, async || {
             if let Some(status) = process.exited() {
                 let log = tail(&self.log());
-                if !log.trim_end().ends_with(STILL_IN_USE) {
+                if !found_in_use(&log, process.id()) {
                     return Wait::Broken(format!("{status}\n{log}"));
                 }
                 process = self.spawn();
@@ -334,8 +334,14 @@ impl Postgres {
     }
 }
 
-/// The hint that follows "pre-existing shared memory block … is still in use".
-const STILL_IN_USE: &str = "associated with data directory.";
+/// Whether this server ended because old children still hold the shared memory ("pre-existing
+/// shared memory block … is still in use"). They go on writing into the same log, also behind it.
+fn found_in_use(log: &str, id: u32) -> bool {
+    let said_by = format!("[{id}] ");
+    let hint = "HINT:  Terminate any old server processes associated with data directory";
+    let mut lines = log.lines();
+    lines.any(|line| line.contains(&said_by) && line.contains(hint))
+}
 
 /// A client with the task that drives its connection.
 pub(crate) struct Session {
@@ -346,18 +352,22 @@ pub(crate) struct Session {
 impl Session {
     /// Connects without TLS.
     pub(crate) async fn connect(url: &str) -> Self {
-        let connected = tokio_postgres::connect(url, tokio_postgres::NoTls).await;
-        let (client, connection) =
-            connected.unwrap_or_else(|error| panic!("connect to {url}: {error:?}"));
+        let connected = Self::try_connect(url).await;
+        connected.unwrap_or_else(|error| panic!("connect to {url}: {error:?}"))
+    }
+
+    /// The same where the server may be away.
+    pub(crate) async fn try_connect(url: &str) -> Result<Self, tokio_postgres::Error> {
+        let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await?;
         let mut task = JoinSet::new();
         task.spawn(async move {
             // Tests cut connections; whoever uses the client sees the error.
             let _ = connection.await;
         });
-        Self {
+        Ok(Self {
             client,
             _connection: task,
-        }
+        })
     }
 
     /// The first column of the only row, as text.
@@ -472,4 +482,21 @@ fn open_to_all(path: &Path) {
 fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind a port");
     listener.local_addr().expect("a bound port").port()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOG: &str = "\
+13:13:11.976 UTC [30321]  FATAL:  pre-existing shared memory block (key 1, ID 2) is still in use
+13:13:11.976 UTC [30321]  HINT:  Terminate any old server processes associated with data directory
+13:13:12.137 UTC [29912] [unknown] FATAL:  terminating connection due to unexpected postmaster exit
+";
+
+    #[test]
+    fn a_server_that_was_too_early_is_known_whatever_others_say_behind_it() {
+        assert!(found_in_use(LOG, 30321));
+        assert!(!found_in_use(LOG, 29912));
+    }
 }

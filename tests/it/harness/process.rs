@@ -179,6 +179,11 @@ pub(crate) fn signal_process(id: u32, signal: Signal) {
     kill_process(pid(id), signal).unwrap_or_else(|error| panic!("signal process {id}: {error}"));
 }
 
+/// The same for a process that may be gone; says whether it was there.
+pub(crate) fn signal_if_alive(id: u32, signal: Signal) -> bool {
+    kill_process(pid(id), signal).is_ok()
+}
+
 /// The state of a process: T is stopped, Z has ended and waits to be reaped, "" is gone.
 pub(crate) fn state(id: u32) -> String {
     if Path::new("/proc/self/status").exists() {

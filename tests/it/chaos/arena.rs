@@ -1,0 +1,285 @@
+//! The servers, the copies of outjet and the links between them, and how a fault is done to each.
+
+use std::fs;
+use std::time::Duration;
+
+use super::STREAM;
+use super::plan::{CopyFault, LinkFault, NatsFault, Plan, PostgresFault, TAKEOVER_AFTER};
+use super::watch::{self, NAMES};
+use crate::harness::postgres::Session;
+use crate::harness::process::{Signal, signal_if_alive};
+use crate::harness::proxy::Upstream;
+use crate::harness::{Mode, Nats, Outjet, Postgres, Proxy, Stop, nats, outjet, postgres};
+use async_nats::jetstream;
+use tokio::time::sleep;
+
+/// An orderly stop takes `drain_timeout` and what the end of a term takes; debug build, busy cores.
+const TERMINATE_WITHIN: Duration = Duration::from_secs(60);
+
+/// The database, and what can be done to it.
+pub(crate) struct Database(pub(crate) Postgres);
+
+/// The broker, and what can be done to it. A cluster has its place here: outjet and the judge know
+/// no more of it than addresses and a client.
+pub(crate) struct Broker(Nats);
+
+/// A copy of outjet that is started again whenever it was ended.
+pub(crate) struct Copy {
+    name: String,
+    environment: Vec<(&'static str, String)>,
+    yaml: String,
+    outjet: Outjet,
+    /// What earlier processes have logged.
+    past: String,
+    problems: Vec<String>,
+}
+
+/// The only ways that one copy knows to the servers.
+pub(crate) struct Links {
+    /// To Postgres.
+    pub(crate) postgres: Proxy,
+    /// To NATS.
+    pub(crate) nats: Proxy,
+}
+
+impl Database {
+    /// A server whose decoding spills transactions to disk early.
+    pub(crate) async fn start(postgres: postgres::Builder) -> Self {
+        let small = postgres.setting("logical_decoding_work_mem", "256kB");
+        Self(small.start().await)
+    }
+
+    /// Does it, waits, and makes up for it.
+    pub(crate) async fn strike(&mut self, fault: PostgresFault, lasts: Duration) {
+        match fault {
+            PostgresFault::Kill => self.0.crash().await,
+            PostgresFault::StopFast => self.0.stop(Stop::Fast).await,
+            PostgresFault::StopImmediate => self.0.stop(Stop::Immediate).await,
+            PostgresFault::TerminateWalsender
+            | PostgresFault::KillWalsender
+            | PostgresFault::PauseWalsender => return self.strike_walsender(fault, lasts).await,
+        }
+        sleep(lasts).await;
+        self.0.start_again().await;
+    }
+
+    /// What the server has logged.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.0.log()).expect("the server's log")
+    }
+
+    /// Nothing happens if nobody leads.
+    async fn strike_walsender(&self, fault: PostgresFault, lasts: Duration) {
+        let Ok(session) = Session::try_connect(&self.0.url()).await else {
+            return;
+        };
+        let Ok(Some((walsender, _))) = watch::holder(&session).await else {
+            return;
+        };
+        match fault {
+            PostgresFault::TerminateWalsender => {
+                let sql = format!("SELECT pg_terminate_backend({walsender})");
+                let _ = session.batch_execute(&sql).await;
+            }
+            PostgresFault::KillWalsender => {
+                signal_if_alive(walsender, Signal::KILL);
+            }
+            PostgresFault::PauseWalsender => {
+                signal_if_alive(walsender, Signal::STOP);
+                sleep(lasts).await;
+                signal_if_alive(walsender, Signal::CONT);
+            }
+            PostgresFault::Kill | PostgresFault::StopFast | PostgresFault::StopImmediate => {}
+        }
+    }
+}
+
+impl Broker {
+    /// A single server.
+    pub(crate) async fn start(nats: nats::Builder) -> Self {
+        Self(nats.start().await)
+    }
+
+    /// What the server has logged.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.0.log()).expect("the server's log")
+    }
+
+    /// For those who look on: past all links.
+    pub(crate) async fn jetstream(&self) -> jetstream::Context {
+        self.0.jetstream().await
+    }
+
+    /// Where a link of one copy leads.
+    fn link(&self) -> Proxy {
+        Proxy::before_port(self.0.port())
+    }
+
+    /// Does it, waits, and makes up for it.
+    pub(crate) async fn strike(&mut self, fault: NatsFault, lasts: Duration) {
+        match fault {
+            NatsFault::Kill => self.0.kill().await,
+            NatsFault::Stop => self.0.stop().await,
+            NatsFault::Pause => {
+                self.0.process().pause().await;
+                sleep(lasts).await;
+                return self.0.process().resume();
+            }
+        }
+        sleep(lasts).await;
+        self.0.start_again().await;
+    }
+}
+
+impl Copy {
+    /// A copy behind links of its own. `outjet setup` must have run.
+    pub(crate) fn start(number: usize, links: &Links, plan: &Plan) -> Self {
+        let name = format!("{NAMES}{number}");
+        let database = format!("postgres://postgres@{}/postgres", links.postgres.address());
+        let environment = vec![
+            ("PGAPPNAME", name.clone()),
+            ("DATABASE_URL", database),
+            ("NATS_URL", format!("nats://{}", links.nats.address())),
+        ];
+        let yaml = configuration(plan);
+        let outjet = call(&environment, &yaml, ["run", "--log-format", "json"]).spawn();
+        Self {
+            name,
+            environment,
+            yaml,
+            outjet,
+            past: String::new(),
+            problems: Vec::new(),
+        }
+    }
+
+    /// Does it, waits, and makes up for it.
+    pub(crate) async fn strike(&mut self, fault: CopyFault, lasts: Duration) {
+        self.must_run();
+        match fault {
+            CopyFault::Kill => {
+                self.outjet.kill().await;
+            }
+            CopyFault::Terminate => self.terminate().await,
+            CopyFault::Pause | CopyFault::PauseLong => {
+                self.outjet.pause().await;
+                sleep(lasts).await;
+                return self.outjet.resume();
+            }
+        }
+        sleep(lasts).await;
+        self.start_again();
+    }
+
+    /// SIGTERM, and its end.
+    pub(crate) async fn terminate(&mut self) {
+        self.must_run();
+        let code = self.outjet.terminate(TERMINATE_WITHIN).await;
+        if code != Some(0) {
+            let problem = format!("{} ended with {code:?} after SIGTERM", self.name);
+            self.problems.push(problem);
+        }
+    }
+
+    /// What it has done that it must not do, and all that it has logged.
+    pub(crate) fn account(mut self) -> (Vec<String>, String) {
+        self.remember();
+        let halts = self.past.lines().filter(|line| says_error(line));
+        let halts = halts.map(|line| format!("{}: {line}", self.name));
+        self.problems.extend(halts);
+        (self.problems, self.past)
+    }
+
+    /// It never ends by itself: that would be a crash.
+    fn must_run(&mut self) {
+        if let Some(status) = self.outjet.exited() {
+            let problem = format!("{} ended by itself: {status}", self.name);
+            self.problems.push(problem);
+            self.start_again();
+        }
+    }
+
+    fn start_again(&mut self) {
+        self.remember();
+        let run = ["run", "--log-format", "json"];
+        self.outjet = call(&self.environment, &self.yaml, run).spawn();
+    }
+
+    fn remember(&mut self) {
+        self.past.push_str(&self.outjet.stderr());
+        self.past.push_str(&self.outjet.stdout());
+    }
+}
+
+impl Links {
+    /// To both servers.
+    pub(crate) fn to(database: &Database, broker: &Broker) -> Self {
+        Self {
+            postgres: Proxy::start(Upstream::Unix(database.0.socket())),
+            nats: broker.link(),
+        }
+    }
+}
+
+/// Does it to a link, waits, and makes up for it.
+pub(crate) async fn strike_link(link: &Proxy, fault: LinkFault, lasts: Duration) {
+    match fault {
+        LinkFault::Cut => return link.cut(),
+        LinkFault::Freeze => {
+            link.freeze();
+            sleep(lasts).await;
+            return link.thaw();
+        }
+        LinkFault::Forget => return link.freeze(),
+        LinkFault::CutAfter(direction, bytes) => link.set(Mode::Cut(direction, bytes)),
+        LinkFault::Stall(direction) => link.set(Mode::Stall(direction)),
+        LinkFault::Delay(delay) => link.set(Mode::Delay(delay)),
+        LinkFault::Refuse => link.set(Mode::Refuse),
+    }
+    sleep(lasts).await;
+    link.set(Mode::Forward);
+}
+
+/// Makes slot, publication, schema and stream.
+pub(crate) async fn set_up(database: &Database, broker: &Broker, plan: &Plan) {
+    let environment = [
+        ("DATABASE_URL", database.0.url()),
+        ("NATS_URL", broker.0.url()),
+    ];
+    let output = call(&environment, &configuration(plan), ["setup"]).output();
+    let output = output.await;
+    assert_eq!(output.code, Some(0), "{output:?}");
+}
+
+fn call<'a>(
+    environment: &[(&'static str, String)],
+    yaml: &str,
+    arguments: impl IntoIterator<Item = &'a str>,
+) -> outjet::Builder {
+    let builder = Outjet::builder().args(arguments).config(yaml);
+    let set = |builder: outjet::Builder, (name, value): &(&'static str, String)| {
+        builder.env(name, value.clone())
+    };
+    environment.iter().fold(builder, set)
+}
+
+/// Short times, and a duplicate window that is over before it could hide anything.
+fn configuration(plan: &Plan) -> String {
+    format!(
+        "
+postgres: {{takeover_after: {}s, connect_timeout: 2s}}
+nats: {{connect_timeout: 2s}}
+stream: {{name: {STREAM}, duplicate_window: 100ms}}
+publish: {{ack_timeout: 1s, drain_timeout: 3s, in_flight_max: {}, in_flight_bytes_max: {}}}
+",
+        TAKEOVER_AFTER.as_secs(),
+        plan.in_flight_max,
+        plan.in_flight_bytes_max,
+    )
+}
+
+/// Only a halt is an error: somebody must act, and here nobody has to.
+fn says_error(line: &str) -> bool {
+    let line: Option<serde_json::Value> = serde_json::from_str(line).ok();
+    line.is_none_or(|line| line["level"] == "ERROR")
+}

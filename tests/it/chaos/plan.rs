@@ -1,0 +1,419 @@
+//! What is to go wrong, and when: a function of the seed and of nothing else. Knows no server.
+//!
+//! Faults stand on tracks. Those of one track follow one another, those of different tracks overlap
+//! as they like. Most of them wait until the stream runs, so that they hit something; the others
+//! come while outjet is still busy with what came before. A longer plan begins like a shorter one
+//! of the same seed.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::harness::Direction;
+use crate::harness::outbox::Random;
+
+/// A leader that is silent for longer than this loses the slot (`postgres.takeover_after`).
+pub(crate) const TAKEOVER_AFTER: Duration = Duration::from_secs(2);
+
+/// Everything that one round is made of.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Plan {
+    /// Names the plan and the contents.
+    pub(crate) seed: u64,
+    /// No fault begins later.
+    pub(crate) length: Duration,
+    /// Copies of outjet: one leads.
+    pub(crate) copies: usize,
+    /// Their `publish.in_flight_max`.
+    pub(crate) in_flight_max: u32,
+    /// Their `publish.in_flight_bytes_max`.
+    pub(crate) in_flight_bytes_max: &'static str,
+    /// What happens to the database server.
+    pub(crate) postgres: Vec<Planned<PostgresFault>>,
+    /// What happens to the broker.
+    pub(crate) nats: Vec<Planned<NatsFault>>,
+    /// What happens to copies.
+    pub(crate) copy: Vec<Planned<(Whom, CopyFault)>>,
+    /// What happens between a copy and Postgres.
+    pub(crate) postgres_link: Vec<Planned<(Whom, LinkFault)>>,
+    /// What happens between a copy and NATS.
+    pub(crate) nats_link: Vec<Planned<(Whom, LinkFault)>>,
+}
+
+/// A fault with its time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Planned<F> {
+    /// Whether it waits for a running stream first.
+    pub(crate) awaits_stream: bool,
+    /// Quiet on its track, from then on.
+    pub(crate) after: Duration,
+    /// How long something is down, stands or is silent.
+    pub(crate) lasts: Duration,
+    /// What happens.
+    pub(crate) fault: F,
+}
+
+/// Which copy a fault is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Whom {
+    /// Whoever holds the slot at that time, or held it last.
+    Leader,
+    /// This one, counted from 0, whatever it is doing.
+    Copy(usize),
+}
+
+/// What can happen to Postgres.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PostgresFault {
+    /// `kill -9` of the postmaster.
+    Kill,
+    /// A fast stop, which waits for the walsender's client.
+    StopFast,
+    /// An immediate stop, with recovery at the next start.
+    StopImmediate,
+    /// `pg_terminate_backend` of the walsender.
+    TerminateWalsender,
+    /// `kill -9` of the walsender: the postmaster restarts everything.
+    KillWalsender,
+    /// SIGSTOP of the walsender.
+    PauseWalsender,
+}
+
+/// What can happen to nats-server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NatsFault {
+    /// `kill -9`.
+    Kill,
+    /// An orderly stop.
+    Stop,
+    /// SIGSTOP.
+    Pause,
+}
+
+/// What can happen to outjet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CopyFault {
+    /// `kill -9`.
+    Kill,
+    /// SIGTERM.
+    Terminate,
+    /// SIGSTOP for less than [`TAKEOVER_AFTER`].
+    Pause,
+    /// SIGSTOP until another copy may have taken over.
+    PauseLong,
+}
+
+/// What can happen to a network.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum LinkFault {
+    /// Connections are reset at once.
+    Cut,
+    /// Connections are reset after this many more bytes.
+    CutAfter(Direction, u64),
+    /// Nothing passes in a direction.
+    Stall(Direction),
+    /// Each chunk is held back for this long.
+    Delay(Duration),
+    /// Connections are reset and new ones refused.
+    Refuse,
+    /// Connections stand still, new ones do not, and what was sent arrives late.
+    Freeze,
+    /// The same for good, as behind a firewall that has forgotten them: nobody is told.
+    Forget,
+}
+
+impl Plan {
+    /// The plan of a seed.
+    pub(crate) fn new(seed: u64, length: Duration) -> Self {
+        // One source of choices for each track, so that no track moves another.
+        let source = |track: u64| Random(seed.wrapping_mul(1_000_003).wrapping_add(track << 32));
+        let mut random = source(1);
+        let copies = 2 + random.below(2) as usize;
+        Self {
+            seed,
+            length,
+            copies,
+            in_flight_max: [16, 256, 4096][random.below(3) as usize],
+            in_flight_bytes_max: ["256KiB", "32MiB"][random.below(2) as usize],
+            postgres: track(source(2), (500, 4_000), length, &mut postgres_faults()),
+            nats: track(source(3), (500, 4_000), length, &mut nats_faults()),
+            copy: track(source(4), (300, 3_000), length, &mut copy_faults(copies)),
+            postgres_link: track(source(5), (300, 2_500), length, &mut link_faults(copies)),
+            nats_link: track(source(6), (300, 2_500), length, &mut link_faults(copies)),
+        }
+    }
+
+    /// How many faults it has.
+    pub(crate) fn faults(&self) -> usize {
+        self.postgres.len()
+            + self.nats.len()
+            + self.copy.len()
+            + self.postgres_link.len()
+            + self.nats_link.len()
+    }
+}
+
+/// Faults for as long as the plan can last, with as many milliseconds of quiet between two.
+fn track<F>(
+    mut random: Random,
+    quiet: (u64, u64),
+    length: Duration,
+    draw: &mut impl FnMut(&mut Random) -> (F, Duration),
+) -> Vec<Planned<F>> {
+    let mut planned = Vec::new();
+    let mut at = Duration::ZERO;
+    while at < length {
+        let awaits_stream = random.below(4) > 0;
+        let after = between(&mut random, quiet);
+        let (fault, lasts) = draw(&mut random);
+        planned.push(Planned {
+            awaits_stream,
+            after,
+            lasts,
+            fault,
+        });
+        at += after + lasts;
+    }
+    planned
+}
+
+/// Deals all cards before it deals one again, so that a short plan has some of everything.
+struct Deck<C> {
+    cards: Vec<C>,
+    left: Vec<C>,
+}
+
+impl<C: Copy> Deck<C> {
+    fn of<const N: usize>(cards: [C; N]) -> Self {
+        Self {
+            cards: Vec::from(cards),
+            left: Vec::new(),
+        }
+    }
+
+    fn deal(&mut self, random: &mut Random) -> C {
+        if self.left.is_empty() {
+            self.left.clone_from(&self.cards);
+        }
+        let chosen = random.below(self.left.len() as u64);
+        self.left.swap_remove(chosen as usize)
+    }
+}
+
+fn postgres_faults() -> impl FnMut(&mut Random) -> (PostgresFault, Duration) {
+    use PostgresFault::*;
+    let mut deck = Deck::of([
+        Kill,
+        StopFast,
+        StopImmediate,
+        TerminateWalsender,
+        KillWalsender,
+        PauseWalsender,
+    ]);
+    move |random| {
+        let fault = deck.deal(random);
+        let lasts = match fault {
+            Kill | StopFast | StopImmediate => (0, 1_500),
+            TerminateWalsender | KillWalsender => (0, 1),
+            PauseWalsender => (100, 4_000),
+        };
+        (fault, skewed(random, lasts))
+    }
+}
+
+fn nats_faults() -> impl FnMut(&mut Random) -> (NatsFault, Duration) {
+    use NatsFault::*;
+    let mut deck = Deck::of([Kill, Kill, Stop, Pause]);
+    move |random| {
+        let fault = deck.deal(random);
+        let lasts = match fault {
+            Kill | Stop => (0, 2_000),
+            Pause => (100, 4_000),
+        };
+        (fault, skewed(random, lasts))
+    }
+}
+
+fn copy_faults(copies: usize) -> impl FnMut(&mut Random) -> ((Whom, CopyFault), Duration) {
+    use CopyFault::*;
+    let mut deck = Deck::of([Kill, Kill, Terminate, Pause, PauseLong]);
+    move |random| {
+        let fault = deck.deal(random);
+        let takeover = TAKEOVER_AFTER.as_millis() as u64;
+        let lasts = match fault {
+            Kill | Terminate => (0, 1_500),
+            Pause => (50, takeover - 500),
+            PauseLong => (takeover + 500, takeover + 3_000),
+        };
+        ((whom(random, copies), fault), skewed(random, lasts))
+    }
+}
+
+fn link_faults(copies: usize) -> impl FnMut(&mut Random) -> ((Whom, LinkFault), Duration) {
+    /// What is drawn first; the details are drawn for each.
+    #[derive(Clone, Copy)]
+    enum Card {
+        Cut,
+        CutAfter,
+        Stall,
+        Delay,
+        Refuse,
+        Freeze,
+        Forget,
+    }
+    use Card::*;
+    let mut deck = Deck::of([
+        Cut, CutAfter, CutAfter, Stall, Stall, Delay, Refuse, Freeze, Forget,
+    ]);
+    move |random| {
+        let (fault, lasts) = match deck.deal(random) {
+            Cut => (LinkFault::Cut, (0, 1)),
+            CutAfter => {
+                let bytes = 1 + random.below(100_000);
+                (LinkFault::CutAfter(direction(random), bytes), (200, 1_500))
+            }
+            Stall => (LinkFault::Stall(direction(random)), (100, 4_000)),
+            Delay => {
+                let delay = between(random, (1, 60));
+                (LinkFault::Delay(delay), (500, 3_000))
+            }
+            Refuse => (LinkFault::Refuse, (100, 3_000)),
+            Freeze => (LinkFault::Freeze, (200, 4_000)),
+            Forget => (LinkFault::Forget, (0, 1)),
+        };
+        ((whom(random, copies), fault), skewed(random, lasts))
+    }
+}
+
+/// Most often the leader: what happens to a standby hits nothing.
+fn whom(random: &mut Random, copies: usize) -> Whom {
+    match random.below(6) {
+        0 => Whom::Copy(random.below(copies as u64) as usize),
+        _ => Whom::Leader,
+    }
+}
+
+fn direction(random: &mut Random) -> Direction {
+    match random.below(3) {
+        0 => Direction::ToServer,
+        1 => Direction::ToClient,
+        _ => Direction::Both,
+    }
+}
+
+/// Short more often than long: an outage of everything is easily had, and hides what comes next.
+fn skewed(random: &mut Random, (low, high): (u64, u64)) -> Duration {
+    match random.below(3) {
+        0 => between(random, (low, high)),
+        _ => between(random, (low, low + (high - low).div_ceil(5))),
+    }
+}
+
+fn between(random: &mut Random, (low, high): (u64, u64)) -> Duration {
+    Duration::from_millis(low + random.below(high - low))
+}
+
+impl fmt::Display for PostgresFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kill => "Postgres: kill -9",
+            Self::StopFast => "Postgres: fast stop",
+            Self::StopImmediate => "Postgres: immediate stop",
+            Self::TerminateWalsender => "walsender: terminated",
+            Self::KillWalsender => "walsender: kill -9",
+            Self::PauseWalsender => "walsender: SIGSTOP",
+        })
+    }
+}
+
+impl fmt::Display for NatsFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kill => "nats-server: kill -9",
+            Self::Stop => "nats-server: stop",
+            Self::Pause => "nats-server: SIGSTOP",
+        })
+    }
+}
+
+impl fmt::Display for CopyFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kill => "outjet: kill -9",
+            Self::Terminate => "outjet: SIGTERM",
+            Self::Pause => "outjet: SIGSTOP, short",
+            Self::PauseLong => "outjet: SIGSTOP, past takeover_after",
+        })
+    }
+}
+
+/// Its kind; [`LinkFault::details`] says the rest.
+impl fmt::Display for LinkFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cut => "cut",
+            Self::CutAfter(..) => "cut at a byte",
+            Self::Stall(_) => "stalled",
+            Self::Delay(_) => "delayed",
+            Self::Refuse => "refused",
+            Self::Freeze => "frozen, delivered late",
+            Self::Forget => "silent for good",
+        })
+    }
+}
+
+impl LinkFault {
+    /// What else there is to say, if there is anything.
+    pub(crate) fn details(&self) -> String {
+        match self {
+            Self::Cut | Self::Refuse | Self::Freeze | Self::Forget => String::new(),
+            Self::CutAfter(direction, bytes) => format!("{direction:?}, {bytes} bytes"),
+            Self::Stall(direction) => format!("{direction:?}"),
+            Self::Delay(delay) => format!("{delay:?} a chunk"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_seed_names_one_plan_and_another_seed_another() {
+        assert_eq!(Plan::new(7, MINUTE), Plan::new(7, MINUTE));
+        assert_ne!(
+            Plan::new(7, MINUTE).nats_link,
+            Plan::new(8, MINUTE).nats_link
+        );
+    }
+
+    #[test]
+    fn a_longer_plan_begins_like_a_shorter_one() {
+        let (short, long) = (Plan::new(3, MINUTE), Plan::new(3, 10 * MINUTE));
+        assert!(long.faults() > 5 * short.faults());
+        assert_eq!(long.copy[..short.copy.len()], short.copy[..]);
+        assert_eq!(long.postgres[..short.postgres.len()], short.postgres[..]);
+    }
+
+    #[test]
+    fn a_minute_has_every_kind_of_fault() {
+        let plan = Plan::new(1, MINUTE);
+        let mut kinds: Vec<String> = Vec::new();
+        kinds.extend(
+            plan.postgres
+                .iter()
+                .map(|planned| planned.fault.to_string()),
+        );
+        kinds.extend(plan.nats.iter().map(|planned| planned.fault.to_string()));
+        kinds.extend(plan.copy.iter().map(|planned| planned.fault.1.to_string()));
+        kinds.extend(
+            plan.nats_link
+                .iter()
+                .map(|planned| planned.fault.1.to_string()),
+        );
+        kinds.sort();
+        kinds.dedup();
+        assert_eq!(kinds.len(), 6 + 3 + 4 + 7, "{kinds:?}");
+    }
+}
