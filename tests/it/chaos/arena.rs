@@ -11,10 +11,13 @@ use crate::harness::process::{Signal, signal_if_alive};
 use crate::harness::proxy::Upstream;
 use crate::harness::{Mode, Nats, Outjet, Postgres, Proxy, Stop, nats, outjet, postgres};
 use async_nats::jetstream;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 /// An orderly stop takes `drain_timeout` and what the end of a term takes; debug build, busy cores.
 const TERMINATE_WITHIN: Duration = Duration::from_secs(60);
+
+/// Ten times takeover_after: by then Postgres has thrown out every walsender that is silent.
+const FAST_STOP_MAX: Duration = Duration::from_secs(20);
 
 /// The database, and what can be done to it.
 pub(crate) struct Database(pub(crate) Postgres);
@@ -53,7 +56,7 @@ impl Database {
     pub(crate) async fn strike(&mut self, fault: PostgresFault, lasts: Duration) {
         match fault {
             PostgresFault::Kill => self.0.crash().await,
-            PostgresFault::StopFast => self.0.stop(Stop::Fast).await,
+            PostgresFault::StopFast => self.stop_fast().await,
             PostgresFault::StopImmediate => self.0.stop(Stop::Immediate).await,
             PostgresFault::TerminateWalsender
             | PostgresFault::KillWalsender
@@ -61,6 +64,15 @@ impl Database {
         }
         sleep(lasts).await;
         self.0.start_again().await;
+    }
+
+    /// A walsender that was terminated while its connection is silent can hang in its farewell, and
+    /// the stop with it: then the operator loses patience.
+    async fn stop_fast(&mut self) {
+        self.0.begin_stop(Stop::Fast);
+        if timeout(FAST_STOP_MAX, self.0.stopped()).await.is_err() {
+            self.0.stop(Stop::Immediate).await;
+        }
     }
 
     /// What the server has logged.
