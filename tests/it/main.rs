@@ -4,6 +4,7 @@ mod auth_tls;
 mod dead_letters;
 mod delivery;
 mod docs;
+mod fencing;
 mod harness;
 mod million;
 mod nats_auth;

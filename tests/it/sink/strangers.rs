@@ -14,7 +14,7 @@ use crate::harness::stage::{SOON, STREAM, Stage};
 use crate::harness::{Direction, Mode, Verdict};
 
 /// What the log says of strangers.
-const NOTICED: &str = "the stream holds messages that are not ours";
+pub(crate) const NOTICED: &str = "the stream holds messages that are not ours";
 
 /// Most events that may be under way at once, and so stand before a refused one.
 const IN_FLIGHT_MAX: usize = 4096;
@@ -38,7 +38,7 @@ fn is_ours(message: &Stored) -> bool {
 }
 
 /// Each of ours stands there once; one that a stranger displaced may come late, by one window.
-async fn assert_each_once(stage: &Stage, strangers: u64) {
+pub(crate) async fn assert_each_once(stage: &Stage, strangers: u64, window: usize) {
     stage.confirmed().await;
     let stored = drain::messages(&stage.jetstream().await, STREAM).await;
     let (ours, others): (Vec<Stored>, Vec<Stored>) = stored.into_iter().partition(is_ours);
@@ -61,7 +61,7 @@ async fn assert_each_once(stage: &Stage, strangers: u64) {
     let due: HashMap<&String, usize> = places.map(|(place, id)| (id, place)).collect();
     for (place, id) in ids.iter().enumerate() {
         let late = place.saturating_sub(due[id]);
-        assert!(late <= IN_FLIGHT_MAX, "{id} is {late} events late");
+        assert!(late <= window, "{id} is {late} events late");
     }
 }
 
@@ -76,7 +76,7 @@ async fn among_strangers(stage: &Stage, troubles: impl AsyncFnOnce(&Stage)) {
     let strangers = tasks.join_next().await.expect("a task").expect("its end");
     writers.finish().await;
     assert!(strangers > 0);
-    assert_each_once(stage, strangers).await;
+    assert_each_once(stage, strangers, IN_FLIGHT_MAX).await;
 }
 
 async fn noticed(outjet: &mut Outjet) {
@@ -179,6 +179,6 @@ async fn new_leader_finds_displaced_events_where_they_stand() {
         rearrange(&stage, &order).await;
         let _outjet = stage.lead().await;
         stage.commit(21..=25).await;
-        assert_each_once(&stage, 2).await;
+        assert_each_once(&stage, 2, IN_FLIGHT_MAX).await;
     }
 }

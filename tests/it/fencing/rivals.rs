@@ -1,0 +1,199 @@
+//! Others who publish into our stream: another outjet, or anybody.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use async_nats::jetstream;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::{BRISK, Contender, LEADING, STANDING_BY, pair, text};
+use crate::harness::drain::{self, Stored};
+use crate::harness::outbox::Random;
+use crate::harness::stage::{SOON, STREAM, Stage};
+use crate::harness::{Nats, Outjet};
+use crate::sink::more_stored;
+use crate::sink::strangers::{NOTICED, assert_each_once};
+
+/// A slot of its own, and nothing else.
+const OTHER_SLOT: &str = "
+postgres: {slot: other}
+stream: {duplicate_window: 100ms}
+";
+
+/// A call of outjet through the slot `other` of this database.
+fn rival(stage: &Stage, database: &str, argument: &str) -> crate::harness::outjet::Builder {
+    stage
+        .outjet([argument])
+        .args(["--log-format", "json"])
+        .config(OTHER_SLOT)
+        .env(
+            "DATABASE_URL",
+            stage.world.postgres.url_as("postgres", database),
+        )
+}
+
+/// `outjet run`, set up.
+async fn start_rival(stage: &Stage, database: &str) -> Outjet {
+    let output = rival(stage, database, "setup").output().await;
+    assert_eq!(output.code, Some(0), "{output:?}");
+    rival(stage, database, "run").spawn()
+}
+
+/// The one that leads does so undisturbed while another one is pointed at its stream.
+async fn is_refused(database: &str) {
+    let stage = Stage::on(Nats::builder(), BRISK).await;
+    if database != "postgres" {
+        stage
+            .session
+            .run(&format!("CREATE DATABASE {database}"))
+            .await;
+    }
+    let leader = stage.lead().await;
+    let writers = stage.write(3).await;
+    more_stored(&stage, 200).await;
+    let mut rival = start_rival(&stage, database).await;
+    let halted = "halted: stream \"OUTBOX\" is written by another source";
+    let halted = rival.logged(halted, SOON).await;
+    let cause = text(&halted, "cause");
+    assert!(cause.contains("through slot \"outjet\""), "{cause}");
+    assert!(cause.contains("we use slot \"other\""), "{cause}");
+    more_stored(&stage, 200).await;
+    writers.finish().await;
+    stage.assert_exact().await;
+    let lines = leader.log();
+    let messages: Vec<&str> = lines.iter().map(|line| text(line, "message")).collect();
+    assert_eq!(messages, ["starting", LEADING], "it was disturbed");
+}
+
+#[tokio::test]
+async fn outjet_of_another_slot_is_refused_and_does_not_disturb_the_leader() {
+    is_refused("postgres").await;
+}
+
+#[tokio::test]
+async fn outjet_of_another_database_is_refused_and_does_not_disturb_the_leader() {
+    is_refused("elsewhere").await;
+}
+
+fn is_of(message: &Stored, slot: &str) -> bool {
+    let source = message.header("Outjet-Source").expect("a source");
+    source.ends_with(&format!("/{slot}"))
+}
+
+/// The ids, each once.
+fn ids<'a>(stored: impl Iterator<Item = &'a Stored>) -> HashSet<String> {
+    let mut ids = HashSet::new();
+    for message in stored {
+        let id = message
+            .header("Nats-Msg-Id")
+            .or(message.header("Outjet-Id"));
+        let id = id.expect("an id").to_owned();
+        assert!(ids.insert(id.clone()), "{id} stands there twice");
+    }
+    ids
+}
+
+/// A stream that holds nothing does not tell who writes it. Both lead then; each event of either
+/// stands there once, and both logs say that somebody else writes. Order among them is not promised.
+#[tokio::test]
+async fn outjet_that_found_our_stream_empty_is_noticed_and_costs_no_event() {
+    let stage = Stage::on(Nats::builder(), BRISK).await;
+    let mut leader = stage.lead().await;
+    stage.commit(1..=50).await;
+    stage.confirmed().await;
+    stage.session.run("CREATE DATABASE elsewhere").await;
+    stage.stream().await.purge().await.expect("purged");
+    let mut rival = start_rival(&stage, "elsewhere").await;
+    rival.logged(LEADING, SOON).await;
+    let url = stage.world.postgres.url_as("postgres", "elsewhere");
+    let elsewhere = crate::harness::postgres::Session::connect(&url).await;
+    let insert = "INSERT INTO outbox.events (aggregatetype, aggregateid, type, payload)
+                  VALUES ('order', '1', 'created', '{}')";
+    for number in 51..=100 {
+        stage.commit(number..=number).await;
+        elsewhere.run(insert).await;
+    }
+    leader.logged(NOTICED, SOON).await;
+    rival.logged(NOTICED, SOON).await;
+    let behind = "SELECT count(*) FROM pg_replication_slots
+                  WHERE slot_name IN ('outjet', 'other') AND confirmed_flush_lsn < '";
+    let flushed = stage
+        .session
+        .text("SELECT pg_current_wal_flush_lsn()")
+        .await;
+    let behind = format!("{behind}{flushed}'");
+    stage.session.until_text(&behind, "0", SOON).await;
+    let stored = drain::messages(&stage.jetstream().await, STREAM).await;
+    let (ours, theirs): (Vec<_>, Vec<_>) =
+        stored.iter().partition(|stored| is_of(stored, "outjet"));
+    assert_eq!(ids(ours.into_iter()).len(), 50);
+    assert_eq!(ids(theirs.into_iter()).len(), 50);
+}
+
+/// Publishes bursts of up to 60 messages at random moments until it is told to stop, without
+/// waiting for their acks in between; returns how many were stored.
+async fn bursts(jetstream: jetstream::Context, seed: u64, stop: CancellationToken) -> u64 {
+    let mut random = Random(seed);
+    let mut stored = 0;
+    while !stop.is_cancelled() {
+        let mut acks = Vec::new();
+        for _ in 0..1 + random.below(60) {
+            let sent = jetstream
+                .publish("events.order.stray", "stray".into())
+                .await;
+            acks.push(sent.expect("sent"));
+        }
+        for ack in acks {
+            ack.await.expect("stored");
+            stored += 1;
+        }
+        let pause = Duration::from_millis(random.below(400));
+        tokio::time::sleep(pause).await;
+    }
+    stored
+}
+
+/// What is promised (DESIGN §5): a foreign message is noticed, and each of our events stands there
+/// once. Commit order holds but for events whose place a stranger took: those of the same window
+/// may stand before them, so none is late by more than a window.
+#[tokio::test]
+async fn hundreds_of_foreign_messages_over_takeovers_are_noticed_and_cost_no_event() {
+    let small = format!(
+        "{}\n",
+        BRISK.replace("ack_timeout: 1s", "ack_timeout: 1s, in_flight_max: 64")
+    );
+    let stage = Stage::on(Nats::builder(), &small).await;
+    let (mut leader, mut standby) = pair(&stage).await;
+    let writers = stage.write(2).await;
+    let stop = CancellationToken::new();
+    let mut strangers = JoinSet::new();
+    for seed in 0..2 {
+        strangers.spawn(bursts(stage.jetstream().await, seed, stop.clone()));
+    }
+    for killed in [false, true, false, true] {
+        leader.says(NOTICED).await;
+        more_stored(&stage, 200).await;
+        if killed {
+            leader.outjet.kill().await;
+            standby.says(LEADING).await;
+            leader = Contender::start(&stage);
+            leader.says(STANDING_BY).await;
+        } else {
+            leader.outjet.pause().await;
+            standby.says(LEADING).await;
+            standby.says(NOTICED).await;
+            leader.outjet.resume();
+            leader.stands_by().await;
+        }
+        std::mem::swap(&mut leader, &mut standby);
+    }
+    stop.cancel();
+    let mut foreign = 0;
+    while let Some(stored) = strangers.join_next().await {
+        foreign += stored.expect("a stranger");
+    }
+    writers.finish().await;
+    assert!(foreign >= 200, "{foreign}");
+    assert_each_once(&stage, foreign, 64).await;
+}
