@@ -76,6 +76,17 @@ async fn outjet_of_another_database_is_refused_and_does_not_disturb_the_leader()
     is_refused("elsewhere").await;
 }
 
+/// Waits until this slot has passed all that was committed so far.
+async fn until_stored(stage: &Stage, slot: &str) {
+    let flushed = "SELECT pg_current_wal_flush_lsn()";
+    let flushed = stage.session.text(flushed).await;
+    let sql = format!(
+        "SELECT confirmed_flush_lsn >= '{flushed}' FROM pg_replication_slots
+         WHERE slot_name = '{slot}'"
+    );
+    stage.session.until_text(&sql, "t", SOON).await;
+}
+
 fn is_of(message: &Stored, slot: &str) -> bool {
     let source = message.header("Outjet-Source").expect("a source");
     source.ends_with(&format!("/{slot}"))
@@ -110,25 +121,20 @@ async fn outjet_that_found_our_stream_empty_is_noticed_and_costs_no_event() {
     let elsewhere = crate::harness::postgres::Session::connect(&url).await;
     let insert = "INSERT INTO outbox.events (aggregatetype, aggregateid, type, payload)
                   VALUES ('order', '1', 'created', '{}')";
-    for number in 51..=100 {
+    // In turn, so that each of them finds the place taken that it expects to be free.
+    for number in 51..=60 {
         stage.commit(number..=number).await;
+        until_stored(&stage, "outjet").await;
         elsewhere.run(insert).await;
+        until_stored(&stage, "other").await;
     }
     leader.logged(NOTICED, SOON).await;
     rival.logged(NOTICED, SOON).await;
-    let behind = "SELECT count(*) FROM pg_replication_slots
-                  WHERE slot_name IN ('outjet', 'other') AND confirmed_flush_lsn < '";
-    let flushed = stage
-        .session
-        .text("SELECT pg_current_wal_flush_lsn()")
-        .await;
-    let behind = format!("{behind}{flushed}'");
-    stage.session.until_text(&behind, "0", SOON).await;
     let stored = drain::messages(&stage.jetstream().await, STREAM).await;
     let (ours, theirs): (Vec<_>, Vec<_>) =
         stored.iter().partition(|stored| is_of(stored, "outjet"));
-    assert_eq!(ids(ours.into_iter()).len(), 50);
-    assert_eq!(ids(theirs.into_iter()).len(), 50);
+    assert_eq!(ids(ours.into_iter()).len(), 10);
+    assert_eq!(ids(theirs.into_iter()).len(), 10);
 }
 
 /// Publishes bursts of up to 60 messages at random moments until it is told to stop, without

@@ -10,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 use super::cut_at_random;
 use crate::harness::drain::{self, Stored};
 use crate::harness::outjet::Outjet;
-use crate::harness::stage::{SOON, STREAM, Stage};
-use crate::harness::{Direction, Mode, Verdict};
+use crate::harness::stage::{QUICK, SOON, STREAM, Stage};
+use crate::harness::{Direction, Mode, Nats, Verdict};
 
 /// What the log says of strangers.
 pub(crate) const NOTICED: &str = "the stream holds messages that are not ours";
@@ -180,5 +180,25 @@ async fn new_leader_finds_displaced_events_where_they_stand() {
         let _outjet = stage.lead().await;
         stage.commit(21..=25).await;
         assert_each_once(&stage, 2, IN_FLIGHT_MAX).await;
+    }
+}
+
+#[tokio::test]
+async fn displaced_event_is_found_behind_hundreds_of_strangers() {
+    // 5 was refused until the crowd had passed; 6 to 20 were under way with it.
+    let order: Vec<usize> = (1..=4)
+        .chain([0])
+        .chain(6..=20)
+        .chain([0; 300])
+        .chain([5])
+        .collect();
+    for confirmed in [3, 14] {
+        let small = QUICK.replace("publish: {", "publish: {in_flight_max: 32, ");
+        let stage = Stage::on(Nats::builder(), &small).await;
+        abandoned(&stage, confirmed).await;
+        rearrange(&stage, &order).await;
+        let _outjet = stage.lead().await;
+        stage.commit(21..=25).await;
+        assert_each_once(&stage, 301, 32).await;
     }
 }
