@@ -159,6 +159,28 @@ async fn leader_that_is_cut_off_from_nats_alone_gives_the_slot_to_a_copy_that_re
     stage.assert_exact().await;
 }
 
+/// It would hold the slot without any use, while a third copy might have NATS.
+#[tokio::test]
+async fn standby_that_is_cut_off_from_nats_leaves_a_free_slot_alone() {
+    let stage = Stage::on(Nats::builder(), BRISK).await;
+    let (mut leader, mut standby) = pair(&stage).await;
+    let started = "starting logical decoding for slot \"outjet\"";
+    let terms = || {
+        let log = std::fs::read_to_string(stage.world.postgres.log());
+        log.expect("the server's log").matches(started).count()
+    };
+    assert_eq!(terms(), 1);
+    stage.commit(1..=20).await;
+    standby.nats.set(Mode::Stall(Direction::Both));
+    leader.outjet.kill().await;
+    standby.says("retrying: NATS at ").await;
+    assert_eq!(terms(), 1, "it took the slot");
+    standby.nats.set(Mode::Forward);
+    standby.says(LEADING).await;
+    assert_eq!(terms(), 2);
+    stage.assert_exact().await;
+}
+
 /// How a leader whose last messages are still on their way is got rid of.
 #[derive(Clone, Copy, Debug)]
 enum Fate {
