@@ -13,8 +13,8 @@
 //! A stranger may displace an event: refused, it is sent again behind those that were under way
 //! with it. So an event is missing only if it does not stand among as many of the next entries
 //! either; these are kept, and no more. Entries of strangers do not count: any number of them may
-//! have come while the event was sent again and again. Behind an acknowledgement of our own nothing has to be
-//! guessed ([`Since`]).
+//! have come while the event was sent again and again. Behind an acknowledgement of our own nothing
+//! has to be guessed ([`Since`]).
 //!
 //! LSNs are used again after a failover and ids by applications, so neither alone proves anything;
 //! entries written on a timeline that Postgres has abandoned do not count.

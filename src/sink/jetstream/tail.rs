@@ -35,6 +35,8 @@ const STRANGERS_MAX: u64 = 16 * 1024;
 pub(super) struct Tail {
     reader: Reader,
     guard: Kind,
+    /// So many strangers' messages were logged.
+    told: u64,
 }
 
 #[derive(Debug)]
@@ -97,11 +99,9 @@ impl Search {
             return Ok(false);
         };
         let holds = tail.holds(waiting).await?;
-        if tail.finished(waiting.event.position) {
-            if tail.strangers() > 0 {
-                let messages = tail.strangers();
-                warn!(messages, "the stream holds messages that are not ours");
-            }
+        let finished = tail.finished(waiting.event.position);
+        tail.tell_strangers(finished);
+        if finished {
             *self = Self::Finished;
         }
         Ok(holds)
@@ -124,6 +124,7 @@ impl Tail {
         Ok(Self {
             reader,
             guard: Kind::Since(since),
+            told: 0,
         })
     }
 
@@ -147,7 +148,12 @@ impl Tail {
                 reader.look_back(&start, &lineage).await?;
                 let guard = Guard::new(lineage, (reader.begins_at(), last), late_max);
                 let guard = Kind::Merge(if start.sparse { guard.sparse() } else { guard });
-                return Ok(Self { reader, guard });
+                let told = 0;
+                return Ok(Self {
+                    reader,
+                    guard,
+                    told,
+                });
             }
             at = at.saturating_sub(jump);
             jump *= 2;
@@ -155,7 +161,12 @@ impl Tail {
         let guard = Guard::new(lineage, (1, last), late_max);
         let guard = Kind::Merge(if start.sparse { guard.sparse() } else { guard });
         let reader = Reader::new(stream, first.max(1), last);
-        Ok(Self { reader, guard })
+        let told = 0;
+        Ok(Self {
+            reader,
+            guard,
+            told,
+        })
     }
 
     /// Whether the next event in commit order stands in the stream.
@@ -185,11 +196,16 @@ impl Tail {
         }
     }
 
-    /// Messages of others that were read so far.
-    pub(super) fn strangers(&self) -> u64 {
-        match &self.guard {
+    /// Logs messages of others when the first are seen, and in the end if there were more. Not only
+    /// then: an epoch whose first event is refused again comes to no end.
+    fn tell_strangers(&mut self, finished: bool) {
+        let messages = match &self.guard {
             Kind::Merge(guard) => guard.foreign(),
             Kind::Since(since) => since.foreign(),
+        };
+        if messages > self.told && (self.told == 0 || finished) {
+            warn!(messages, "the stream holds messages that are not ours");
+            self.told = messages;
         }
     }
 }
