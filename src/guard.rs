@@ -12,8 +12,9 @@
 //!
 //! A stranger may displace an event: refused, it is sent again behind those that were under way
 //! with it. So an event is missing only if it does not stand among as many of the next entries
-//! either; these are kept, and no more. Behind an acknowledgement of our own nothing has to be
-//! guessed ([`Since`]).
+//! either; these are kept, and no more. Entries of strangers do not count: any number of them may
+//! have come while the event was sent again and again. Behind an acknowledgement of our own nothing
+//! has to be guessed ([`Since`]).
 //!
 //! LSNs are used again after a failover and ids by applications, so neither alone proves anything;
 //! entries written on a timeline that Postgres has abandoned do not count.
@@ -93,6 +94,12 @@ impl Lineage {
             .find(|(timeline, _)| *timeline == mark.source.timeline);
         end.is_some_and(|(_, end)| mark.position.commit < *end)
     }
+
+    /// Whether somebody else wrote an entry: anybody, or an outjet of another slot.
+    pub fn is_foreign(&self, entry: &Entry) -> bool {
+        let mark = entry.mark.as_ref();
+        !mark.is_some_and(|mark| mark.source.same_slot(&self.source))
+    }
 }
 
 /// What our headers say of a stored message.
@@ -134,6 +141,8 @@ pub struct Guard {
     next_sequence: u64,
     last_sequence: u64,
     late_max: u64,
+    /// How many entries of strangers were offered.
+    foreign: u64,
     /// Whether a missing sequence number stands for a stored event.
     dense: bool,
     /// Missing sequence numbers since the last entry in order.
@@ -150,7 +159,8 @@ pub struct Guard {
 
 #[derive(Debug)]
 struct Ahead {
-    sequence: u64,
+    /// Its sequence number, but for the strangers that were offered before it.
+    place: u64,
     position: Position,
     id: String,
     /// Sequence numbers that are missing before it and that no event has been matched with.
@@ -159,13 +169,15 @@ struct Ahead {
 
 impl Guard {
     /// For the entries `first..=last`. What lies below `first` must be behind every event judged.
-    /// No event stands further behind its place than `late_max` sequence numbers.
+    /// No event stands further behind its place than `late_max` sequence numbers, but for those of
+    /// strangers.
     pub fn new(lineage: Lineage, (first, last): (u64, u64), late_max: u64) -> Self {
         Self {
             lineage,
             next_sequence: first,
             last_sequence: last,
             late_max,
+            foreign: 0,
             dense: true,
             vacant: 0,
             ahead: VecDeque::new(),
@@ -187,6 +199,7 @@ impl Guard {
 
     /// Takes the next entry of the stream. Call only after [`Verdict::Unknown`].
     pub fn offer(&mut self, entry: Entry) {
+        self.foreign += u64::from(self.lineage.is_foreign(&entry));
         let Entry { sequence, mark } = entry;
         assert!(
             sequence >= self.next_sequence,
@@ -201,7 +214,7 @@ impl Guard {
             self.highest = Some(position);
             let vacant = std::mem::take(&mut self.vacant);
             self.ahead.push_back(Ahead {
-                sequence,
+                place: sequence - self.foreign,
                 position,
                 id,
                 vacant,
@@ -240,6 +253,11 @@ impl Guard {
         self.fill_vacancy()
     }
 
+    /// How many entries of strangers were offered.
+    pub fn foreign(&self) -> u64 {
+        self.foreign
+    }
+
     /// Whether every further event is absent without asking.
     pub fn finished(&self) -> bool {
         self.ended() && self.ahead.is_empty() && self.late.is_empty() && self.vacant == 0
@@ -263,7 +281,8 @@ impl Guard {
     /// Whether an event that does not come next may still turn up late.
     fn has_looked_ahead(&self) -> bool {
         let head = self.ahead.front();
-        let seen = head.map_or(0, |head| self.next_sequence - head.sequence);
+        let place = self.next_sequence - self.foreign;
+        let seen = head.map_or(0, |head| place - head.place);
         self.ended() || seen > self.late_max
     }
 
@@ -296,6 +315,8 @@ pub struct Since {
     last_sequence: u64,
     found: HashMap<Position, String>,
     vacant: Vec<RangeInclusive<u64>>,
+    /// How many entries of strangers were offered.
+    foreign: u64,
     /// No event behind this one was sent or found.
     highest: Option<Position>,
 }
@@ -309,12 +330,14 @@ impl Since {
             last_sequence: last,
             found: HashMap::new(),
             vacant: Vec::new(),
+            foreign: 0,
             highest: newest,
         }
     }
 
     /// Takes the next entry of the stream.
     pub fn offer(&mut self, entry: Entry) {
+        self.foreign += u64::from(self.lineage.is_foreign(&entry));
         self.leave_vacant_up_to(entry.sequence);
         self.next_sequence = entry.sequence + 1;
         if let Some(mark) = entry.mark.filter(|mark| self.lineage.holds(mark)) {
@@ -339,6 +362,11 @@ impl Since {
     /// Whether every event behind this one is absent without asking.
     pub fn finished(&self, position: Position) -> bool {
         Some(position) >= self.highest
+    }
+
+    /// How many entries of strangers were offered.
+    pub fn foreign(&self) -> u64 {
+        self.foreign
     }
 
     fn misses(&self, sequence: u64) -> bool {
@@ -493,6 +521,19 @@ mod tests {
     }
 
     #[test]
+    fn a_late_entry_is_found_behind_any_number_of_strangers() {
+        let crowd = (4..4 + 3 * LATE_MAX).map(foreign);
+        let late = 4 + 3 * LATE_MAX;
+        let tail: Vec<Entry> = [ours(1, 10), foreign(2), ours(3, 30)]
+            .into_iter()
+            .chain(crowd)
+            .chain([ours(late, 20)])
+            .collect();
+        assert_eq!(sent(&mut guard(1, late), &tail, &[20, 30, 40]), [40]);
+        assert_eq!(sent(&mut guard(1, late), &tail, &[30, 40]), [40]);
+    }
+
+    #[test]
     fn a_late_entry_is_none_of_the_vacancies_around_it() {
         let tail = [ours(1, 10), ours(3, 40), ours(4, 20), ours(6, 60)];
         assert_eq!(
@@ -624,7 +665,7 @@ mod tests {
             order.sort_by_key(|event| (event + delays[*event as usize], *event));
             let mut tail = Vec::new();
             for event in order {
-                if delays[event as usize] > 0 {
+                for _ in 0..3 * delays[event as usize] {
                     tail.push(foreign(tail.len() as u64 + 1));
                 }
                 tail.push(ours(tail.len() as u64 + 1, event));
@@ -632,11 +673,11 @@ mod tests {
             let last = tail.len() as u64;
             let events: Vec<u64> = (resent_from.min(stored)..total.max(stored)).collect();
             let lineage = Lineage::new(source(1), Vec::new());
-            let mut guard = Guard::new(lineage, (1, last), 2 * LATE_MAX);
+            let mut guard = Guard::new(lineage, (1, last), LATE_MAX);
             let expected: Vec<u64> = (stored..total.max(stored)).collect();
             prop_assert_eq!(sent(&mut guard, &tail, &events), expected);
-            prop_assert!(guard.late.len() as u64 <= 2 * LATE_MAX);
-            prop_assert!(guard.ahead.len() as u64 <= 2 * LATE_MAX + 1);
+            prop_assert!(guard.late.len() as u64 <= LATE_MAX);
+            prop_assert!(guard.ahead.len() as u64 <= LATE_MAX + 1);
         }
     }
 }

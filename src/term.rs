@@ -265,11 +265,6 @@ impl Term<'_> {
             let started = self.answered(async { Ok(starting.await) }).await?;
             let (returned, error) = match started {
                 Ok(stream) => {
-                    if stood_by {
-                        // Things may have changed, and another leader has written: look again.
-                        self.preflight(&control).await?;
-                        sink = JetStream::open(self.options.sink.clone(), lineage.clone()).await?;
-                    }
                     return Ok(Lead {
                         control,
                         stream,
@@ -288,6 +283,11 @@ impl Term<'_> {
                 self.log_standby(&control).await?;
             }
             self.wait_for_slot(&control).await?;
+            // Things may have changed, and another leader has written: look again. Before the slot
+            // is taken, because without NATS it would only be kept from a copy that has it. What
+            // is stored in between takes the place of our first event, which is refused then.
+            self.preflight(&control).await?;
+            sink = JetStream::open(self.options.sink.clone(), lineage.clone()).await?;
         }
     }
 

@@ -1,6 +1,6 @@
 //! The connection to NATS breaks in every way that we can think of, while events are published.
 
-mod strangers;
+pub(crate) mod strangers;
 mod streams;
 mod tails;
 
@@ -43,7 +43,7 @@ async fn cut_at_random(stage: &Stage, seed: u64) {
 }
 
 /// Waits until this many more messages are stored.
-async fn more_stored(stage: &Stage, messages: u64) {
+pub(crate) async fn more_stored(stage: &Stage, messages: u64) {
     let before = stage.last_sequence().await;
     stage.until_sequence(before + messages).await;
 }

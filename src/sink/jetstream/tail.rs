@@ -27,14 +27,16 @@ const BATCH_MAX: u64 = 256;
 const BATCH_BYTES: usize = 1024 * 1024;
 
 /// A stranger that takes an event's place lets it come late, behind those that were under way with
-/// it; and this many strangers may stand among them.
-const STRANGERS_MAX: u64 = 256;
+/// it; and this many strangers may stand among them where a search begins: some 2 MiB of entries.
+const STRANGERS_MAX: u64 = 16 * 1024;
 
 /// The guard with its view of the stream, for one epoch.
 #[derive(Debug)]
 pub(super) struct Tail {
     reader: Reader,
     guard: Kind,
+    /// So many strangers' messages were logged.
+    told: u64,
 }
 
 #[derive(Debug)]
@@ -97,11 +99,9 @@ impl Search {
             return Ok(false);
         };
         let holds = tail.holds(waiting).await?;
-        if tail.finished(waiting.event.position) {
-            if tail.strangers() > 0 {
-                let messages = tail.strangers();
-                warn!(messages, "the stream holds messages that are not ours");
-            }
+        let finished = tail.finished(waiting.event.position);
+        tail.tell_strangers(finished);
+        if finished {
             *self = Self::Finished;
         }
         Ok(holds)
@@ -124,6 +124,7 @@ impl Tail {
         Ok(Self {
             reader,
             guard: Kind::Since(since),
+            told: 0,
         })
     }
 
@@ -134,7 +135,7 @@ impl Tail {
         start: Start,
     ) -> Result<Self, Error> {
         let Bounds { first, last } = start.bounds;
-        let late_max = start.events_max as u64 + STRANGERS_MAX;
+        let late_max = start.events_max as u64;
         let mut jump = 1;
         let mut at = last;
         while at >= first && at > 0 {
@@ -144,10 +145,15 @@ impl Tail {
                 .filter(|mark| lineage.holds(mark));
             if mark.is_some_and(|mark| mark.position < start.first) {
                 let mut reader = Reader::new(stream, at, last);
-                reader.look_back(&start).await?;
+                reader.look_back(&start, &lineage).await?;
                 let guard = Guard::new(lineage, (reader.begins_at(), last), late_max);
                 let guard = Kind::Merge(if start.sparse { guard.sparse() } else { guard });
-                return Ok(Self { reader, guard });
+                let told = 0;
+                return Ok(Self {
+                    reader,
+                    guard,
+                    told,
+                });
             }
             at = at.saturating_sub(jump);
             jump *= 2;
@@ -155,7 +161,12 @@ impl Tail {
         let guard = Guard::new(lineage, (1, last), late_max);
         let guard = Kind::Merge(if start.sparse { guard.sparse() } else { guard });
         let reader = Reader::new(stream, first.max(1), last);
-        Ok(Self { reader, guard })
+        let told = 0;
+        Ok(Self {
+            reader,
+            guard,
+            told,
+        })
     }
 
     /// Whether the next event in commit order stands in the stream.
@@ -185,9 +196,17 @@ impl Tail {
         }
     }
 
-    /// Messages without our headers that were read so far.
-    pub(super) fn strangers(&self) -> u64 {
-        self.reader.strangers
+    /// Logs messages of others when the first are seen, and in the end if there were more. Not only
+    /// then: an epoch whose first event is refused again comes to no end.
+    fn tell_strangers(&mut self, finished: bool) {
+        let messages = match &self.guard {
+            Kind::Merge(guard) => guard.foreign(),
+            Kind::Since(since) => since.foreign(),
+        };
+        if messages > self.told && (self.told == 0 || finished) {
+            warn!(messages, "the stream holds messages that are not ours");
+            self.told = messages;
+        }
     }
 }
 
@@ -199,7 +218,6 @@ struct Reader {
     next_sequence: u64,
     last_sequence: u64,
     batch: u64,
-    strangers: u64,
 }
 
 impl Reader {
@@ -210,7 +228,6 @@ impl Reader {
             next_sequence,
             last_sequence,
             batch: 8,
-            strangers: 0,
         }
     }
 
@@ -225,29 +242,27 @@ impl Reader {
         if self.read.is_empty() {
             self.read_on().await?;
         }
-        let entry = self.read.pop_front();
-        if let Some(Entry { mark: None, .. }) = entry {
-            self.strangers += 1;
-        }
-        Ok(entry)
+        Ok(self.read.pop_front())
     }
 
     /// Begins earlier, by what may have been under way at once: the entry found may be a late one,
     /// and what it should stand before is needed, too.
-    async fn look_back(&mut self, start: &Start) -> Result<(), Error> {
+    async fn look_back(&mut self, start: &Start, lineage: &Lineage) -> Result<(), Error> {
         let oldest = self.next_sequence.saturating_sub(start.events_max as u64);
-        let oldest = oldest.max(start.bounds.first).max(1);
-        let (mut begin, mut bytes) = (self.next_sequence, 0);
+        let lowest = start.bounds.first.max(1);
+        let (mut oldest, mut begin, mut bytes) = (oldest.max(lowest), self.next_sequence, 0);
+        let strangers_below = oldest.saturating_sub(STRANGERS_MAX).max(lowest);
         while begin > oldest && bytes < start.bytes_max {
             let end = begin - 1;
             begin = oldest.max(begin.saturating_sub(self.batch));
-            let messages = self.fetch_all(begin..=end).await?;
-            bytes += messages
-                .iter()
-                .map(|message| message.body_bytes)
-                .sum::<usize>();
-            for message in messages.iter().rev() {
-                self.read.push_front(entry(message));
+            for message in self.fetch_all(begin..=end).await?.iter().rev() {
+                let entry = entry(message);
+                if lineage.is_foreign(&entry) {
+                    oldest = strangers_below.max(oldest.saturating_sub(1));
+                } else {
+                    bytes += message.body_bytes;
+                }
+                self.read.push_front(entry);
             }
         }
         Ok(())

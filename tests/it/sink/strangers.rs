@@ -10,11 +10,11 @@ use tokio_util::sync::CancellationToken;
 use super::cut_at_random;
 use crate::harness::drain::{self, Stored};
 use crate::harness::outjet::Outjet;
-use crate::harness::stage::{SOON, STREAM, Stage};
-use crate::harness::{Direction, Mode, Verdict};
+use crate::harness::stage::{QUICK, SOON, STREAM, Stage};
+use crate::harness::{Direction, Mode, Nats, Verdict};
 
 /// What the log says of strangers.
-const NOTICED: &str = "the stream holds messages that are not ours";
+pub(crate) const NOTICED: &str = "the stream holds messages that are not ours";
 
 /// Most events that may be under way at once, and so stand before a refused one.
 const IN_FLIGHT_MAX: usize = 4096;
@@ -38,11 +38,12 @@ fn is_ours(message: &Stored) -> bool {
 }
 
 /// Each of ours stands there once; one that a stranger displaced may come late, by one window.
-async fn assert_each_once(stage: &Stage, strangers: u64) {
+/// Returns how many messages of strangers stand there.
+pub(crate) async fn assert_each_once(stage: &Stage, window: usize) -> u64 {
     stage.confirmed().await;
     let stored = drain::messages(&stage.jetstream().await, STREAM).await;
     let (ours, others): (Vec<Stored>, Vec<Stored>) = stored.into_iter().partition(is_ours);
-    assert_eq!(others.len() as u64, strangers);
+    let strangers = others.len() as u64;
     let id = |message: &Stored| {
         let id = message.header("Nats-Msg-Id");
         id.or(message.header("Outjet-Id"))
@@ -61,8 +62,9 @@ async fn assert_each_once(stage: &Stage, strangers: u64) {
     let due: HashMap<&String, usize> = places.map(|(place, id)| (id, place)).collect();
     for (place, id) in ids.iter().enumerate() {
         let late = place.saturating_sub(due[id]);
-        assert!(late <= IN_FLIGHT_MAX, "{id} is {late} events late");
+        assert!(late <= window, "{id} is {late} events late");
     }
+    strangers
 }
 
 /// Troubles while somebody else publishes, too.
@@ -76,7 +78,7 @@ async fn among_strangers(stage: &Stage, troubles: impl AsyncFnOnce(&Stage)) {
     let strangers = tasks.join_next().await.expect("a task").expect("its end");
     writers.finish().await;
     assert!(strangers > 0);
-    assert_each_once(stage, strangers).await;
+    assert_eq!(assert_each_once(stage, IN_FLIGHT_MAX).await, strangers);
 }
 
 async fn noticed(outjet: &mut Outjet) {
@@ -179,6 +181,26 @@ async fn new_leader_finds_displaced_events_where_they_stand() {
         rearrange(&stage, &order).await;
         let _outjet = stage.lead().await;
         stage.commit(21..=25).await;
-        assert_each_once(&stage, 2).await;
+        assert_eq!(assert_each_once(&stage, IN_FLIGHT_MAX).await, 2);
+    }
+}
+
+#[tokio::test]
+async fn displaced_event_is_found_behind_hundreds_of_strangers() {
+    // 5 was refused until the crowd had passed; 6 to 20 were under way with it.
+    let order: Vec<usize> = (1..=4)
+        .chain([0])
+        .chain(6..=20)
+        .chain([0; 300])
+        .chain([5])
+        .collect();
+    for confirmed in [3, 14] {
+        let small = QUICK.replace("publish: {", "publish: {in_flight_max: 32, ");
+        let stage = Stage::on(Nats::builder(), &small).await;
+        abandoned(&stage, confirmed).await;
+        rearrange(&stage, &order).await;
+        let _outjet = stage.lead().await;
+        stage.commit(21..=25).await;
+        assert_eq!(assert_each_once(&stage, 32).await, 301);
     }
 }
