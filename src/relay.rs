@@ -245,6 +245,10 @@ impl Relay {
             let soon = self.status_at + Self::STATUS_PAUSE;
             self.status_due = self.status_due.min(soon);
         }
+        if !self.reading() {
+            // Whoever does not listen cannot say that the other is silent.
+            self.heard_at = Instant::now();
+        }
         self.log_passed();
         Ok(())
     }
