@@ -251,10 +251,15 @@ impl Relay {
 
     /// What must hold after every action.
     fn maintain(&mut self) -> Result<(), Error> {
+        self.vitals.beat();
         self.hand_over()?;
         if self.window.confirmed() > self.reported {
             let soon = self.status_at + Self::STATUS_PAUSE;
             self.status_due = self.status_due.min(soon);
+        }
+        if !self.reading() {
+            // Whoever does not listen cannot say that the other is silent.
+            self.heard_at = Instant::now();
         }
         self.log_passed();
         self.measure();
@@ -315,7 +320,6 @@ impl Relay {
     /// Takes a frame and those that came with it, as far as there is room.
     fn take_frames(&mut self, first: Frame) -> Result<(), Error> {
         self.heard_at = Instant::now();
-        self.vitals.beat();
         let heard = unix_seconds(SystemTime::now());
         self.vitals.metrics.last_wal_message.set(heard);
         self.take_frame(first)?;

@@ -170,6 +170,8 @@ async fn survive(outage: Outage, writing: bool) {
         let committed = writers.finish().await;
         eprintln!("{committed} events were written beside it");
     }
+    // A debug build beside writers and servers on two cores may need a few times as long.
+    stage.confirmed_within(SOON + lasting * 5).await;
     stage.assert_exact().await;
     assert_never_timed_out(&stage);
     drop(outjet);
@@ -319,6 +321,28 @@ async fn copy_that_reaches_nats_takes_over_from_one_that_does_not() {
     stage.assert_exact().await;
     second.signal(Signal::TERM);
     assert_never_timed_out(&stage);
+}
+
+#[tokio::test]
+async fn server_that_is_not_read_from_is_not_taken_for_a_silent_one() {
+    let full = "
+        postgres: {takeover_after: 1s}
+        publish: {ack_timeout: 20s, in_flight_max: 16}";
+    let stage = Stage::on(Nats::builder(), full).await;
+    let outjet = stage.lead().await;
+    stage.proxy.set(Mode::Stall(Direction::Both));
+    // More than the window holds, and each can be confirmed by itself.
+    for number in 1..=50 {
+        stage.commit(number..=number).await;
+    }
+    // Longer than a server may be silent that was asked, three times `takeover_after`.
+    let seen = watch(&stage, Duration::from_secs(5)).await;
+    assert_eq!(seen.given_up, 0, "{seen:?}");
+    stage.proxy.set(Mode::Forward);
+    stage.assert_exact().await;
+    let log = outjet.log();
+    let troubles: Vec<_> = log.iter().filter(|line| line["level"] == "WARN").collect();
+    assert!(troubles.is_empty(), "{troubles:?}");
 }
 
 #[tokio::test]

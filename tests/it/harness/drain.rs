@@ -103,6 +103,8 @@ async fn read(
     let last = found.cached_info().state.last_sequence;
     let consumer = found.create_consumer(consumer::pull::OrderedConfig {
         headers_only,
+        // A single one may be placed on a node that is down.
+        num_replicas: found.cached_info().config.num_replicas,
         ..Default::default()
     });
     let consumer = consumer.await.expect("an ordered consumer");
