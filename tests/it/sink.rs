@@ -1,5 +1,6 @@
 //! The connection to NATS breaks in every way that we can think of, while events are published.
 
+mod replicas;
 mod strangers;
 mod streams;
 mod tails;

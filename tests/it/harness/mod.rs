@@ -11,6 +11,7 @@
 )]
 
 pub(crate) mod binaries;
+pub(crate) mod cluster;
 pub(crate) mod drain;
 pub(crate) mod nats;
 pub(crate) mod outbox;

@@ -469,7 +469,7 @@ fn open_to_all(path: &Path) {
 }
 
 /// A port that was free a moment ago.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind a port");
     listener.local_addr().expect("a bound port").port()
 }

@@ -128,13 +128,7 @@ impl Stage {
 
     /// The same for a long backlog.
     pub(crate) async fn confirmed_within(&self, within: Duration) {
-        let flushed = "SELECT pg_current_wal_flush_lsn()";
-        let flushed = self.session.text(flushed).await;
-        let sql = format!(
-            "SELECT confirmed_flush_lsn >= '{flushed}' FROM pg_replication_slots
-             WHERE slot_name = 'outjet'"
-        );
-        self.session.until_text(&sql, "t", within).await;
+        confirmed(&self.session, within).await;
     }
 
     /// Waits until all is confirmed, and panics unless the stream is what was committed.
@@ -158,6 +152,17 @@ impl Stage {
     }
 }
 
+/// Waits until the slot has passed all that was committed so far.
+pub(crate) async fn confirmed(session: &Session, within: Duration) {
+    let flushed = "SELECT pg_current_wal_flush_lsn()";
+    let flushed = session.text(flushed).await;
+    let sql = format!(
+        "SELECT confirmed_flush_lsn >= '{flushed}' FROM pg_replication_slots
+         WHERE slot_name = 'outjet'"
+    );
+    session.until_text(&sql, "t", within).await;
+}
+
 /// Sessions that commit transactions of 1 to 20 events, some of them large, as fast as they can.
 pub(crate) struct Writers {
     tasks: JoinSet<u64>,
@@ -165,7 +170,8 @@ pub(crate) struct Writers {
 }
 
 impl Writers {
-    async fn start(url: &str, writers: u64) -> Self {
+    /// As many sessions.
+    pub(crate) async fn start(url: &str, writers: u64) -> Self {
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         for seed in 0..writers {

@@ -1,0 +1,153 @@
+//! A stream on three nodes, of which one fails or gives up the lead while events are published.
+
+use std::time::Duration;
+
+use crate::harness::cluster::Cluster;
+use crate::harness::postgres::Session;
+use crate::harness::stage::{self, QUICK, SOON, STREAM, Writers};
+use crate::harness::{Judge, Outjet, Postgres, Wait, drain, until};
+
+/// A busy cluster on two cores elects a new leader for some seconds, again and again.
+const EVENTUALLY: Duration = Duration::from_secs(120);
+
+/// The oldest server that is supported.
+const OLDEST: Option<&str> = Some("2.10");
+
+/// What a test of a cluster stands on.
+struct Replicated {
+    postgres: Postgres,
+    cluster: Cluster,
+    judge: Judge,
+    session: Session,
+}
+
+impl Replicated {
+    async fn ready(version: Option<&str>) -> Self {
+        let start = (Postgres::start(), Cluster::start(3, version));
+        let (postgres, cluster) = tokio::join!(start.0, start.1);
+        let judge = Judge::appoint(&postgres).await;
+        let session = postgres.connect().await;
+        let replicated = Self {
+            postgres,
+            cluster,
+            judge,
+            session,
+        };
+        let output = replicated.outjet("setup").output().await;
+        assert_eq!(output.code, Some(0), "{output:?}");
+        let jetstream = replicated.cluster.jetstream().await;
+        let stream = jetstream.get_stream(STREAM).await.expect("the stream");
+        let replicas = stream.cached_info().config.num_replicas;
+        assert_eq!(replicas, 3);
+        replicated
+    }
+
+    fn outjet(&self, command: &str) -> crate::harness::outjet::Builder {
+        Outjet::builder()
+            .args([command, "--log-format", "json"])
+            .env("DATABASE_URL", self.postgres.url())
+            .env("NATS_URL", self.cluster.url())
+            .config(QUICK.replace("stream: {", "stream: {replicas: 3, "))
+    }
+
+    async fn lead(&self) -> Outjet {
+        let mut outjet = self.outjet("run").spawn();
+        outjet.logged("leading", SOON).await;
+        outjet
+    }
+
+    /// Waits until this many more events stand in the stream.
+    async fn until_more(&self, events: u64) {
+        let jetstream = self.cluster.jetstream().await;
+        let mut first = None;
+        until("more events are stored", EVENTUALLY, async || {
+            let stream = jetstream.get_stream(STREAM).await;
+            let Ok(last) = stream.map(|stream| stream.cached_info().state.last_sequence) else {
+                return Wait::NotYet("no leader".to_owned());
+            };
+            let first = *first.get_or_insert(last);
+            Wait::ready_if(last >= first + events, last - first)
+        })
+        .await;
+    }
+
+    async fn assert_exact(&self) {
+        stage::confirmed(&self.session, EVENTUALLY).await;
+        let stored = drain::ids(&self.cluster.jetstream().await, STREAM).await;
+        let verdict = self.judge.verdict(&stored).await;
+        verdict.assert_exact();
+        eprintln!("{} events, each once, in order", verdict.committed);
+    }
+}
+
+async fn leader_is_killed(version: Option<&str>) {
+    let mut replicated = Box::pin(Replicated::ready(version)).await;
+    let _outjet = Box::pin(replicated.lead()).await;
+    let writers = Writers::start(&replicated.postgres.url(), 3).await;
+    for _ in 0..3 {
+        replicated.until_more(300).await;
+        let leader = replicated.cluster.leader(STREAM).await;
+        leader.kill().await;
+        Box::pin(leader.start_again()).await;
+    }
+    replicated.until_more(300).await;
+    writers.finish().await;
+    Box::pin(replicated.assert_exact()).await;
+}
+
+#[tokio::test]
+async fn leader_of_three_replicas_may_be_killed_under_load() {
+    leader_is_killed(None).await;
+}
+
+#[tokio::test]
+async fn leader_of_three_replicas_may_be_killed_under_load_on_the_oldest_server() {
+    leader_is_killed(OLDEST).await;
+}
+
+async fn leader_steps_down(version: Option<&str>) {
+    let replicated = Box::pin(Replicated::ready(version)).await;
+    let _outjet = Box::pin(replicated.lead()).await;
+    let writers = Writers::start(&replicated.postgres.url(), 3).await;
+    let jetstream = replicated.cluster.jetstream().await;
+    for _ in 0..5 {
+        replicated.until_more(300).await;
+        let subject = format!("STREAM.LEADER.STEPDOWN.{STREAM}");
+        let answer = jetstream.request(subject, &serde_json::json!({})).await;
+        let answer: serde_json::Value = answer.expect("an answer");
+        assert_eq!(answer["success"], true, "{answer}");
+    }
+    replicated.until_more(300).await;
+    writers.finish().await;
+    Box::pin(replicated.assert_exact()).await;
+}
+
+#[tokio::test]
+async fn leader_of_three_replicas_may_step_down_under_load() {
+    leader_steps_down(None).await;
+}
+
+#[tokio::test]
+async fn leader_of_three_replicas_may_step_down_under_load_on_the_oldest_server() {
+    leader_steps_down(OLDEST).await;
+}
+
+async fn one_node_is_down(version: Option<&str>) {
+    let mut replicated = Box::pin(Replicated::ready(version)).await;
+    replicated.cluster.follower(STREAM).await.kill().await;
+    let _outjet = Box::pin(replicated.lead()).await;
+    let writers = Writers::start(&replicated.postgres.url(), 3).await;
+    replicated.until_more(3000).await;
+    writers.finish().await;
+    Box::pin(replicated.assert_exact()).await;
+}
+
+#[tokio::test]
+async fn two_of_three_nodes_are_enough() {
+    one_node_is_down(None).await;
+}
+
+#[tokio::test]
+async fn two_of_three_nodes_are_enough_on_the_oldest_server() {
+    one_node_is_down(OLDEST).await;
+}
