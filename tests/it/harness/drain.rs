@@ -17,6 +17,9 @@ use super::wait::{Wait, until};
 /// How long a server may take to hand out the next message of a stream that has one.
 const NEXT_WITHIN: Duration = Duration::from_secs(30);
 
+/// A node that is down is found out by a request's timeout of 5 s, and chosen one time in three.
+const CONSUMER_WITHIN: Duration = Duration::from_secs(120);
+
 /// A message as it stands in the stream.
 #[derive(Clone, Debug)]
 pub(crate) struct Stored {
@@ -101,13 +104,18 @@ async fn read(
         return;
     }
     let last = found.cached_info().state.last_sequence;
-    let consumer = found.create_consumer(consumer::pull::OrderedConfig {
-        headers_only,
-        // A single one may be placed on a node that is down.
-        num_replicas: found.cached_info().config.num_replicas,
-        ..Default::default()
-    });
-    let consumer = consumer.await.expect("an ordered consumer");
+    // It has no replicas, and may be placed on a node that is down: then the next one is elsewhere.
+    let consumer = until("an ordered consumer", CONSUMER_WITHIN, async || {
+        let ordered = consumer::pull::OrderedConfig {
+            headers_only,
+            ..Default::default()
+        };
+        match found.create_consumer(ordered).await {
+            Ok(consumer) => Wait::Ready(consumer),
+            Err(error) => Wait::NotYet(error.to_string()),
+        }
+    })
+    .await;
     let mut messages = consumer.messages().await.expect("messages");
     loop {
         let next = tokio::time::timeout(NEXT_WITHIN, messages.next()).await;
