@@ -25,6 +25,9 @@ LABEL org.opencontainers.image.title="outjet" \
 COPY --from=build /image/ /
 # A number, so that Kubernetes can tell that it is not root (runAsNonRoot).
 USER 65532:65532
+# Probes and scrapers ask from outside.
+ENV OUTJET_HTTP__LISTEN=0.0.0.0:9464
+EXPOSE 9464
 # Where outjet.yaml may be mounted.
 WORKDIR /etc/outjet
 ENTRYPOINT ["/usr/bin/outjet"]
