@@ -133,6 +133,13 @@ pub enum Verdict {
     Unknown,
 }
 
+/// How many entries of ours an event may stand behind the first that it should stand before: later
+/// ones that were under way with it when it was refused, and earlier ones that were as late. All of
+/// the former were under way with it, all of the latter with that first entry.
+pub fn late_max(in_flight_max: u64) -> u64 {
+    2 * in_flight_max
+}
+
 /// The merge. Offer entries in stream order, judge events in commit order.
 #[derive(Debug)]
 pub struct Guard {
@@ -169,14 +176,13 @@ struct Ahead {
 
 impl Guard {
     /// For the entries `first..=last`. What lies below `first` must be behind every event judged.
-    /// No event stands further behind its place than `late_max` sequence numbers, but for those of
-    /// strangers.
-    pub fn new(lineage: Lineage, (first, last): (u64, u64), late_max: u64) -> Self {
+    /// `in_flight_max`: most events that are under way at once.
+    pub fn new(lineage: Lineage, (first, last): (u64, u64), in_flight_max: u64) -> Self {
         Self {
             lineage,
             next_sequence: first,
             last_sequence: last,
-            late_max,
+            late_max: late_max(in_flight_max),
             foreign: 0,
             dense: true,
             vacant: 0,
@@ -449,10 +455,14 @@ mod tests {
     }
 
     /// As many events as may be late in these tests.
-    const LATE_MAX: u64 = 8;
+    const IN_FLIGHT_MAX: u64 = 8;
 
     fn guard(first: u64, last: u64) -> Guard {
-        Guard::new(Lineage::new(source(1), Vec::new()), (first, last), LATE_MAX)
+        Guard::new(
+            Lineage::new(source(1), Vec::new()),
+            (first, last),
+            IN_FLIGHT_MAX,
+        )
     }
 
     /// The same behind an acknowledgement, up to event `newest`.
@@ -522,8 +532,8 @@ mod tests {
 
     #[test]
     fn a_late_entry_is_found_behind_any_number_of_strangers() {
-        let crowd = (4..4 + 3 * LATE_MAX).map(foreign);
-        let late = 4 + 3 * LATE_MAX;
+        let crowd = (4..4 + 3 * IN_FLIGHT_MAX).map(foreign);
+        let late = 4 + 3 * IN_FLIGHT_MAX;
         let tail: Vec<Entry> = [ours(1, 10), foreign(2), ours(3, 30)]
             .into_iter()
             .chain(crowd)
@@ -531,6 +541,18 @@ mod tests {
             .collect();
         assert_eq!(sent(&mut guard(1, late), &tail, &[20, 30, 40]), [40]);
         assert_eq!(sent(&mut guard(1, late), &tail, &[30, 40]), [40]);
+    }
+
+    #[test]
+    fn a_late_entry_is_found_behind_others_as_late_and_those_under_way_with_it() {
+        // At most 8 were under way: 12 with 7, 8, 10 and 11, and 13 to 17 with 11.
+        let order = [9, 12, 7, 8, 10, 13, 14, 15, 16, 17, 11];
+        let tail: Vec<Entry> = (1..)
+            .zip(order)
+            .map(|(at, event)| ours(at, event))
+            .collect();
+        let events: Vec<u64> = (7..=18).collect();
+        assert_eq!(sent(&mut guard(1, 11), &tail, &events), [18]);
     }
 
     #[test]
@@ -594,7 +616,7 @@ mod tests {
             on_timeline(5, 115, 2),
         ];
         let lineage = Lineage::new(source(2), vec![(1, 105)]);
-        let mut guard = Guard::new(lineage, (1, 5), LATE_MAX);
+        let mut guard = Guard::new(lineage, (1, 5), IN_FLIGHT_MAX);
         assert_eq!(sent(&mut guard, &tail, &[100, 106, 115, 130]), [130]);
     }
 
@@ -656,7 +678,7 @@ mod tests {
         /// Strangers let events come late, but never by more than what is under way at once.
         #[test]
         fn exactly_the_rest_of_a_disordered_chain_is_sent(
-            delays in prop::collection::vec(prop_oneof![3 => Just(0), 1 => 1..LATE_MAX], 1..60),
+            delays in prop::collection::vec(prop_oneof![3 => Just(0), 1 => 1..IN_FLIGHT_MAX], 1..60),
             total in 0..80u64,
             resent_from in 0..60u64,
         ) {
@@ -673,11 +695,11 @@ mod tests {
             let last = tail.len() as u64;
             let events: Vec<u64> = (resent_from.min(stored)..total.max(stored)).collect();
             let lineage = Lineage::new(source(1), Vec::new());
-            let mut guard = Guard::new(lineage, (1, last), LATE_MAX);
+            let mut guard = Guard::new(lineage, (1, last), IN_FLIGHT_MAX);
             let expected: Vec<u64> = (stored..total.max(stored)).collect();
             prop_assert_eq!(sent(&mut guard, &tail, &events), expected);
-            prop_assert!(guard.late.len() as u64 <= LATE_MAX);
-            prop_assert!(guard.ahead.len() as u64 <= LATE_MAX + 1);
+            prop_assert!(guard.late.len() as u64 <= late_max(IN_FLIGHT_MAX));
+            prop_assert!(guard.ahead.len() as u64 <= late_max(IN_FLIGHT_MAX) + 1);
         }
     }
 }

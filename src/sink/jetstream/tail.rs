@@ -12,7 +12,7 @@ use super::chain::Waiting;
 use super::error::Error;
 use super::messages::{Messages, Stored};
 use crate::event::Position;
-use crate::guard::{Entry, Guard, Lineage, Mark, Since, Source, Verdict};
+use crate::guard::{Entry, Guard, Lineage, Mark, Since, Source, Verdict, late_max};
 
 /// The headers that the guard reads. `Outjet-Id` stands for `Nats-Msg-Id` where that was left out.
 pub(super) const SOURCE: &str = "Outjet-Source";
@@ -135,7 +135,7 @@ impl Tail {
         start: Start,
     ) -> Result<Self, Error> {
         let Bounds { first, last } = start.bounds;
-        let late_max = start.events_max as u64;
+        let in_flight_max = start.events_max as u64;
         let mut jump = 1;
         let mut at = last;
         while at >= first && at > 0 {
@@ -146,7 +146,7 @@ impl Tail {
             if mark.is_some_and(|mark| mark.position < start.first) {
                 let mut reader = Reader::new(stream, at, last);
                 reader.look_back(&start, &lineage).await?;
-                let guard = Guard::new(lineage, (reader.begins_at(), last), late_max);
+                let guard = Guard::new(lineage, (reader.begins_at(), last), in_flight_max);
                 let guard = Kind::Merge(if start.sparse { guard.sparse() } else { guard });
                 let told = 0;
                 return Ok(Self {
@@ -158,7 +158,7 @@ impl Tail {
             at = at.saturating_sub(jump);
             jump *= 2;
         }
-        let guard = Guard::new(lineage, (1, last), late_max);
+        let guard = Guard::new(lineage, (1, last), in_flight_max);
         let guard = Kind::Merge(if start.sparse { guard.sparse() } else { guard });
         let reader = Reader::new(stream, first.max(1), last);
         let told = 0;
@@ -245,14 +245,15 @@ impl Reader {
         Ok(self.read.pop_front())
     }
 
-    /// Begins earlier, by what may have been under way at once: the entry found may be a late one,
-    /// and what it should stand before is needed, too.
+    /// Begins earlier, by as much as an entry may be late: the one found may be, and what it should
+    /// stand before is needed, too.
     async fn look_back(&mut self, start: &Start, lineage: &Lineage) -> Result<(), Error> {
-        let oldest = self.next_sequence.saturating_sub(start.events_max as u64);
+        let late_max = late_max(start.events_max as u64);
+        let oldest = self.next_sequence.saturating_sub(late_max);
         let lowest = start.bounds.first.max(1);
         let (mut oldest, mut begin, mut bytes) = (oldest.max(lowest), self.next_sequence, 0);
         let strangers_below = oldest.saturating_sub(STRANGERS_MAX).max(lowest);
-        while begin > oldest && bytes < start.bytes_max {
+        while begin > oldest && bytes < 2 * start.bytes_max {
             let end = begin - 1;
             begin = oldest.max(begin.saturating_sub(self.batch));
             for message in self.fetch_all(begin..=end).await?.iter().rev() {
