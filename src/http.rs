@@ -1,5 +1,5 @@
 //! Answers to those who watch: probes, metrics, status. Only reads; knows neither Postgres nor
-//! NATS, and a slow client costs a connection of a few.
+//! NATS, and a slow client costs one connection of a few, for a while.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -28,8 +28,8 @@ use crate::vitals::{Reading, SlotSample, State, Vitals};
 /// Probes and a scraper or two need a handful.
 const CONNECTIONS_MAX: usize = 64;
 
-/// A request takes a packet; who needs longer is gone.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// For a request and its answer, which take a few packets; who needs longer is gone.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where accepting fails for want of files, it would fail at once again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -93,10 +93,12 @@ async fn answer_all(stream: TcpStream, site: Arc<Site>) {
     });
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder.timer(TokioTimer::new());
-    builder.header_read_timeout(HEADER_TIMEOUT);
+    builder.keep_alive(false);
     let connection = builder.serve_connection(TokioIo::new(stream), service);
-    if let Err(error) = connection.await {
-        debug!(%error, "a connection ended early");
+    match tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => debug!(%error, "a connection ended early"),
+        Err(_) => debug!("a connection took too long"),
     }
 }
 

@@ -39,7 +39,7 @@ pub struct Metrics {
     pub events_known: Counter,
     /// Events that cannot be published.
     pub events_dead_lettered: Counter,
-    /// Bytes that were read as events.
+    /// Bytes of their bodies.
     pub decoded_bytes: Counter,
     /// Events with the sink.
     pub events_in_flight: Gauge,
@@ -138,6 +138,14 @@ impl Default for Metrics {
 }
 
 impl Metrics {
+    /// Nothing is with the sink any more: what was is read again, by whoever leads.
+    pub fn end_of_term(&self) {
+        self.events_in_flight.set(0);
+        self.in_flight_bytes.set(0);
+        self.oldest_unpublished.set(0.0);
+        self.nats_connected.set(0);
+    }
+
     /// Gives each its name and its line of help.
     pub fn register(&self, registry: &mut Registry) {
         let version = vec![("version", env!("CARGO_PKG_VERSION"))];
@@ -175,7 +183,7 @@ impl Metrics {
         add(
             to,
             "decoded_bytes",
-            "Bytes of events read",
+            "Bytes of the bodies of those rows",
             &self.decoded_bytes,
         );
         let help = "Events handed to the sink and not settled";

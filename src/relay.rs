@@ -386,7 +386,7 @@ impl Relay {
         self.vitals
             .metrics
             .decoded_bytes
-            .inc_by(event.size() as u64);
+            .inc_by(event.payload.len() as u64);
         self.last_events -= usize::from(self.stop_at.is_some());
         self.batch.push(event);
     }

@@ -160,6 +160,7 @@ impl Term<'_> {
         self.options.vitals.set(State::Streaming, None);
         let started = Instant::now();
         let end = self.stream(lead).await;
+        self.options.vitals.metrics.end_of_term();
         // A term that ends as soon as it starts is one more failed attempt.
         if started.elapsed() >= self.options.relay.takeover_after {
             self.backoff.worked();

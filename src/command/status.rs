@@ -80,7 +80,7 @@ pub struct Report {
     pub stream: Option<StreamStatus>,
     /// Why the stream cannot be read.
     pub problem: Option<String>,
-    /// How many dead letters there are; null if there is no stream for them.
+    /// How many dead letters there are; null if their stream does not exist or cannot be read.
     pub dead_letters: Option<u64>,
 }
 
@@ -111,14 +111,17 @@ pub async fn status_all(
     let options = config.sink_options();
     let mut letters = options.of_dead_letters();
     letters.stream.create = false;
-    let letters = jetstream::inspect(&letters).await.ok();
-    let dead_letters = letters.map(|found| found.messages);
     let mut options = options.of_stream();
     options.stream.create = false;
     let (stream, problem) = match jetstream::inspect(&options).await {
         Ok(found) => (Some(StreamStatus::new(found)), None),
         Err(error) => (None, Some(error.failure(&options).problem)),
     };
+    let dead_letters = match stream {
+        Some(_) => jetstream::inspect(&letters).await.ok(),
+        None => None,
+    };
+    let dead_letters = dead_letters.map(|found| found.messages);
     if json {
         let problem = problem.map(|problem| format!("{}: {}", problem.problem, problem.cause));
         let report = Report {

@@ -105,58 +105,63 @@ async fn pair(stage: &Stage) -> (Contender, Contender) {
     (leader, standby)
 }
 
-#[tokio::test]
-async fn leader_that_is_paused_and_wakes_up_under_another_one_stores_nothing_out_of_turn() {
+/// What keeps a leader from leading, until it is over.
+#[derive(Clone, Copy)]
+enum Trouble {
+    Paused,
+    WithoutPostgres,
+    WithoutNats,
+}
+
+impl Trouble {
+    async fn begin(self, leader: &mut Contender) {
+        match self {
+            Self::Paused => leader.outjet.pause().await,
+            Self::WithoutPostgres => leader.postgres.set(Mode::Stall(Direction::Both)),
+            Self::WithoutNats => leader.nats.set(Mode::Stall(Direction::Both)),
+        }
+    }
+
+    fn end(self, leader: &mut Contender) {
+        match self {
+            Self::Paused => leader.outjet.resume(),
+            Self::WithoutPostgres => leader.postgres.set(Mode::Forward),
+            Self::WithoutNats => leader.nats.set(Mode::Forward),
+        }
+    }
+}
+
+/// Under load two copies succeed each other, and whoever led wakes up while the other one leads.
+async fn succeed_each_other(trouble: Trouble) {
     let stage = Stage::on(Nats::builder(), BRISK).await;
     let (mut leader, mut standby) = pair(&stage).await;
     let writers = stage.write(3).await;
     for _ in 0..4 {
         more_stored(&stage, 200).await;
-        leader.outjet.pause().await;
+        trouble.begin(&mut leader).await;
         standby.says(LEADING).await;
         more_stored(&stage, 200).await;
-        leader.outjet.resume();
+        trouble.end(&mut leader);
         leader.stands_by().await;
         std::mem::swap(&mut leader, &mut standby);
     }
     writers.finish().await;
     stage.assert_exact().await;
+}
+
+#[tokio::test]
+async fn leader_that_is_paused_and_wakes_up_under_another_one_stores_nothing_out_of_turn() {
+    succeed_each_other(Trouble::Paused).await;
 }
 
 #[tokio::test]
 async fn leader_that_is_cut_off_from_postgres_alone_is_succeeded_and_stores_nothing_out_of_turn() {
-    let stage = Stage::on(Nats::builder(), BRISK).await;
-    let (mut leader, mut standby) = pair(&stage).await;
-    let writers = stage.write(3).await;
-    for _ in 0..4 {
-        more_stored(&stage, 200).await;
-        leader.postgres.set(Mode::Stall(Direction::Both));
-        standby.says(LEADING).await;
-        more_stored(&stage, 200).await;
-        leader.postgres.set(Mode::Forward);
-        leader.stands_by().await;
-        std::mem::swap(&mut leader, &mut standby);
-    }
-    writers.finish().await;
-    stage.assert_exact().await;
+    succeed_each_other(Trouble::WithoutPostgres).await;
 }
 
 #[tokio::test]
 async fn leader_that_is_cut_off_from_nats_alone_gives_the_slot_to_a_copy_that_reaches_it() {
-    let stage = Stage::on(Nats::builder(), BRISK).await;
-    let (mut leader, mut standby) = pair(&stage).await;
-    let writers = stage.write(3).await;
-    for _ in 0..4 {
-        more_stored(&stage, 200).await;
-        leader.nats.set(Mode::Stall(Direction::Both));
-        standby.says(LEADING).await;
-        more_stored(&stage, 200).await;
-        leader.nats.set(Mode::Forward);
-        leader.stands_by().await;
-        std::mem::swap(&mut leader, &mut standby);
-    }
-    writers.finish().await;
-    stage.assert_exact().await;
+    succeed_each_other(Trouble::WithoutNats).await;
 }
 
 /// It would hold the slot without any use, while a third copy might have NATS.

@@ -1,5 +1,6 @@
 //! The commands' parts in Postgres on a real server: set up, check, show, emit, drop.
 
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use outjet::command::{check, drop, emit, setup, status};
@@ -9,7 +10,7 @@ use outjet::pg::ddl::INSTALL;
 use outjet::preflight::{Check, Options, RequiredColumn, TableRequirement, Verdict, first_failure};
 
 use crate::harness::postgres::Session;
-use crate::harness::{Postgres, Stop};
+use crate::harness::{Postgres, Stop, World, binaries};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -80,6 +81,26 @@ async fn second_setup_finds_everything_and_check_passes() {
         let harmless = matches!(check.verdict, Verdict::Pass(_)) || check.name == "version";
         assert!(harmless, "{check:?}");
     }
+}
+
+/// `outjet setup | head -n 1`: what nobody reads is done all the same.
+#[tokio::test]
+async fn setup_whose_answer_nobody_reads_is_complete() {
+    let world = World::start().await;
+    let program = binaries::outjet();
+    let (postgres, nats) = (world.postgres.url(), world.nats.url());
+    let mut command = Command::new(program);
+    command
+        .arg("setup")
+        .env("DATABASE_URL", postgres)
+        .env("NATS_URL", nats);
+    let mut setup = command.stdout(Stdio::piped()).spawn().expect("outjet");
+    drop(setup.stdout.take());
+    let status = tokio::task::spawn_blocking(move || setup.wait());
+    let status = status.await.expect("waited").expect("a status");
+    assert_eq!(status.code(), Some(0));
+    let check = world.outjet(["check"]).output().await;
+    assert_eq!(check.code, Some(0), "{check:?}");
 }
 
 #[tokio::test]

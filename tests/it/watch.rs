@@ -152,7 +152,7 @@ async fn metrics_count_what_passes_and_show_the_slot() {
     let delivery = Delivery::ready().await;
     let copy = Copy::run(&delivery).await;
     let standby = Copy::run(&delivery).await;
-    let emit = "SELECT outbox.emit('order', '1', 'created') FROM generate_series(1, 5)";
+    let emit = "SELECT outbox.emit('order', '1', 'created', '12345678') FROM generate_series(1, 5)";
     for _ in 0..4 {
         delivery.session.run(emit).await;
     }
@@ -170,6 +170,7 @@ async fn metrics_count_what_passes_and_show_the_slot() {
         ("outjet_events_decoded_total", 21.0),
         ("outjet_events_published_total", 20.0),
         ("outjet_events_dead_lettered_total", 1.0),
+        ("outjet_decoded_bytes_total", 160.0),
         ("outjet_events_in_flight", 0.0),
         ("outjet_in_flight_bytes", 0.0),
         ("outjet_oldest_unpublished_timestamp_seconds", 0.0),
@@ -204,6 +205,40 @@ async fn metrics_count_what_passes_and_show_the_slot() {
         );
     }
     assert_eq!(standby.metrics().await["outjet_leader"], 0.0);
+}
+
+/// An alarm on what is in flight must not go off at a copy that no longer leads.
+#[tokio::test]
+async fn what_was_in_flight_is_gone_with_the_term() {
+    let mut delivery = Delivery::configured("postgres: {takeover_after: 1s}").await;
+    let copy = Copy::run(&delivery).await;
+    copy.until_probes([200, 200, 200, 200]).await;
+    delivery.world.nats.process().pause().await;
+    let emit = "SELECT outbox.emit('order', '1', 'created')";
+    delivery.session.run(emit).await;
+    let oldest = "outjet_oldest_unpublished_timestamp_seconds";
+    copy.until_metric(oldest, |oldest| oldest > 0.0).await;
+    assert_eq!(copy.metrics().await["outjet_events_in_flight"], 1.0);
+    copy.until_metric("outjet_leader", |leader| leader == 0.0)
+        .await;
+    let metrics = copy.metrics().await;
+    for name in [oldest, "outjet_events_in_flight", "outjet_nats_connected"] {
+        assert_eq!(metrics[name], 0.0, "{name}");
+    }
+    delivery.world.nats.process().resume();
+    delivery.verdict().await.assert_exact();
+}
+
+/// As many as may be connected at all.
+#[tokio::test]
+async fn silent_clients_keep_nobody_waiting_for_ever() {
+    let delivery = Delivery::ready().await;
+    let copy = Copy::run(&delivery).await;
+    let mut silent = Vec::new();
+    for _ in 0..64 {
+        silent.push(TcpStream::connect(copy.address).await.expect("connect"));
+    }
+    assert_eq!(copy.get("/livez").await.0, 200);
 }
 
 #[tokio::test]

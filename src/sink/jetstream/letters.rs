@@ -59,7 +59,11 @@ impl Letters {
         lineage: &Lineage,
         waiting: &Waiting<'_>,
     ) -> Result<bool, Error> {
-        let Some((messages, _)) = &connection.letters else {
+        let Some((messages, _)) = connection
+            .letters
+            .as_ref()
+            .filter(|_| !self.search.is_finished())
+        else {
             return Ok(false);
         };
         let start = |bounds| Start {

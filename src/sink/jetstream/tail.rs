@@ -83,7 +83,7 @@ impl Search {
         matches!(self, Self::Finished)
     }
 
-    /// Whether the stream holds the event. To be asked for every event, in commit order.
+    /// Whether the stream holds the event. To be asked in commit order.
     pub(super) async fn holds(
         &mut self,
         stream: &Messages,
