@@ -83,6 +83,7 @@ pub mod command;
 pub mod config;
 pub mod error;
 pub mod event;
+pub mod fault;
 pub mod format;
 pub mod guard;
 pub mod http;
