@@ -93,7 +93,7 @@ const BORDERS: &[(&str, Border)] = &[
     ("command", Border::AllBut(&[])),
     ("lib", Border::AllBut(&[])),
     ("main", Border::AllBut(&[])),
-    ("fuzzing", Border::AllBut(&["cli", "command", "config"])),
+    ("fuzzing", Border::AllBut(&["cli", "command"])),
 ];
 
 /// No async, no clock, no socket: what must be testable without any.
