@@ -22,6 +22,7 @@ use tracing::{debug, warn};
 use crate::assemble::{AssembleError, Assembler, Passed, Rejection, Step};
 use crate::error::{Exit, Failure, Problem, chain};
 use crate::event::Event;
+use crate::fault;
 use crate::lsn::Lsn;
 use crate::pg::params::Params;
 use crate::pg::replication::{Frame, Stream};
@@ -300,6 +301,10 @@ impl Relay {
                 metrics.events_known.inc_by(known as u64);
                 metrics.events_dead_lettered.inc_by(dead_lettered as u64);
                 self.window.settle(settled);
+                fault::point("settled");
+                if self.window.in_transaction() {
+                    fault::point("settled_in_part");
+                }
                 self.settled_meanwhile += settled;
                 if self.settled_meanwhile >= Self::PORTION_EVENTS {
                     self.gather_until = None;
@@ -437,6 +442,7 @@ impl Relay {
         let confirmed = (confirmed > self.start).then_some(confirmed);
         self.stream
             .queue_status(self.window.received(), confirmed, reply_requested);
+        fault::point("status_queued");
     }
 
     fn status_interval(&self) -> Duration {

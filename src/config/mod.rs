@@ -219,6 +219,20 @@ impl Config {
     }
 }
 
+#[cfg(any(test, fuzzing))]
+impl Config {
+    /// Reads a file's text, and nothing that it names.
+    pub fn of_text(text: &str) -> Result<Self, Failure> {
+        let source = Source {
+            path: "outjet.yaml".into(),
+            text: text.to_owned(),
+        };
+        let mut raw = layers::defaults();
+        raw.overlay(layers::file(&source)?);
+        check::config(raw, Some(&source))
+    }
+}
+
 /// The configuration file, if there is one.
 fn open(sources: &Sources<'_>) -> Result<Option<Source>, Failure> {
     if let Some(path) = sources.file {

@@ -6,6 +6,7 @@ mod chaos;
 mod dead_letters;
 mod delivery;
 mod docs;
+mod faults;
 mod fencing;
 mod harness;
 mod million;

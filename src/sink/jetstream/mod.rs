@@ -42,6 +42,7 @@ use self::tail::{Bounds, MESSAGE_ID, PLAIN_ID, POSITION, Range, SOURCE, Search, 
 use crate::backoff::{self, Backoff};
 use crate::error::Failure;
 use crate::event::{Event, HeaderName, Rejected};
+use crate::fault;
 use crate::guard::{Lineage, Since, Source};
 use crate::route;
 use crate::sink::Report;
@@ -412,6 +413,7 @@ impl JetStream {
             if self.chain.in_flight() == 0 {
                 epoch_mut(&mut self.epoch).progress_at = Instant::now();
             }
+            fault::point("judged");
             let (number, _) = self.chain.send();
             let connection = &epoch_mut(&mut self.epoch).connection;
             let reply = format!("{}.{number}", connection.inbox);
@@ -421,6 +423,7 @@ impl JetStream {
                 self.options.ack_timeout,
             );
             publish.await?;
+            fault::point("published");
         }
         Ok(())
     }
@@ -440,6 +443,7 @@ impl JetStream {
         };
         let appended = letters.append(&epoch.connection, &letter, &self.options);
         Box::pin(appended).await?;
+        fault::point("letter_stored");
         self.buried.log(event, rejected);
         self.chain.bury();
         Ok(())
@@ -527,6 +531,7 @@ impl JetStream {
     }
 
     fn take_reply(&mut self, message: &Message) -> Result<(), Error> {
+        fault::point("answered");
         epoch_mut(&mut self.epoch).progress_at = Instant::now();
         let number = message
             .subject
