@@ -71,6 +71,9 @@ pub enum Error {
         /// For how long.
         waited: Duration,
     },
+    /// The server waits for events that do not get through, as it does before it shuts down.
+    #[error("Postgres has waited for {} s", .0.as_secs())]
+    Awaited(Duration),
     /// The server says nothing, though it was asked.
     #[error("Postgres has been silent for {} s", .0.as_secs())]
     Silent(Duration),
@@ -100,6 +103,8 @@ pub struct Relay {
     /// Events settled meanwhile.
     settled_meanwhile: usize,
     heard_at: Instant,
+    /// Since when, and how often, the server has asked while nothing was settled.
+    asked: Option<(Instant, u32)>,
     down: Option<(Instant, Failure)>,
     stop_at: Option<Instant>,
     /// How many events a stop still takes so that the open transaction can be confirmed.
@@ -147,6 +152,10 @@ impl Relay {
     /// The longest that WAL is left to gather for a portion.
     const GATHER_MAX: Duration = Duration::from_millis(1);
 
+    /// A server that goes on asks at most twice in `wal_sender_timeout`, and hardly ever, because it
+    /// hears from us before; one that is to shut down asks again after each answer (WalSndDone).
+    const ASKED_MIN: u32 = 16;
+
     /// For a stream that was just started at `start`, the slot's confirmed position.
     pub fn new(
         stream: Stream,
@@ -175,6 +184,7 @@ impl Relay {
             gather_until: None,
             settled_meanwhile: 0,
             heard_at: now,
+            asked: None,
             down: None,
             stop_at: None,
             last_events: Self::BATCH_MAX,
@@ -305,6 +315,7 @@ impl Relay {
                 if self.window.in_transaction() {
                     fault::point("settled_in_part");
                 }
+                self.asked = None;
                 self.settled_meanwhile += settled;
                 if self.settled_meanwhile >= Self::PORTION_EVENTS {
                     self.gather_until = None;
@@ -377,12 +388,24 @@ impl Relay {
             } => {
                 self.window.keepalive(wal_end);
                 if reply_requested {
-                    self.status_due = Instant::now();
+                    self.take_question();
                 }
                 Ok(())
             }
             Frame::Notice(notice) => take_notice(notice),
         }
+    }
+
+    /// The server wants an answer. It gets one soon, and not at once each time: a server that is to
+    /// shut down would ask thousands of times a second.
+    fn take_question(&mut self) {
+        let soon = self.status_at + Self::STATUS_PAUSE;
+        self.status_due = self.status_due.min(soon);
+        self.asked = match self.asked {
+            _ if self.window.events() == 0 => None,
+            None => Some((Instant::now(), 1)),
+            Some((since, times)) => Some((since, times.saturating_add(1))),
+        };
     }
 
     fn take_event(&mut self, event: Event, read: &Bytes) {
@@ -454,12 +477,30 @@ impl Relay {
             .down
             .as_ref()
             .map(|(since, _)| *since + self.options.takeover_after);
-        let wakes = [Some(self.status_due), self.gather_until, down, self.stop_at];
+        let asked = self.asked_until();
+        let wakes = [
+            Some(self.status_due),
+            self.gather_until,
+            down,
+            asked,
+            self.stop_at,
+        ];
         wakes.into_iter().flatten().min().unwrap_or(self.status_due)
+    }
+
+    /// How long a server that waits for us may have to.
+    fn asked_until(&self) -> Option<Instant> {
+        let (since, times) = self.asked?;
+        (times >= Self::ASKED_MIN).then(|| since + self.options.drain_timeout)
     }
 
     /// Ends the stint when waiting longer helps nobody.
     fn check_patience(&self) -> Result<(), Error> {
+        if let Some((since, _)) = self.asked
+            && self.asked_until().is_some_and(|at| at <= Instant::now())
+        {
+            return Err(Error::Awaited(since.elapsed()));
+        }
         if let Some((since, failure)) = &self.down
             && since.elapsed() >= self.options.takeover_after
         {
@@ -537,7 +578,11 @@ impl Error {
     fn is_of_the_log(&self) -> bool {
         match self {
             Self::Assemble(_) | Self::Rejected(_) | Self::PublicationSkipped(_) => true,
-            Self::Postgres(_) | Self::SinkEnded | Self::SinkDown { .. } | Self::Silent(_) => false,
+            Self::Postgres(_)
+            | Self::SinkEnded
+            | Self::SinkDown { .. }
+            | Self::Awaited(_)
+            | Self::Silent(_) => false,
         }
     }
 
@@ -562,6 +607,14 @@ impl Error {
                 "nothing: it is started again; please report this if it repeats",
             )),
             Self::SinkDown { failure, .. } => failure.clone(),
+            Self::Awaited(waited) => Failure::retry(Problem::new(
+                format!("Postgres at {params} waits for events that do not get through"),
+                format!(
+                    "it has asked for {} s, as it does before it shuts down, and none was stored",
+                    waited.as_secs()
+                ),
+                "nothing: it need not wait any longer, and they are sent when both servers are up",
+            )),
             Self::Silent(silence) => Failure::retry(Problem::new(
                 format!("Postgres at {params} is silent"),
                 format!(

@@ -61,6 +61,16 @@ pub enum Error {
         /// Who we are; the timeline does not matter.
         ours: Box<Source>,
     },
+    /// The stream holds events of a timeline that this server does not have yet, or never will.
+    #[error("stream {name:?} is ahead of this server: it holds events of timeline {found}")]
+    OlderTimeline {
+        /// The stream.
+        name: String,
+        /// The timeline of its last event.
+        found: u32,
+        /// The server's.
+        ours: u32,
+    },
     /// No subject of the stream matches.
     #[error("stream {name:?} does not cover subject {subject:?}")]
     Uncovered {
@@ -143,6 +153,7 @@ impl Error {
             | Self::StreamNotCreated { .. }
             | Self::StreamRefused { .. }
             | Self::OtherSource { .. }
+            | Self::OlderTimeline { .. }
             | Self::Uncovered { .. }
             | Self::Unsendable { .. } => (Disposition::Halt, Exit::Config),
         }
@@ -168,6 +179,7 @@ impl Error {
             | Self::StreamNotCreated { .. }
             | Self::StreamRefused { .. }
             | Self::OtherSource { .. }
+            | Self::OlderTimeline { .. }
             | Self::Uncovered { .. }
             | Self::Unsendable { .. }
             | Self::StreamChanged { .. } => self.to_string(),
@@ -194,6 +206,10 @@ impl Error {
                 "its last event came through slot {:?} of the cluster with system identifier {}, \
                  and we use slot {:?} of {}; two writers would displace each other's events",
                 found.slot, found.system, ours.slot, ours.system
+            ),
+            Self::OlderTimeline { ours, .. } => format!(
+                "the server is on timeline {ours}: an old primary that was started again beside \
+                 its successor, or a copy of it"
             ),
             Self::Uncovered { subjects, .. } => format!("it listens on {subjects}"),
             Self::Unsendable { .. } if options.dead_letters.is_some() => {
@@ -232,6 +248,9 @@ impl Error {
             }
             Self::OtherSource { .. } => "give each outjet a stream of its own (stream.name), \
                  or use the database and the slot that the stream was written from"
+                .to_owned(),
+            Self::OlderTimeline { .. } => "stop this server (two primaries lose events), and name \
+                 the one that was promoted in DATABASE_URL"
                 .to_owned(),
             Self::Uncovered {
                 subject, subjects, ..

@@ -43,7 +43,7 @@ use crate::backoff::{self, Backoff};
 use crate::error::Failure;
 use crate::event::{Event, HeaderName, Rejected};
 use crate::fault;
-use crate::guard::{Lineage, Since, Source};
+use crate::guard::{Lineage, Mark, Since, Source};
 use crate::route;
 use crate::sink::Report;
 
@@ -89,8 +89,8 @@ pub struct Inspection {
     pub created: bool,
     /// What is worth knowing.
     pub warnings: Vec<&'static str>,
-    /// Whose event the newest of ours is, if one was found near the end.
-    pub writer: Option<Source>,
+    /// The newest event of an outjet, if one was found near the end.
+    pub newest: Option<Mark>,
 }
 
 impl Inspection {
@@ -101,7 +101,7 @@ impl Inspection {
 
     /// Refuses a stream that another slot or another cluster writes.
     pub fn check_writer(&self, ours: &Source) -> Result<(), Error> {
-        check_writer(&self.name, self.writer.as_ref(), ours)
+        check_writer(&self.name, self.newest.as_ref(), ours)
     }
 }
 
@@ -120,16 +120,29 @@ pub async fn inspect(options: &Options) -> Result<Inspection, Error> {
         last_sequence: found.state.last_sequence,
         created: connection.created,
         warnings: client::warnings(&found.config),
-        writer: tail::newest_source(&connection.stream, bounds).await?,
+        newest: tail::newest_mark(&connection.stream, bounds).await?,
     })
 }
 
-fn check_writer(name: &str, writer: Option<&Source>, ours: &Source) -> Result<(), Error> {
-    match writer {
+fn check_writer(name: &str, newest: Option<&Mark>, ours: &Source) -> Result<(), Error> {
+    match newest.map(|mark| &mark.source) {
         Some(found) if !found.same_slot(ours) => Err(Error::OtherSource {
             name: name.to_owned(),
             found: Box::new(found.clone()),
             ours: Box::new(ours.clone()),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses to go on where the cluster was before its last promotion: what lies behind it was
+/// published by the server that was promoted, and this one has another history.
+fn check_timeline(name: &str, newest: Option<&Mark>, ours: &Source) -> Result<(), Error> {
+    match newest.map(|mark| mark.source.timeline) {
+        Some(found) if found > ours.timeline => Err(Error::OlderTimeline {
+            name: name.to_owned(),
+            found,
+            ours: ours.timeline,
         }),
         _ => Ok(()),
     }
@@ -230,10 +243,11 @@ impl JetStream {
         };
         let tail = match self.anchor {
             None => {
-                let newest = tail::newest_source(&connection.stream, bounds);
-                let writer = connection.unless_broken(Box::pin(newest)).await?;
-                let name = &self.options.stream.name;
-                check_writer(name, writer.as_ref(), self.lineage.source())?;
+                let newest = tail::newest_mark(&connection.stream, bounds);
+                let newest = connection.unless_broken(Box::pin(newest)).await?;
+                let (name, ours) = (&self.options.stream.name, self.lineage.source());
+                check_writer(name, newest.as_ref(), ours)?;
+                check_timeline(name, newest.as_ref(), ours)?;
                 Search::new(bounds)
             }
             Some(_) if created != self.created => {
