@@ -17,7 +17,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::assemble::{AssembleError, Assembler, Passed, Rejection, Step};
 use crate::error::{Exit, Failure, Problem, chain};
@@ -26,7 +26,7 @@ use crate::lsn::Lsn;
 use crate::pg::params::Params;
 use crate::pg::replication::{Frame, Stream};
 use crate::pg::{Error as PgError, ServerMessage};
-use crate::sink::Report;
+use crate::sink::{HELD_MAX, Report};
 use crate::vitals::{State, Vitals, unix_seconds};
 use crate::window::{Confirmed, Limits, Window};
 
@@ -42,6 +42,8 @@ pub struct Options {
     pub drain_timeout: Duration,
     /// Whether the sink takes events that cannot be published; they end the relay otherwise.
     pub dead_letters: bool,
+    /// Whether the sink holds back what it has settled.
+    pub holds: bool,
 }
 
 /// Why a relay ended.
@@ -70,6 +72,9 @@ pub enum Error {
         /// For how long.
         waited: Duration,
     },
+    /// The server cannot stop before we have confirmed what we cannot confirm yet.
+    #[error("Postgres waits for us to stop")]
+    Stopping,
     /// The server says nothing, though it was asked.
     #[error("Postgres has been silent for {} s", .0.as_secs())]
     Silent(Duration),
@@ -100,6 +105,8 @@ pub struct Relay {
     settled_meanwhile: usize,
     heard_at: Instant,
     down: Option<(Instant, Failure)>,
+    /// Since when the server has asked for a status again and again, and how often.
+    pressed: Option<(Instant, u32)>,
     stop_at: Option<Instant>,
     /// How many events a stop still takes so that the open transaction can be confirmed.
     last_events: usize,
@@ -143,6 +150,13 @@ impl Relay {
     /// process on the way costs more than the event that it is for.
     const PORTION_EVENTS: usize = 64;
 
+    /// A server that shuts down (WalSndDone) sends nothing more and asks for a status as soon as it
+    /// has one, until all is confirmed. One that does not asks at most every half of
+    /// `wal_sender_timeout`. What is under way is stored within this time, if NATS answers; waiting
+    /// for what is held back, or for NATS, would keep the server from stopping.
+    const PRESSED_MAX: Duration = Duration::from_secs(2);
+    const PRESSED_ASKS: u32 = 20;
+
     /// The longest that WAL is left to gather for a portion.
     const GATHER_MAX: Duration = Duration::from_millis(1);
 
@@ -156,6 +170,11 @@ impl Relay {
         vitals.metrics.nats_connected.set(1);
         let now = Instant::now();
         let window = Window::new(options.window, start);
+        let window = if options.holds {
+            window.holding()
+        } else {
+            window
+        };
         Self {
             start: window.confirmed(),
             reported: window.confirmed(),
@@ -175,6 +194,7 @@ impl Relay {
             settled_meanwhile: 0,
             heard_at: now,
             down: None,
+            pressed: None,
             stop_at: None,
             last_events: Self::BATCH_MAX,
             unreadable: None,
@@ -192,6 +212,10 @@ impl Relay {
             self.maintain()?;
         }
         let confirmed = self.window.confirmed();
+        if self.window.stored() > confirmed.lsn() {
+            let stored = self.window.stored();
+            info!(%stored, "what is held back is not waited for: it is read again, and skipped");
+        }
         self.queue_status(true);
         Ok(End {
             stream: self.stream,
@@ -254,6 +278,7 @@ impl Relay {
         self.vitals.beat();
         self.hand_over()?;
         if self.window.confirmed() > self.reported {
+            self.pressed = None;
             let soon = self.status_at + Self::STATUS_PAUSE;
             self.status_due = self.status_due.min(soon);
         }
@@ -271,6 +296,10 @@ impl Relay {
         let gauge = |size: usize| i64::try_from(size).unwrap_or(i64::MAX);
         metrics.events_in_flight.set(gauge(self.window.events()));
         metrics.in_flight_bytes.set(gauge(self.window.bytes()));
+        let held = self.window.stored().as_u64() - self.window.confirmed().lsn().as_u64();
+        metrics
+            .held_wal_bytes
+            .set(i64::try_from(held).unwrap_or(i64::MAX));
         let seconds = |micros: i64| micros as f64 / 1e6;
         metrics
             .oldest_unpublished
@@ -304,6 +333,23 @@ impl Relay {
                 if self.settled_meanwhile >= Self::PORTION_EVENTS {
                     self.gather_until = None;
                 }
+            }
+            Report::Held => {
+                assert!(
+                    self.window.portions() < HELD_MAX,
+                    "more is held than promised"
+                );
+                self.window.hold();
+            }
+            Report::Released => self.window.release(),
+            Report::Gap(events, problem) => {
+                let Problem {
+                    problem: what,
+                    cause,
+                    fix,
+                } = &problem;
+                error!(events, %cause, %fix, "gap: {what}");
+                self.vitals.gap(events, problem);
             }
             Report::Down(failure) => {
                 self.vitals.metrics.nats_connected.set(0);
@@ -348,6 +394,7 @@ impl Relay {
     fn take_frame(&mut self, frame: Frame) -> Result<(), Error> {
         match frame {
             Frame::Wal { body } => {
+                self.pressed = None;
                 match self.assembler.take(&body).map_err(Error::Assemble)? {
                     Step::Nothing => {}
                     Step::Begin(committed) => {
@@ -372,7 +419,10 @@ impl Relay {
             } => {
                 self.window.keepalive(wal_end);
                 if reply_requested {
-                    self.status_due = Instant::now();
+                    let soon = (self.status_at + Self::STATUS_PAUSE).max(Instant::now());
+                    self.status_due = self.status_due.min(soon);
+                    let (_, asks) = self.pressed.get_or_insert((Instant::now(), 0));
+                    *asks += 1;
                 }
                 Ok(())
             }
@@ -460,6 +510,12 @@ impl Relay {
             let (failure, waited) = (failure.clone(), since.elapsed());
             return Err(Error::SinkDown { failure, waited });
         }
+        let pressed = |(since, asks): (Instant, u32)| {
+            asks >= Self::PRESSED_ASKS && since.elapsed() >= Self::PRESSED_MAX
+        };
+        if self.pressed.is_some_and(pressed) && self.stop_at.is_none() {
+            return Err(Error::Stopping);
+        }
         // A server that is asked answers at once, or within half of wal_sender_timeout from the
         // middle of a large transaction (WalSndWriteData).
         let silence = self.heard_at.elapsed();
@@ -531,7 +587,11 @@ impl Error {
     fn is_of_the_log(&self) -> bool {
         match self {
             Self::Assemble(_) | Self::Rejected(_) | Self::PublicationSkipped(_) => true,
-            Self::Postgres(_) | Self::SinkEnded | Self::SinkDown { .. } | Self::Silent(_) => false,
+            Self::Postgres(_)
+            | Self::SinkEnded
+            | Self::SinkDown { .. }
+            | Self::Stopping
+            | Self::Silent(_) => false,
         }
     }
 
@@ -556,6 +616,11 @@ impl Error {
                 "nothing: it is started again; please report this if it repeats",
             )),
             Self::SinkDown { failure, .. } => failure.clone(),
+            Self::Stopping => Failure::retry(Problem::new(
+                format!("Postgres at {params} is stopping"),
+                "it waits for what cannot be confirmed yet: held back (stream.hold), or not stored",
+                "nothing: it is read again, and what is stored is skipped",
+            )),
             Self::Silent(silence) => Failure::retry(Problem::new(
                 format!("Postgres at {params} is silent"),
                 format!(
