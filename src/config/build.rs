@@ -136,6 +136,7 @@ impl Config {
             in_flight_max: self.publish.in_flight_max,
             in_flight_bytes_max: self.publish.in_flight_bytes_max,
             ack_timeout: self.publish.ack_timeout,
+            hold: self.stream.hold,
         }
     }
 
@@ -170,6 +171,7 @@ impl Config {
             takeover_after: self.postgres.takeover_after,
             drain_timeout: self.publish.drain_timeout,
             dead_letters: self.takes_dead_letters(),
+            holds: !self.stream.hold.is_zero(),
         }
     }
 

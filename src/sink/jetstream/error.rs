@@ -98,6 +98,8 @@ pub enum Error {
         name: String,
         /// What changed.
         reason: String,
+        /// About how many events are lost that were released.
+        gap: u64,
     },
     /// The connection, a request or an acknowledgement failed: the outcome is unknown.
     #[error("{0}")]
@@ -117,6 +119,24 @@ impl Error {
             disposition,
             exit,
             problem,
+        }
+    }
+
+    /// What a stream that has lost released events means.
+    pub(super) fn gap(&self, options: &Options) -> Problem {
+        let name = &options.stream.name;
+        Problem::new(
+            format!("stream {name:?} lacks events that were confirmed to Postgres"),
+            format!("it {}; {}", self.reason(), self.cause(options)),
+            "`outjet verify` names the rows that are missing; `outjet replay` publishes them \
+             again; a longer stream.hold outlives such a loss",
+        )
+    }
+
+    fn reason(&self) -> &str {
+        match self {
+            Self::StreamChanged { reason, .. } => reason,
+            _ => "has changed",
         }
     }
 
@@ -261,9 +281,9 @@ impl Error {
             Self::Unsendable { .. } => "raise the server's limit, or correct what writes \
                  such rows; the event is sent as soon as it fits"
                 .to_owned(),
-            Self::StreamChanged { .. } => {
-                format!("nothing to do if this is over; else look at `nats stream info {name}`")
-            }
+            Self::StreamChanged { .. } => "nothing: what Postgres still has is sent again; \
+                 `outjet verify` tells whether that is all"
+                .to_owned(),
             Self::Broken(_) => {
                 format!("nothing if it passes; else `nats stream info {name}` and the server's log")
             }

@@ -15,6 +15,7 @@
 mod chain;
 pub mod client;
 mod error;
+mod hold;
 mod letterbox;
 mod letters;
 mod messages;
@@ -34,8 +35,9 @@ use tracing::{info, warn};
 use self::chain::{Chain, Settled, Waiting};
 use self::client::{Connection, HEADER_BYTES_MAX};
 pub use self::error::Error;
+use self::hold::{Hold, Seen, Witness};
 pub use self::letterbox::{DeadLetter, Letterbox};
-use self::letters::{Letter, Letters};
+use self::letters::{Buried, Letter, Letters};
 pub use self::options::{NatsOptions, Options, Storage, StreamOptions};
 use self::reply::Reply;
 use self::tail::{Bounds, MESSAGE_ID, PLAIN_ID, POSITION, Range, SOURCE, Search, Start, Tail};
@@ -64,9 +66,12 @@ pub struct JetStream {
     backoff: Backoff,
     epoch: Option<Epoch>,
     /// What stands at this sequence number or below is known: an event whose outcome is not can
-    /// only stand behind it. `None` until the guard has looked. And `created` of the stream.
+    /// only stand behind it. `None` until the guard has looked.
     anchor: Option<u64>,
-    created: String,
+    /// The stream and its dead letters, which must not become less than they were.
+    seen: Seen,
+    seen_letters: Seen,
+    hold: Hold,
     /// What the term's settled events took lies in these sequence numbers.
     taken: RangeInclusive<u64>,
     buried: Buried,
@@ -155,6 +160,8 @@ struct Epoch {
     letters: Option<Letters>,
     /// Where the stream ended when the epoch began.
     last_sequence: u64,
+    /// What stood there.
+    newest: Witness,
     message_bytes_max: usize,
     /// When the last reply came, or the first event went out after a pause.
     progress_at: Instant,
@@ -170,7 +177,9 @@ impl JetStream {
             backoff: Backoff::new(backoff::Options::default()),
             epoch: None,
             anchor: None,
-            created: String::new(),
+            seen: Seen::default(),
+            seen_letters: Seen::default(),
+            hold: Hold::new(options.hold),
             taken: RangeInclusive::new(1, 0),
             buried: Buried::default(),
             careful_until: 0,
@@ -213,6 +222,12 @@ impl JetStream {
         down: &mut bool,
     ) -> Result<(), Failure> {
         let failure = error.failure(&self.options);
+        if let Error::StreamChanged { gap, .. } = *error
+            && gap > 0
+        {
+            let problem = error.gap(&self.options);
+            let _ = reports.send(Report::Gap(gap, problem)).await;
+        }
         let lasting = !matches!(
             error,
             Error::Broken(_) | Error::Connect(_) | Error::ConnectTimeout
@@ -235,12 +250,9 @@ impl JetStream {
 
     async fn open_epoch(&mut self) -> Result<(), Error> {
         let connection = Box::pin(Connection::open(&self.options)).await?;
-        let created = connection.info.created.to_string();
         let bounds = Bounds::of(&connection.info);
-        let changed = |reason: String| Error::StreamChanged {
-            name: self.options.stream.name.clone(),
-            reason,
-        };
+        let first = self.seen.is_new();
+        self.check_seen(&connection)?;
         let tail = match self.anchor {
             None => {
                 let newest = tail::newest_mark(&connection.stream, bounds);
@@ -249,15 +261,6 @@ impl JetStream {
                 check_writer(name, newest.as_ref(), ours)?;
                 check_timeline(name, newest.as_ref(), ours)?;
                 Search::new(bounds)
-            }
-            Some(_) if created != self.created => {
-                return Err(changed("was deleted and created again".to_owned()));
-            }
-            Some(acknowledged) if bounds.last < acknowledged => {
-                return Err(changed(format!(
-                    "lost its end: sequence {acknowledged} was acknowledged, it now ends at {}",
-                    bounds.last
-                )));
             }
             Some(acknowledged) if bounds.last == acknowledged => Search::Finished,
             Some(acknowledged) => {
@@ -272,10 +275,13 @@ impl JetStream {
                 Search::Reading(Box::new(tail))
             }
         };
-        if self.created.is_empty() {
+        if first {
             self.taken = RangeInclusive::new(bounds.last + 1, bounds.last);
         }
-        self.created = created;
+        let newest = match self.hold.holds() {
+            true => hold::newest(&connection, bounds).await?,
+            false => Witness::default(),
+        };
         self.chain.restart(bounds.last);
         let message_bytes_max = connection.message_bytes_max(&connection.info);
         let letters = connection.letters.as_ref();
@@ -287,6 +293,7 @@ impl JetStream {
             tail,
             letters,
             last_sequence: bounds.last,
+            newest,
             message_bytes_max,
             progress_at,
         });
@@ -318,6 +325,7 @@ impl JetStream {
                 Action::Closed => return Ok(true),
                 Action::Events(batch) => self.take_events(batch),
                 Action::Reply(message) => self.take_replies(message)?,
+                Action::Look => Box::pin(self.look(reports)).await?,
             }
         }
     }
@@ -332,6 +340,7 @@ impl JetStream {
         let ack_timeout = self.options.ack_timeout;
         let epoch = self.epoch.as_mut().expect("an epoch runs");
         let deadline = epoch.progress_at + ack_timeout;
+        let look_at = self.hold.wake_at();
         let Connection {
             replies, broken, ..
         } = &mut epoch.connection;
@@ -345,6 +354,7 @@ impl JetStream {
             () = tokio::time::sleep_until(deadline), if in_flight > 0 => {
                 Err(Error::Broken(format!("no acknowledgement for {}", seconds(ack_timeout))))
             }
+            () = tokio::time::sleep_until(look_at) => Ok(Action::Look),
             batch = events.recv() => Ok(batch.map_or(Action::Closed, Action::Events)),
         }
     }
@@ -354,9 +364,10 @@ impl JetStream {
             stored,
             known,
             dead_lettered,
-            sequence,
+            newest,
         } = settled;
-        if let Some(sequence) = sequence {
+        self.book(settled);
+        if let Some((sequence, _)) = newest {
             self.taken = RangeInclusive::new(*self.taken.start(), sequence);
             // While the guard is still reading, older entries may lie ahead of it: no anchor yet.
             let finished = self
@@ -375,6 +386,9 @@ impl JetStream {
             dead_lettered,
         };
         let _ = reports.send(settled).await;
+        if self.hold.close() {
+            let _ = reports.send(Report::Held).await;
+        }
         self.recovered(reports, down).await;
     }
 
@@ -598,39 +612,13 @@ impl Epoch {
     }
 }
 
-/// Says that events are dead-lettered: at once, then now and then.
-#[derive(Default)]
-struct Buried {
-    events: u64,
-    logged_at: Option<Instant>,
-}
-
-impl Buried {
-    /// A mapping that does not fit rejects every row.
-    const LOG_INTERVAL: Duration = Duration::from_secs(30);
-
-    fn log(&mut self, event: &Event, rejected: &Rejected) {
-        self.events += 1;
-        let due = |at: Instant| at.elapsed() >= Self::LOG_INTERVAL;
-        if self.logged_at.is_none_or(due) {
-            self.logged_at = Some(Instant::now());
-            let Event {
-                position,
-                id,
-                table,
-                ..
-            } = event;
-            let (events, cause) = (self.events, &rejected.error);
-            warn!(%table, id, %position, events, cause, "an event went to the dead letters");
-        }
-    }
-}
-
 enum Action {
     /// The relay is done.
     Closed,
     Events(Vec<Event>),
     Reply(Box<Message>),
+    /// It is time to see whether the stream is what it was.
+    Look,
 }
 
 fn unsendable(event: &Event, rejected: Rejected) -> Error {
