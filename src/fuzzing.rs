@@ -15,8 +15,11 @@ use crate::pg::pgoutput::{decode, encode::encode};
 use crate::route::{self, Route, Template, check_subject, contains, matches, overlap};
 use crate::window::{Limits, Window};
 
+/// Claims about an input.
+pub type Target = fn(&[u8]);
+
 /// Every target by its name.
-pub const TARGETS: [(&str, fn(&[u8])); 9] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("assemble", assemble),
     ("dsn", dsn),
     ("frames", frames),

@@ -43,6 +43,8 @@ pub struct Options {
     pub drain_timeout: Duration,
     /// Whether the sink takes events that cannot be published; they end the relay otherwise.
     pub dead_letters: bool,
+    /// Whether the events of a transaction are to appear together.
+    pub atomic: bool,
 }
 
 /// Why a relay ended.
@@ -88,6 +90,8 @@ pub struct Relay {
     events: mpsc::Sender<Vec<Event>>,
     reports: mpsc::Receiver<Report>,
     batch: Vec<Event>,
+    /// Those of the open transaction that wait for its end.
+    held: Held,
     /// How much of the read buffer was used up with the last event whose body lies there.
     held_from: u64,
     /// Where the slot stood; not reported back.
@@ -169,6 +173,7 @@ impl Relay {
             events,
             reports,
             batch: Vec::new(),
+            held: Held::new(&options),
             held_from: 0,
             status_at: now,
             status_due: now,
@@ -253,6 +258,10 @@ impl Relay {
     /// What must hold after every action.
     fn maintain(&mut self) -> Result<(), Error> {
         self.vitals.beat();
+        if self.held.events() == self.window.events() && !self.window.has_room() {
+            // Nothing will be settled, so nothing more be read: it is too large to be held.
+            self.held.give_up(&mut self.batch);
+        }
         self.hand_over()?;
         if self.window.confirmed() > self.reported {
             let soon = self.status_at + Self::STATUS_PAUSE;
@@ -365,6 +374,7 @@ impl Relay {
                     }
                     Step::Rejected(rejection) => return Err(Error::Rejected(rejection)),
                     Step::Commit(end) => {
+                        self.held.commit(&mut self.batch);
                         self.vitals.metrics.transactions_decoded.inc();
                         self.window.commit(end);
                     }
@@ -393,7 +403,7 @@ impl Relay {
             .decoded_bytes
             .inc_by(event.payload.len() as u64);
         self.last_events -= usize::from(self.stop_at.is_some());
-        self.batch.push(event);
+        self.held.take(event, &mut self.batch);
     }
 
     /// What is kept in memory for an event: its own, and, if its body lies where it was read, what
@@ -490,7 +500,8 @@ impl Relay {
             return true;
         }
         let stopped = self.stop_at.is_some() && !self.finishing();
-        (stopped || self.unreadable.is_some()) && self.window.events() == 0
+        let outstanding = self.window.events() - self.held.events();
+        (stopped || self.unreadable.is_some()) && outstanding == 0
     }
 
     /// Says once of each kind that something is passed over.
@@ -506,6 +517,57 @@ impl Relay {
         if before.messages == 0 && passed.messages > 0 {
             debug!("the slot sends logical messages: they are passed over");
         }
+    }
+}
+
+/// Holds the events of a transaction back until its end, where they are to appear together: only
+/// then it is known how many they are. Those that are too many are let go, and are sent as they
+/// come. What is held when the relay ends was never handed over.
+struct Held {
+    events: Vec<Event>,
+    /// Most events that are held; 0 for none.
+    events_max: usize,
+    /// The open transaction was given up.
+    given_up: bool,
+}
+
+/// Most messages in one batch of nats-server (`streamDefaultMaxAtomicBatchSize`).
+const TOGETHER_MAX: usize = 1000;
+
+impl Held {
+    fn new(options: &Options) -> Self {
+        Self {
+            events: Vec::new(),
+            events_max: if options.atomic { TOGETHER_MAX } else { 0 },
+            given_up: false,
+        }
+    }
+
+    fn events(&self) -> usize {
+        self.events.len()
+    }
+
+    fn take(&mut self, event: Event, batch: &mut Vec<Event>) {
+        self.events.push(event);
+        if self.given_up || self.events.len() > self.events_max {
+            self.give_up(batch);
+        }
+    }
+
+    /// They go as they are, and the rest of the transaction, too.
+    fn give_up(&mut self, batch: &mut Vec<Event>) {
+        self.given_up |= !self.events.is_empty();
+        batch.append(&mut self.events);
+    }
+
+    /// The transaction is complete.
+    fn commit(&mut self, batch: &mut Vec<Event>) {
+        self.given_up = false;
+        let followers = (0..self.events.len() as u16).rev();
+        for (event, followers) in self.events.iter_mut().zip(followers) {
+            event.followers = followers;
+        }
+        batch.append(&mut self.events);
     }
 }
 

@@ -93,11 +93,11 @@ impl Letters {
         let answer = connection.request((subject, headers, payload), options.ack_timeout);
         let expected = self.last_sequence + 1;
         let reason = match Reply::read(&answer.await?, &self.name) {
-            Reply::Stored(sequence) if sequence == expected => {
+            Reply::Stored { sequence, .. } if sequence == expected => {
                 self.last_sequence = expected;
                 return Ok(());
             }
-            Reply::Stored(sequence) => format!("stored at {sequence} instead of {expected}"),
+            Reply::Stored { sequence, .. } => format!("stored at {sequence} instead of {expected}"),
             Reply::Duplicate(_) => "the server calls it a duplicate".to_owned(),
             Reply::Refused(reason) | Reply::Unclear(reason) => reason,
         };

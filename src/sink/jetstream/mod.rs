@@ -12,6 +12,7 @@
 //! `Nats-Msg-Id` is sent for consumers. The server's answer `duplicate` is never believed: ids are
 //! used again, and some servers call what they refused a duplicate.
 
+mod batch;
 mod chain;
 pub mod client;
 mod error;
@@ -31,6 +32,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use self::batch::{BATCH_HEADER_BYTES, Batch};
 use self::chain::{Chain, Settled, Waiting};
 use self::client::{Connection, HEADER_BYTES_MAX};
 pub use self::error::Error;
@@ -143,6 +145,7 @@ struct Epoch {
     /// Where the stream ended when the epoch began.
     last_sequence: u64,
     message_bytes_max: usize,
+    batch: Batch,
     /// When the last reply came, or the first event went out after a pause.
     progress_at: Instant,
 }
@@ -274,6 +277,7 @@ impl JetStream {
             letters,
             last_sequence: bounds.last,
             message_bytes_max,
+            batch: Batch::default(),
             progress_at,
         });
         Ok(())
@@ -376,18 +380,11 @@ impl JetStream {
     /// Sends what may be sent.
     async fn pump(&mut self) -> Result<(), Error> {
         while self.chain.waiting().is_some() {
-            let careful = self.chain.next_number() < self.careful_until;
-            let room = if careful {
-                1
-            } else {
-                self.options.in_flight_max
-            };
-            let full = self.chain.in_flight_bytes() >= IN_FLIGHT_BYTES_MAX;
-            if self.chain.in_flight() >= room || full {
+            if !self.has_room() {
                 break;
             }
             if self.stands_already().await? {
-                self.chain.skip();
+                self.pass(Chain::skip).await?;
                 continue;
             }
             let Waiting {
@@ -395,12 +392,15 @@ impl JetStream {
                 duplicate_of,
                 ..
             } = self.chain.waiting().expect("an event waits");
+            let together = event.followers > 0 || self.chain.staged() > 0;
             let mut headers = headers(event, &self.source, duplicate_of.is_some());
-            headers.insert(
-                EXPECTED_LAST_SEQUENCE,
-                HeaderValue::from(self.chain.last_sequence()),
-            );
-            if let Err(unsendable) = self.check(event, &headers) {
+            let mut headers_bytes = wire_len(&headers) + BATCH_HEADER_BYTES;
+            if !together {
+                let expected = HeaderValue::from(self.chain.last_sequence());
+                headers.insert(EXPECTED_LAST_SEQUENCE, expected);
+                headers_bytes = wire_len(&headers);
+            }
+            if let Err(unsendable) = self.check(event, headers_bytes) {
                 // First everything before this event is stored. The end of the sink would take the
                 // connection along, and what it has not sent yet.
                 if self.chain.in_flight() > 0 {
@@ -410,6 +410,13 @@ impl JetStream {
                 continue;
             }
             let (subject, payload) = (event.subject.clone(), event.payload.clone());
+            if together {
+                epoch_mut(&mut self.epoch)
+                    .batch
+                    .push(subject, headers, payload);
+                self.pass(Chain::stage).await?;
+                continue;
+            }
             if self.chain.in_flight() == 0 {
                 epoch_mut(&mut self.epoch).progress_at = Instant::now();
             }
@@ -418,7 +425,7 @@ impl JetStream {
             let connection = &epoch_mut(&mut self.epoch).connection;
             let reply = format!("{}.{number}", connection.inbox);
             let publish = connection.publish(
-                (subject, reply),
+                (subject, Some(reply)),
                 (headers, payload),
                 self.options.ack_timeout,
             );
@@ -445,8 +452,7 @@ impl JetStream {
         Box::pin(appended).await?;
         fault::point("letter_stored");
         self.buried.log(event, rejected);
-        self.chain.bury();
-        Ok(())
+        self.pass(Chain::bury).await
     }
 
     /// Whether the stream holds the waiting event, or has held it; or it is a dead letter.
@@ -483,7 +489,7 @@ impl JetStream {
     }
 
     /// What no server takes must not be sent: it would close the connection or never answer.
-    fn check(&self, event: &Event, headers: &HeaderMap) -> Result<(), Error> {
+    fn check(&self, event: &Event, headers: usize) -> Result<(), Error> {
         if let Some(rejected) = &event.rejected {
             return Err(unsendable(event, (**rejected).clone()));
         }
@@ -499,7 +505,6 @@ impl JetStream {
                 subject: event.subject.clone(),
             });
         }
-        let headers = wire_len(headers);
         let bytes = headers + event.payload.len();
         let error = if headers > HEADER_BYTES_MAX {
             format!("{headers} bytes of headers, a server takes {HEADER_BYTES_MAX}")
@@ -541,10 +546,12 @@ impl JetStream {
         let number =
             number.ok_or_else(|| Error::Broken(format!("reply to {}", message.subject)))?;
         let reason = match Reply::read(message, &self.options.stream.name) {
-            Reply::Stored(sequence) => match self.chain.acknowledge(number, sequence) {
-                Ok(()) => return Ok(()),
-                Err(mismatch) => mismatch.to_string(),
-            },
+            Reply::Stored { sequence, together } => {
+                match self.chain.acknowledge(number, (sequence, together)) {
+                    Ok(()) => return Ok(()),
+                    Err(mismatch) => mismatch.to_string(),
+                }
+            }
             Reply::Duplicate(sequence) => {
                 // Whether it really stands there, the guard finds out.
                 self.chain.refuse_duplicate(number, sequence);
