@@ -10,6 +10,8 @@
 //! the sink settled it, and only [`Window`] makes the [`Confirmed`] that a status update carries.
 //! Trouble with NATS is the sink's; every other trouble ends the relay, and with it the term.
 
+mod held;
+
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -19,6 +21,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use self::held::Held;
 use crate::assemble::{AssembleError, Assembler, Passed, Rejection, Step};
 use crate::error::{Exit, Failure, Problem, chain};
 use crate::event::Event;
@@ -173,7 +176,7 @@ impl Relay {
             events,
             reports,
             batch: Vec::new(),
-            held: Held::new(&options),
+            held: Held::new(options.atomic),
             held_from: 0,
             status_at: now,
             status_due: now,
@@ -517,57 +520,6 @@ impl Relay {
         if before.messages == 0 && passed.messages > 0 {
             debug!("the slot sends logical messages: they are passed over");
         }
-    }
-}
-
-/// Holds the events of a transaction back until its end, where they are to appear together: only
-/// then it is known how many they are. Those that are too many are let go, and are sent as they
-/// come. What is held when the relay ends was never handed over.
-struct Held {
-    events: Vec<Event>,
-    /// Most events that are held; 0 for none.
-    events_max: usize,
-    /// The open transaction was given up.
-    given_up: bool,
-}
-
-/// Most messages in one batch of nats-server (`streamDefaultMaxAtomicBatchSize`).
-const TOGETHER_MAX: usize = 1000;
-
-impl Held {
-    fn new(options: &Options) -> Self {
-        Self {
-            events: Vec::new(),
-            events_max: if options.atomic { TOGETHER_MAX } else { 0 },
-            given_up: false,
-        }
-    }
-
-    fn events(&self) -> usize {
-        self.events.len()
-    }
-
-    fn take(&mut self, event: Event, batch: &mut Vec<Event>) {
-        self.events.push(event);
-        if self.given_up || self.events.len() > self.events_max {
-            self.give_up(batch);
-        }
-    }
-
-    /// They go as they are, and the rest of the transaction, too.
-    fn give_up(&mut self, batch: &mut Vec<Event>) {
-        self.given_up |= !self.events.is_empty();
-        batch.append(&mut self.events);
-    }
-
-    /// The transaction is complete.
-    fn commit(&mut self, batch: &mut Vec<Event>) {
-        self.given_up = false;
-        let followers = (0..self.events.len() as u16).rev();
-        for (event, followers) in self.events.iter_mut().zip(followers) {
-            event.followers = followers;
-        }
-        batch.append(&mut self.events);
     }
 }
 

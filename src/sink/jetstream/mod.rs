@@ -16,6 +16,7 @@ mod batch;
 mod chain;
 pub mod client;
 mod error;
+mod headers;
 mod letterbox;
 mod letters;
 mod messages;
@@ -26,7 +27,7 @@ mod tail;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use async_nats::{HeaderMap, HeaderName as NatsHeaderName, HeaderValue, Message};
+use async_nats::{HeaderValue, Message};
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -36,14 +37,15 @@ use self::batch::{BATCH_HEADER_BYTES, Batch};
 use self::chain::{Chain, Settled, Waiting};
 use self::client::{Connection, HEADER_BYTES_MAX};
 pub use self::error::Error;
+use self::headers::{headers, wire_len};
 pub use self::letterbox::{DeadLetter, Letterbox};
 use self::letters::{Letter, Letters};
 pub use self::options::{NatsOptions, Options, Storage, StreamOptions};
 use self::reply::Reply;
-use self::tail::{Bounds, MESSAGE_ID, PLAIN_ID, POSITION, Range, SOURCE, Search, Start, Tail};
+use self::tail::{Bounds, Range, Search, Start, Tail};
 use crate::backoff::{self, Backoff};
 use crate::error::Failure;
-use crate::event::{Event, HeaderName, Rejected};
+use crate::event::{Event, Rejected};
 use crate::fault;
 use crate::guard::{Lineage, Since, Source};
 use crate::route;
@@ -636,46 +638,6 @@ fn unsendable(event: &Event, rejected: Rejected) -> Error {
 
 fn epoch_mut(epoch: &mut Option<Epoch>) -> &mut Epoch {
     epoch.as_mut().expect("an epoch runs")
-}
-
-/// The bytes of a header block as it is sent; the server counts them with the body.
-fn wire_len(headers: &HeaderMap) -> usize {
-    let lines = headers.iter().flat_map(|(name, values)| {
-        let name: &str = name.as_ref();
-        values
-            .iter()
-            .map(|value| name.len() + value.as_str().len() + ": \r\n".len())
-    });
-    lines.sum::<usize>() + "NATS/1.0\r\n\r\n".len()
-}
-
-/// The headers of a message but for the expectation.
-fn headers(event: &Event, source: &str, anonymous: bool) -> HeaderMap {
-    let mut headers = row_headers(event);
-    headers.insert(NatsHeaderName::from_static(SOURCE), source);
-    headers.insert(
-        NatsHeaderName::from_static(POSITION),
-        event.position.to_string(),
-    );
-    let id = if anonymous { PLAIN_ID } else { MESSAGE_ID };
-    headers.insert(NatsHeaderName::from_static(id), event.id.as_str());
-    headers
-}
-
-/// The headers of the format and of the row.
-fn row_headers(event: &Event) -> HeaderMap {
-    let mut headers = HeaderMap::new();
-    for (name, value) in event.headers.iter() {
-        // Names and values were checked when the event was made; a map that differs from the
-        // row's headers would be our bug.
-        let value: HeaderValue = value.parse().expect("a checked header value");
-        match name {
-            // Ours appear once; asking whether they do would cost a hash each.
-            HeaderName::Known(name) => headers.insert(NatsHeaderName::from_static(name), value),
-            HeaderName::Custom(name) => headers.append(name.as_ref(), value),
-        }
-    }
-    headers
 }
 
 fn seconds(duration: Duration) -> String {

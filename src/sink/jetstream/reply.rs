@@ -97,7 +97,8 @@ mod tests {
         let committed = r#"{"stream":"S","seq":12,"batch":"b8","count":3}"#;
         assert_eq!(read(committed), stored(12, 3));
         let duplicate = r#"{"error":{"code":400,"err_code":10201,
-            "description":"atomic publish batch contains duplicate message id"},"stream":"S","seq":0}"#;
+            "description":"atomic publish batch contains duplicate message id"},
+            "stream":"S","seq":0}"#;
         assert_eq!(read(duplicate), Reply::Duplicate(0));
     }
 
