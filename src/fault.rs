@@ -1,8 +1,8 @@
 //! Instants at which a test can have the process die, for those that a `kill -9` from outside meets
 //! by luck only. Knows no more than their names.
 //!
-//! There are none in release builds: nothing can be armed where it matters, and the chaos run, which
-//! kills from outside, has before it what is shipped.
+//! There are none in release builds: nothing can be armed where it matters, and the chaos run,
+//! which kills from outside, has before it what is shipped.
 
 /// Aborts here at the n-th passage if the variable `FAULT_POINT` says `name:n`. Not `OUTJET_…`:
 /// those are keys of the configuration.

@@ -11,6 +11,7 @@
 //! Trouble with NATS is the sink's; every other trouble ends the relay, and with it the term.
 
 mod error;
+mod held;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 pub use self::error::Error;
+use self::held::Held;
 use crate::assemble::{Assembler, Passed, Step};
 use crate::error::{Failure, Problem};
 use crate::event::Event;
@@ -47,6 +49,8 @@ pub struct Options {
     pub dead_letters: bool,
     /// Whether the sink holds back what it has settled.
     pub holds: bool,
+    /// Whether the events of a transaction are to appear together.
+    pub atomic: bool,
 }
 
 /// The state of one stint.
@@ -61,6 +65,8 @@ pub struct Relay {
     events: mpsc::Sender<Vec<Event>>,
     reports: mpsc::Receiver<Report>,
     batch: Vec<Event>,
+    /// Those of the open transaction that wait for its end.
+    held: Held,
     /// How much of the read buffer was used up with the last event whose body lies there.
     held_from: u64,
     /// Where the slot stood; not reported back.
@@ -153,6 +159,7 @@ impl Relay {
             events,
             reports,
             batch: Vec::new(),
+            held: Held::new(options.atomic),
             held_from: 0,
             status_at: now,
             status_due: now,
@@ -242,6 +249,10 @@ impl Relay {
     /// What must hold after every action.
     fn maintain(&mut self) -> Result<(), Error> {
         self.vitals.beat();
+        if self.held.events() == self.window.events() && !self.window.has_room() {
+            // Nothing will be settled, so nothing more be read: it is too large to be held.
+            self.held.give_up(&mut self.batch);
+        }
         self.hand_over()?;
         if self.window.confirmed() > self.reported {
             self.asked = None;
@@ -378,6 +389,7 @@ impl Relay {
                     }
                     Step::Rejected(rejection) => return Err(Error::Rejected(rejection)),
                     Step::Commit(end) => {
+                        self.held.commit(&mut self.batch);
                         self.vitals.metrics.transactions_decoded.inc();
                         self.window.commit(end);
                     }
@@ -419,7 +431,7 @@ impl Relay {
             .decoded_bytes
             .inc_by(event.payload.len() as u64);
         self.last_events -= usize::from(self.stop_at.is_some());
-        self.batch.push(event);
+        self.held.take(event, &mut self.batch);
     }
 
     /// What is kept in memory for an event: its own, and, if its body lies where it was read, what
@@ -536,7 +548,8 @@ impl Relay {
             return true;
         }
         let stopped = self.stop_at.is_some() && !self.finishing();
-        (stopped || self.unreadable.is_some()) && self.window.events() == 0
+        let outstanding = self.window.events() - self.held.events();
+        (stopped || self.unreadable.is_some()) && outstanding == 0
     }
 
     /// Says once of each kind that something is passed over.

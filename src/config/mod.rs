@@ -26,7 +26,7 @@ pub use raw::Origin;
 pub use schema::json_schema;
 pub use value::{
     Column, Columns, Field, Format, Listen, LogFormat, LogLevel, Manage, OnReject, Preset, Secret,
-    SslMode, Storage, duration_text, redact_url,
+    SslMode, Storage, Transactions, duration_text, redact_url,
 };
 
 use crate::error::Failure;
@@ -173,6 +173,8 @@ pub struct Publish {
     pub source: Option<String>,
     /// What becomes of an event that cannot be published.
     pub on_reject: OnReject,
+    /// How the events of one transaction appear.
+    pub transactions: Transactions,
     /// Events in the window.
     pub in_flight_max: usize,
     /// Bytes in the window.

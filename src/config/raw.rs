@@ -12,7 +12,7 @@ use serde_saphyr::{Location, Spanned};
 use super::lists::{Routes, Tables, Texts};
 use super::value::{
     Bytes, Format, Listen, LogFormat, LogLevel, Manage, OnReject, Secret, Setting, SslMode,
-    Storage, Url,
+    Storage, Transactions, Url,
 };
 
 /// Where a value came from; what stands further down goes before.
@@ -338,6 +338,8 @@ section! {
         source: Leaf<String>,
         /// What becomes of an event that cannot be published.
         on_reject: Leaf<OnReject>,
+        /// How the events of one transaction appear in the stream.
+        transactions: Leaf<Transactions>,
         /// Events that may be under way at once.
         in_flight_max: Leaf<u32>,
         /// Bytes that may be under way at once.

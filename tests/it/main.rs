@@ -1,5 +1,6 @@
 //! Integration tests: the real binary against real servers.
 
+mod atomic;
 mod auth_tls;
 mod backpressure;
 mod chaos;

@@ -51,6 +51,18 @@ pub enum Error {
         /// Which property stands against it.
         reason: &'static str,
     },
+    /// The server is too old for what is configured.
+    #[error("nats-server {version} stores no transaction as a whole")]
+    NoBatches {
+        /// Its version.
+        version: String,
+    },
+    /// The stream was made without what is configured.
+    #[error("stream {name:?} takes no transaction as a whole")]
+    NotAtomic {
+        /// The stream.
+        name: String,
+    },
     /// The stream is written by somebody else.
     #[error("stream {name:?} is written by another source")]
     OtherSource {
@@ -172,6 +184,8 @@ impl Error {
             | Self::StreamMissing(_)
             | Self::StreamNotCreated { .. }
             | Self::StreamRefused { .. }
+            | Self::NoBatches { .. }
+            | Self::NotAtomic { .. }
             | Self::OtherSource { .. }
             | Self::OlderTimeline { .. }
             | Self::Uncovered { .. }
@@ -198,6 +212,8 @@ impl Error {
             Self::StreamMissing(_)
             | Self::StreamNotCreated { .. }
             | Self::StreamRefused { .. }
+            | Self::NoBatches { .. }
+            | Self::NotAtomic { .. }
             | Self::OtherSource { .. }
             | Self::OlderTimeline { .. }
             | Self::Uncovered { .. }
@@ -221,6 +237,13 @@ impl Error {
             Self::StreamNotCreated { reason, .. } => reason.clone(),
             Self::StreamRefused { .. } => {
                 "with it, exactly once and commit order cannot hold".to_owned()
+            }
+            Self::NoBatches { .. } => {
+                "publish.transactions is atomic, which takes nats-server 2.12.1".to_owned()
+            }
+            Self::NotAtomic { .. } => {
+                "publish.transactions is atomic, and the stream was made without allow_atomic"
+                    .to_owned()
             }
             Self::OtherSource { found, ours, .. } => format!(
                 "its last event came through slot {:?} of the cluster with system identifier {}, \
@@ -266,6 +289,12 @@ impl Error {
             Self::StreamRefused { .. } => {
                 format!("change it with `nats stream edit {name}`, or name another in stream.name")
             }
+            Self::NoBatches { .. } => {
+                "upgrade the server, or set publish.transactions to pipelined".to_owned()
+            }
+            Self::NotAtomic { .. } => format!(
+                "`nats stream edit {name} --allow-batch`, or set publish.transactions to pipelined"
+            ),
             Self::OtherSource { .. } => "give each outjet a stream of its own (stream.name), \
                  or use the database and the slot that the stream was written from"
                 .to_owned(),

@@ -16,10 +16,11 @@ use tracing::warn;
 use super::chain::Waiting;
 use super::client::{Connection, HEADER_BYTES_MAX};
 use super::error::Error;
+use super::headers::{row_headers, wire_len};
 use super::options::Options;
 use super::reply::Reply;
 use super::tail::{Bounds, PLAIN_ID, POSITION, SOURCE, Search, Start};
-use super::{EXPECTED_LAST_SEQUENCE, row_headers, unsendable, wire_len};
+use super::{EXPECTED_LAST_SEQUENCE, unsendable};
 use crate::event::{Event, Rejected, header_is_sound};
 use crate::guard::Lineage;
 use crate::route;
@@ -101,11 +102,11 @@ impl Letters {
         let answer = connection.request((subject, headers, payload), options.ack_timeout);
         let expected = self.last_sequence + 1;
         let reason = match Reply::read(&answer.await?, &self.name) {
-            Reply::Stored(sequence) if sequence == expected => {
+            Reply::Stored { sequence, .. } if sequence == expected => {
                 self.last_sequence = expected;
                 return Ok(());
             }
-            Reply::Stored(sequence) => format!("stored at {sequence} instead of {expected}"),
+            Reply::Stored { sequence, .. } => format!("stored at {sequence} instead of {expected}"),
             Reply::Duplicate(_) => "the server calls it a duplicate".to_owned(),
             Reply::Refused(reason) | Reply::Unclear(reason) => reason,
         };

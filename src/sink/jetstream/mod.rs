@@ -12,9 +12,11 @@
 //! `Nats-Msg-Id` is sent for consumers. The server's answer `duplicate` is never believed: ids are
 //! used again, and some servers call what they refused a duplicate.
 
+mod batch;
 mod chain;
 pub mod client;
 mod error;
+mod headers;
 mod hold;
 mod letterbox;
 mod letters;
@@ -26,24 +28,26 @@ mod tail;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use async_nats::{HeaderMap, HeaderName as NatsHeaderName, HeaderValue, Message};
+use async_nats::{HeaderValue, Message};
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use self::batch::{BATCH_HEADER_BYTES, Batch};
 use self::chain::{Chain, Settled, Waiting};
 use self::client::{Connection, HEADER_BYTES_MAX};
 pub use self::error::Error;
+use self::headers::{headers, wire_len};
 use self::hold::{Hold, Seen, Witness};
 pub use self::letterbox::{DeadLetter, Letterbox};
 use self::letters::{Buried, Letter, Letters};
 pub use self::options::{NatsOptions, Options, Storage, StreamOptions};
 use self::reply::Reply;
-use self::tail::{Bounds, MESSAGE_ID, PLAIN_ID, POSITION, Range, SOURCE, Search, Start, Tail};
+use self::tail::{Bounds, Range, Search, Start, Tail};
 use crate::backoff::{self, Backoff};
 use crate::error::Failure;
-use crate::event::{Event, HeaderName, Rejected};
+use crate::event::{Event, Rejected};
 use crate::fault;
 use crate::guard::{Lineage, Mark, Since, Source};
 use crate::route;
@@ -163,6 +167,7 @@ struct Epoch {
     /// What stood there.
     newest: Witness,
     message_bytes_max: usize,
+    batch: Batch,
     /// When the last reply came, or the first event went out after a pause.
     progress_at: Instant,
 }
@@ -295,6 +300,7 @@ impl JetStream {
             last_sequence: bounds.last,
             newest,
             message_bytes_max,
+            batch: Batch::default(),
             progress_at,
         });
         Ok(())
@@ -404,18 +410,11 @@ impl JetStream {
     /// Sends what may be sent.
     async fn pump(&mut self) -> Result<(), Error> {
         while self.chain.waiting().is_some() {
-            let careful = self.chain.next_number() < self.careful_until;
-            let room = if careful {
-                1
-            } else {
-                self.options.in_flight_max
-            };
-            let full = self.chain.in_flight_bytes() >= IN_FLIGHT_BYTES_MAX;
-            if self.chain.in_flight() >= room || full {
+            if !self.has_room() {
                 break;
             }
             if self.stands_already().await? {
-                self.chain.skip();
+                self.pass(Chain::skip).await?;
                 continue;
             }
             let Waiting {
@@ -423,12 +422,15 @@ impl JetStream {
                 duplicate_of,
                 ..
             } = self.chain.waiting().expect("an event waits");
+            let together = event.followers > 0 || self.chain.staged() > 0;
             let mut headers = headers(event, &self.source, duplicate_of.is_some());
-            headers.insert(
-                EXPECTED_LAST_SEQUENCE,
-                HeaderValue::from(self.chain.last_sequence()),
-            );
-            if let Err(unsendable) = self.check(event, &headers) {
+            let mut headers_bytes = wire_len(&headers) + BATCH_HEADER_BYTES;
+            if !together {
+                let expected = HeaderValue::from(self.chain.last_sequence());
+                headers.insert(EXPECTED_LAST_SEQUENCE, expected);
+                headers_bytes = wire_len(&headers);
+            }
+            if let Err(unsendable) = self.check(event, headers_bytes) {
                 // First everything before this event is stored. The end of the sink would take the
                 // connection along, and what it has not sent yet.
                 if self.chain.in_flight() > 0 {
@@ -438,6 +440,13 @@ impl JetStream {
                 continue;
             }
             let (subject, payload) = (event.subject.clone(), event.payload.clone());
+            if together {
+                epoch_mut(&mut self.epoch)
+                    .batch
+                    .push(subject, headers, payload);
+                self.pass(Chain::stage).await?;
+                continue;
+            }
             if self.chain.in_flight() == 0 {
                 epoch_mut(&mut self.epoch).progress_at = Instant::now();
             }
@@ -446,7 +455,7 @@ impl JetStream {
             let connection = &epoch_mut(&mut self.epoch).connection;
             let reply = format!("{}.{number}", connection.inbox);
             let publish = connection.publish(
-                (subject, reply),
+                (subject, Some(reply)),
                 (headers, payload),
                 self.options.ack_timeout,
             );
@@ -473,8 +482,7 @@ impl JetStream {
         Box::pin(appended).await?;
         fault::point("letter_stored");
         self.buried.log(event, rejected);
-        self.chain.bury();
-        Ok(())
+        self.pass(Chain::bury).await
     }
 
     /// Whether the stream holds the waiting event, or has held it; or it is a dead letter.
@@ -511,7 +519,7 @@ impl JetStream {
     }
 
     /// What no server takes must not be sent: it would close the connection or never answer.
-    fn check(&self, event: &Event, headers: &HeaderMap) -> Result<(), Error> {
+    fn check(&self, event: &Event, headers: usize) -> Result<(), Error> {
         if let Some(rejected) = &event.rejected {
             return Err(unsendable(event, (**rejected).clone()));
         }
@@ -527,7 +535,6 @@ impl JetStream {
                 subject: event.subject.clone(),
             });
         }
-        let headers = wire_len(headers);
         let bytes = headers + event.payload.len();
         let error = if headers > HEADER_BYTES_MAX {
             format!("{headers} bytes of headers, a server takes {HEADER_BYTES_MAX}")
@@ -569,10 +576,12 @@ impl JetStream {
         let number =
             number.ok_or_else(|| Error::Broken(format!("reply to {}", message.subject)))?;
         let reason = match Reply::read(message, &self.options.stream.name) {
-            Reply::Stored(sequence) => match self.chain.acknowledge(number, sequence) {
-                Ok(()) => return Ok(()),
-                Err(mismatch) => mismatch.to_string(),
-            },
+            Reply::Stored { sequence, together } => {
+                match self.chain.acknowledge(number, (sequence, together)) {
+                    Ok(()) => return Ok(()),
+                    Err(mismatch) => mismatch.to_string(),
+                }
+            }
             Reply::Duplicate(sequence) => {
                 // Whether it really stands there, the guard finds out.
                 self.chain.refuse_duplicate(number, sequence);
@@ -631,46 +640,6 @@ fn unsendable(event: &Event, rejected: Rejected) -> Error {
 
 fn epoch_mut(epoch: &mut Option<Epoch>) -> &mut Epoch {
     epoch.as_mut().expect("an epoch runs")
-}
-
-/// The bytes of a header block as it is sent; the server counts them with the body.
-fn wire_len(headers: &HeaderMap) -> usize {
-    let lines = headers.iter().flat_map(|(name, values)| {
-        let name: &str = name.as_ref();
-        values
-            .iter()
-            .map(|value| name.len() + value.as_str().len() + ": \r\n".len())
-    });
-    lines.sum::<usize>() + "NATS/1.0\r\n\r\n".len()
-}
-
-/// The headers of a message but for the expectation.
-fn headers(event: &Event, source: &str, anonymous: bool) -> HeaderMap {
-    let mut headers = row_headers(event);
-    headers.insert(NatsHeaderName::from_static(SOURCE), source);
-    headers.insert(
-        NatsHeaderName::from_static(POSITION),
-        event.position.to_string(),
-    );
-    let id = if anonymous { PLAIN_ID } else { MESSAGE_ID };
-    headers.insert(NatsHeaderName::from_static(id), event.id.as_str());
-    headers
-}
-
-/// The headers of the format and of the row.
-fn row_headers(event: &Event) -> HeaderMap {
-    let mut headers = HeaderMap::new();
-    for (name, value) in event.headers.iter() {
-        // Names and values were checked when the event was made; a map that differs from the
-        // row's headers would be our bug.
-        let value: HeaderValue = value.parse().expect("a checked header value");
-        match name {
-            // Ours appear once; asking whether they do would cost a hash each.
-            HeaderName::Known(name) => headers.insert(NatsHeaderName::from_static(name), value),
-            HeaderName::Custom(name) => headers.append(name.as_ref(), value),
-        }
-    }
-    headers
 }
 
 fn seconds(duration: Duration) -> String {

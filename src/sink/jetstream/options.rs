@@ -166,6 +166,8 @@ pub struct StreamOptions {
     pub max_age: Duration,
     /// How many bytes are kept before the server refuses more; `None` without limit.
     pub max_bytes: Option<u64>,
+    /// Whether it must be able to store the events of a transaction together (`allow_atomic`).
+    pub atomic: bool,
 }
 
 impl StreamOptions {
@@ -185,6 +187,7 @@ impl StreamOptions {
             subjects,
             max_age: Duration::ZERO,
             max_bytes: None,
+            atomic: false,
             ..self.clone()
         }
     }
