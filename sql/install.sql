@@ -19,7 +19,7 @@ SELECT pg_advisory_xact_lock(hashtextextended('outbox', 0));
 DO $install$
 DECLARE
   version_found int;
-  version_known CONSTANT int := 1;
+  version_known CONSTANT int := 2;
 BEGIN
   IF to_regclass('outbox.schema_version') IS NOT NULL THEN
     EXECUTE 'SELECT max(version) FROM outbox.schema_version' INTO version_found;
@@ -137,6 +137,42 @@ BEGIN
     coalesce(emit.traceparent,
       nullif(pg_catalog.current_setting('outbox.traceparent', true), ''))
   );
+  RETURN event_id;
+END
+$function$;
+
+-- The same event without a row: a logical message, which stands in the write-ahead log alone. It
+-- needs no privilege on any table, and cannot be looked up, replayed or recovered later.
+CREATE OR REPLACE FUNCTION outbox.emit_wal(
+  aggregatetype  text,
+  aggregateid    text,
+  type           text,
+  payload        jsonb       DEFAULT NULL,
+  topic          text        DEFAULT NULL,
+  headers        jsonb       DEFAULT NULL,
+  id             uuid        DEFAULT NULL,
+  dedup_key      text        DEFAULT NULL,
+  payload_raw    bytea       DEFAULT NULL,
+  content_type   text        DEFAULT NULL,
+  tenant_id      text        DEFAULT NULL,
+  correlation_id text        DEFAULT NULL,
+  traceparent    text        DEFAULT NULL
+) RETURNS uuid LANGUAGE plpgsql VOLATILE AS $function$
+DECLARE
+  event_id CONSTANT uuid := coalesce(emit_wal.id, outbox.new_id());
+BEGIN
+  PERFORM pg_catalog.pg_logical_emit_message(true, 'outbox', pg_catalog.json_build_object(
+    'id', event_id, 'aggregatetype', emit_wal.aggregatetype, 'aggregateid', emit_wal.aggregateid,
+    'type', emit_wal.type, 'payload', emit_wal.payload, 'topic', emit_wal.topic,
+    'headers', emit_wal.headers, 'dedup_key', emit_wal.dedup_key,
+    'payload_raw', pg_catalog.encode(emit_wal.payload_raw, 'base64'),
+    'content_type', emit_wal.content_type,
+    'tenant_id', coalesce(emit_wal.tenant_id,
+      nullif(pg_catalog.current_setting('outbox.tenant_id', true), '')),
+    'correlation_id', coalesce(emit_wal.correlation_id,
+      nullif(pg_catalog.current_setting('outbox.correlation_id', true), '')),
+    'traceparent', coalesce(emit_wal.traceparent,
+      nullif(pg_catalog.current_setting('outbox.traceparent', true), '')))::text);
   RETURN event_id;
 END
 $function$;
@@ -388,6 +424,6 @@ CROSS JOIN LATERAL (
 ) wal
 WHERE s.slot_type = 'logical' AND s.database = current_database();
 
-INSERT INTO outbox.schema_version (version) VALUES (1) ON CONFLICT DO NOTHING;
+INSERT INTO outbox.schema_version (version) VALUES (2) ON CONFLICT DO NOTHING;
 SELECT outbox.ensure_partitions();
 COMMIT;

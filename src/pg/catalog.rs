@@ -459,8 +459,8 @@ pub async fn schema_version(client: &Client, server: &Server) -> Result<Option<i
 pub struct Unconfirmed {
     /// Changes looked at, of every kind.
     pub changes: i64,
-    /// Inserts among them.
-    pub inserts: i64,
+    /// Inserts and messages of transactions among them.
+    pub events: i64,
 }
 
 /// Looks into a slot without consuming anything, until about `changes_max` changes were seen. The
@@ -480,7 +480,7 @@ pub async fn unconfirmed(
     let parse = |row: Row| {
         Ok(Unconfirmed {
             changes: row.try_get("changes")?,
-            inserts: row.try_get("inserts")?,
+            events: row.try_get("events")?,
         })
     };
     row.and_then(parse).map_err(wrap(doing))

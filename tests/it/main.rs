@@ -8,6 +8,7 @@ mod delivery;
 mod docs;
 mod fencing;
 mod harness;
+mod messages;
 mod million;
 mod nats_auth;
 mod problems;
