@@ -161,7 +161,9 @@ CREATE OR REPLACE FUNCTION outbox.emit_wal(
 DECLARE
   event_id CONSTANT uuid := coalesce(emit_wal.id, outbox.new_id());
 BEGIN
-  PERFORM pg_catalog.pg_logical_emit_message(true, 'outbox', pg_catalog.json_build_object(
+  -- Messages are sent as they are, where rows are sent in the client's encoding.
+  PERFORM pg_catalog.pg_logical_emit_message(true, 'outbox', pg_catalog.convert_to(
+    pg_catalog.json_build_object(
     'id', event_id, 'aggregatetype', emit_wal.aggregatetype, 'aggregateid', emit_wal.aggregateid,
     'type', emit_wal.type, 'payload', emit_wal.payload, 'topic', emit_wal.topic,
     'headers', emit_wal.headers, 'dedup_key', emit_wal.dedup_key,
@@ -172,7 +174,7 @@ BEGIN
     'correlation_id', coalesce(emit_wal.correlation_id,
       nullif(pg_catalog.current_setting('outbox.correlation_id', true), '')),
     'traceparent', coalesce(emit_wal.traceparent,
-      nullif(pg_catalog.current_setting('outbox.traceparent', true), '')))::text);
+      nullif(pg_catalog.current_setting('outbox.traceparent', true), '')))::text, 'UTF8'));
   RETURN event_id;
 END
 $function$;

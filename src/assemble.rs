@@ -4,6 +4,7 @@
 //! An event's position counts every row and message that the slot sends in its transaction,
 //! published or not, so that a changed mapping does not move it.
 
+mod handover;
 mod message;
 
 use std::collections::{BTreeMap, HashMap};
@@ -20,8 +21,9 @@ use crate::event::{Event, Headers, Position, Rejected, header_is_sound};
 use crate::format::{Fields, Format, rfc3339};
 use crate::lsn::Lsn;
 use crate::mapping::{Field, Mapping, MappingError, Plan, Row, Value};
-use crate::pg::pgoutput::{DecodeError, LogicalMessage, Message, PgTime, Relation, Tuple, decode};
+use crate::pg::pgoutput::{DecodeError, Message, PgTime, Relation, Tuple, decode};
 use crate::route::{Route, RouteError, Template, check_subject};
+pub use handover::Handover;
 use message::MessageTable;
 
 /// The prefix of the messages by which outjet itself hands a row to whoever leads.
@@ -50,6 +52,12 @@ impl Options {
     /// The default subject template (DESIGN §8).
     pub fn default_subject() -> Result<Template, RouteError> {
         Template::parse("events.{aggregatetype}.{type}")
+    }
+
+    /// `ce-source` of what comes from a table, or with a prefix.
+    fn source_of(&self, table: &str) -> String {
+        let source = self.source.clone();
+        source.unwrap_or_else(|| format!("/{}/{table}", self.database))
     }
 }
 
@@ -101,6 +109,7 @@ impl Rejection {
             headers: Headers::default(),
             payload: self.payload,
             table: self.table,
+            replayed: false,
             rejected: Some(Box::new(rejected)),
         }
     }
@@ -299,9 +308,7 @@ impl Assembler {
         let known = match mapping {
             Some(mapping) => {
                 let plan = Plan::resolve(mapping, relation, self.options.subject.fields())?;
-                let source = self.options.source.clone();
-                let source =
-                    source.unwrap_or_else(|| format!("/{}/{}", self.options.database, plan.table));
+                let source = self.options.source_of(&plan.table);
                 Known::Outbox { plan, source }
             }
             // Leaf partitions are described, too; their rows come as the root's.
@@ -337,51 +344,7 @@ impl Assembler {
             source,
             row,
             body,
-        };
-        Ok(reader.step(position, committed, &mut self.passed.headers))
-    }
-
-    /// A message counts in its transaction whatever its prefix.
-    fn message(
-        &mut self,
-        message: &LogicalMessage<'_>,
-        body: &Bytes,
-    ) -> Result<Step, AssembleError> {
-        let LogicalMessage {
-            transactional,
-            prefix,
-            content,
-            ..
-        } = *message;
-        let ours = self.options.prefixes.iter().any(|known| known == prefix);
-        self.passed.messages += u64::from(!ours);
-        self.passed.loose_messages += u64::from(ours && !transactional);
-        if !transactional {
-            return Ok(Step::Nothing);
-        }
-        let position = self.next_position("a transactional message")?;
-        if !ours {
-            return Ok(Step::Nothing);
-        }
-        if !self.messages.contains_key(prefix) {
-            let table = MessageTable::new(prefix, &self.options)?;
-            self.messages.insert(prefix.to_owned(), table);
-        }
-        let (Some(table), Some(open)) = (self.messages.get(prefix), &mut self.open) else {
-            return Err(AssembleError::OutOfTurn("a transactional message"));
-        };
-        let committed = open.committed();
-        let values = match table.read(content, committed) {
-            Ok(values) => values,
-            Err(refused) => return Ok(table.reject(refused, (position, body.slice_ref(content)))),
-        };
-        let row = values.iter().map(|value| value.as_deref()).collect();
-        let reader = RowReader {
-            options: &self.options,
-            plan: &table.plan,
-            source: &table.source,
-            row: (table.plan.row(row)).ok_or_else(|| AssembleError::Row(prefix.to_owned()))?,
-            body,
+            again: None,
         };
         Ok(reader.step(position, committed, &mut self.passed.headers))
     }
@@ -420,6 +383,8 @@ struct RowReader<'a> {
     source: &'a str,
     row: Row<'a>,
     body: &'a Bytes,
+    /// It goes out again, with this before its subject.
+    again: Option<&'a str>,
 }
 
 impl RowReader<'_> {
@@ -482,6 +447,7 @@ impl RowReader<'_> {
             headers,
             payload,
             table: self.plan.table.clone(),
+            replayed: self.again.is_some(),
             rejected: None,
         })
     }
@@ -512,6 +478,10 @@ impl RowReader<'_> {
         let subject = routes
             .find_map(|route| route.apply(&subject))
             .unwrap_or(subject);
+        let subject = match self.again {
+            Some(prefix) => format!("{prefix}{subject}"),
+            None => subject,
+        };
         match check_subject(&subject) {
             Ok(()) => Ok(subject),
             Err(why) => Err(Reason::Subject { subject, why }),

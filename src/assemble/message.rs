@@ -1,5 +1,5 @@
 //! Events without a table: what `pg_logical_emit_message` wrote, read as the row that
-//! `outbox.events` would have had. Knows JSON, and nothing of positions.
+//! `outbox.events` would have had. Knows JSON.
 //!
 //! The content is a JSON object. Its keys are the columns of the native outbox and whatever else
 //! the subject template names; any other is a mistake, for a misspelt one would be an event that
@@ -15,9 +15,13 @@ use serde_json::value::RawValue;
 use time::format_description::well_known::Rfc3339;
 use time::{OffsetDateTime, UtcOffset};
 
-use super::{BYTEA, JSON, Options, Reason, Rejection, Step, TEXT};
+use super::{
+    AssembleError, Assembler, BYTEA, HANDOVER, JSON, Options, Reason, Rejection, RowReader, Step,
+    TEXT, handover,
+};
 use crate::event::Position;
 use crate::mapping::{Field, Mapping, MappingError, Origin, Plan};
+use crate::pg::pgoutput::LogicalMessage;
 
 /// `pg_type.oid` of timestamptz.
 const TIMESTAMPTZ: u32 = 1184;
@@ -37,6 +41,63 @@ pub(super) struct MessageTable {
 /// A message that is not an event, with its id if that can be read.
 pub(super) type Refused = (Reason, String);
 
+impl Assembler {
+    /// A message counts in its transaction whatever its prefix.
+    pub(super) fn message(
+        &mut self,
+        message: &LogicalMessage<'_>,
+        body: &Bytes,
+    ) -> Result<Step, AssembleError> {
+        let LogicalMessage {
+            transactional,
+            prefix,
+            content,
+            ..
+        } = *message;
+        let handover = prefix == HANDOVER;
+        let ours = handover || self.options.prefixes.iter().any(|known| known == prefix);
+        self.passed.messages += u64::from(!ours);
+        self.passed.loose_messages += u64::from(ours && !transactional);
+        if !transactional {
+            return Ok(Step::Nothing);
+        }
+        let position = self.next_position("a transactional message")?;
+        if !ours {
+            return Ok(Step::Nothing);
+        }
+        if handover {
+            let open = self
+                .open
+                .as_mut()
+                .ok_or(AssembleError::OutOfTurn(HANDOVER))?;
+            let content = (body.slice_ref(content), &mut self.passed.headers);
+            return handover::take(&self.options, (open, position), content);
+        }
+        if !self.messages.contains_key(prefix) {
+            let table = MessageTable::new(prefix, &self.options)?;
+            self.messages.insert(prefix.to_owned(), table);
+        }
+        let (Some(table), Some(open)) = (self.messages.get(prefix), &mut self.open) else {
+            return Err(AssembleError::OutOfTurn("a transactional message"));
+        };
+        let committed = open.committed();
+        let values = match table.read(content, committed) {
+            Ok(values) => values,
+            Err(refused) => return Ok(table.reject(refused, (position, body.slice_ref(content)))),
+        };
+        let row = values.iter().map(|value| value.as_deref()).collect();
+        let reader = RowReader {
+            options: &self.options,
+            plan: &table.plan,
+            source: &table.source,
+            row: (table.plan.row(row)).ok_or_else(|| AssembleError::Row(prefix.to_owned()))?,
+            body,
+            again: None,
+        };
+        Ok(reader.step(position, committed, &mut self.passed.headers))
+    }
+}
+
 type Object<'a> = BTreeMap<String, &'a RawValue>;
 
 impl MessageTable {
@@ -52,10 +113,9 @@ impl MessageTable {
         columns.extend(others.map(|name| (name, TEXT)));
         let mut plan = Plan::of_columns(&mapping, &columns, options.subject.fields())?;
         plan.table = prefix.into();
-        let source = options.source.clone();
         Ok(Self {
             plan,
-            source: source.unwrap_or_else(|| format!("/{}/{prefix}", options.database)),
+            source: options.source_of(prefix),
             columns: columns.iter().map(|(name, _)| (*name).to_owned()).collect(),
         })
     }

@@ -414,6 +414,16 @@ impl Column {
     }
 }
 
+/// The columns of a table with the oids of their types, as an Insert's description has them.
+pub async fn described(client: &Client, name: &TableName) -> Result<Vec<(String, u32)>, Error> {
+    let sql = include_str!("../../sql/catalog/described.sql");
+    let doing = || format!("read the columns of table {name}");
+    let rows = client.query(sql, &[&name.schema, &name.name]).await;
+    let parse = |row: &Row| Ok((row.try_get("name")?, row.try_get("type_oid")?));
+    rows.and_then(|rows| rows.iter().map(parse).collect())
+        .map_err(wrap(doing))
+}
+
 /// An open transaction that has written: creating a slot waits for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenWriter {

@@ -12,6 +12,7 @@ mod messages;
 mod million;
 mod nats_auth;
 mod problems;
+mod replay;
 mod replication;
 mod restart;
 mod setup;

@@ -197,3 +197,98 @@ proptest! {
         prop_assert!(matches!(step, Ok(Step::Event(_) | Step::Rejected(_))));
     }
 }
+
+/// The usual row as outjet hands it over.
+fn handover() -> Handover {
+    let text = |name: &str| {
+        let value = ROW.iter().find(|(column, _)| *column == name);
+        value.map(|(_, text)| String::from_utf8_lossy(text).into_owned())
+    };
+    Handover {
+        schema: "outbox".to_owned(),
+        table: "events".to_owned(),
+        id: ID.to_owned(),
+        subject_prefix: String::new(),
+        row: COLUMNS
+            .iter()
+            .map(|(name, oid)| ((*name).to_owned(), *oid, text(name)))
+            .collect(),
+    }
+}
+
+fn hand(server: &mut Server, handed: &Handover) -> Step {
+    let content = serde_json::to_vec(handed).expect("texts and numbers");
+    let message = emitted(true, (HANDOVER, &content));
+    server.send(message).expect("a message that can be read")
+}
+
+fn refusal(options: Options, handed: &Handover) -> String {
+    match hand(&mut Server::new(options), handed) {
+        Step::Rejected(rejection) => {
+            let reason = rejection.reason.to_string();
+            let event = rejection.into_event();
+            assert_eq!(event.id, ID);
+            reason
+        }
+        other => panic!("no rejection: {other:?}"),
+    }
+}
+
+#[test]
+fn handed_over_row_is_the_event_of_its_insert_marked_as_a_replay() {
+    let mut server = Server::new_undescribed(&options());
+    let Step::Event(again) = hand(&mut server, &handover()) else {
+        panic!("no event");
+    };
+    server.describe(COLUMNS);
+    let row = server.event(&[]);
+    assert!(again.replayed && !row.replayed);
+    assert_eq!(again.position.index + 1, row.position.index);
+    let like_the_row = Event {
+        position: row.position,
+        replayed: false,
+        ..again
+    };
+    assert_eq!(like_the_row, row);
+}
+
+#[test]
+fn subject_prefix_stands_before_what_routes_make() {
+    let mut options = options();
+    options.routes = vec![Route::parse("events.>", "prod.{1}").expect("a route")];
+    let handed = Handover {
+        subject_prefix: "replay.".to_owned(),
+        ..handover()
+    };
+    match hand(&mut Server::new(options), &handed) {
+        Step::Event(event) => assert_eq!(event.subject, "replay.prod.order.placed"),
+        other => panic!("no event: {other:?}"),
+    }
+}
+
+#[test]
+fn handover_that_this_leader_cannot_map_is_rejected_and_the_stream_goes_on() {
+    let other = Handover {
+        table: "others".to_owned(),
+        ..handover()
+    };
+    let told = refusal(options(), &other);
+    assert!(told.ends_with("outbox.others is not among the tables of whoever leads"));
+    let mut lacking = handover();
+    lacking.row.retain(|(name, ..)| name != "payload");
+    assert!(refusal(options(), &lacking).contains("no column \"payload\""));
+    let off = Options {
+        prefixes: Vec::new(),
+        ..options()
+    };
+    assert!(refusal(off, &handover()).ends_with("messages.prefixes is empty"));
+    let mut server = server();
+    for content in [&b""[..], b"{}", b"[1]", b"\xff"] {
+        let step = server.send(emitted(true, (HANDOVER, content)));
+        let Ok(Step::Rejected(rejection)) = step else {
+            panic!("{step:?}");
+        };
+        assert_eq!(rejection.into_event().payload, content);
+    }
+    assert_eq!(server.event(&[]).position.index, 4);
+}

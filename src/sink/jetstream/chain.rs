@@ -296,6 +296,7 @@ mod tests {
             headers: Headers::default(),
             payload: Bytes::new(),
             table: "outbox.events".into(),
+            replayed: false,
             rejected: None,
         }
     }

@@ -49,6 +49,9 @@ use crate::sink::Report;
 /// The header that makes the chain.
 const EXPECTED_LAST_SEQUENCE: &str = "Nats-Expected-Last-Sequence";
 
+/// The header of what was published before and goes out again.
+const REPLAY: &str = "Outjet-Replay";
+
 /// Most bytes that may be under way at once, but for one event: 1 Gbit/s over 64 ms. A client that
 /// was given up keeps what it could not send for as long as it lives, so there should be little,
 /// whatever the events' size.
@@ -489,6 +492,12 @@ impl JetStream {
             .iter()
             .any(|pattern| route::matches(pattern, &event.subject))
         {
+            if event.replayed {
+                // Its subject may have a prefix that one call of a command chose.
+                let error = format!("the stream does not cover subject {:?}", event.subject);
+                let reason = "uncovered";
+                return Err(unsendable(event, Rejected { reason, error }));
+            }
             return Err(Error::Uncovered {
                 name: self.options.stream.name.clone(),
                 subjects: subjects.join(", "),
@@ -645,6 +654,8 @@ fn headers(event: &Event, source: &str, anonymous: bool) -> HeaderMap {
         NatsHeaderName::from_static(POSITION),
         event.position.to_string(),
     );
+    // The server would take what goes out again for a duplicate, and so would other streams.
+    let anonymous = anonymous || event.replayed;
     let id = if anonymous { PLAIN_ID } else { MESSAGE_ID };
     headers.insert(NatsHeaderName::from_static(id), event.id.as_str());
     headers
@@ -662,6 +673,9 @@ fn row_headers(event: &Event) -> HeaderMap {
             HeaderName::Known(name) => headers.insert(NatsHeaderName::from_static(name), value),
             HeaderName::Custom(name) => headers.append(name.as_ref(), value),
         }
+    }
+    if event.replayed {
+        headers.insert(NatsHeaderName::from_static(REPLAY), "1");
     }
     headers
 }
