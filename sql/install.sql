@@ -57,7 +57,7 @@ BEGIN
   -- a bad event is outjet's to reject, not a reason to fail a business transaction. No status
   -- columns: the slot's confirmed_flush_lsn says what is published. The defaults of tenant_id,
   -- correlation_id and traceparent take what the application has SET for its session or
-  -- transaction: SET LOCAL outbox.tenant_id = '…'.
+  -- transaction: SET LOCAL outbox.tenant_id = '...'.
   EXECUTE format($create$
     CREATE TABLE outbox.events (
       id             uuid        NOT NULL DEFAULT %s,
@@ -104,7 +104,7 @@ COMMENT ON COLUMN outbox.events.topic IS
 -- Inserts one event and returns its id. Context that is not given comes from the settings
 -- outbox.tenant_id, outbox.correlation_id and outbox.traceparent.
 --
--- Not INSERT … RETURNING, which needs SELECT on the table. Names are qualified instead of a
+-- Not INSERT ... RETURNING, which needs SELECT on the table. Names are qualified instead of a
 -- SET search_path clause, which would cost every call.
 CREATE OR REPLACE FUNCTION outbox.emit(
   aggregatetype  text,
@@ -217,7 +217,7 @@ BEGIN
       CONTINUE;
     END IF;
 
-    -- LIKE and ATTACH, as CREATE TABLE … PARTITION OF waits for every open writer of the outbox,
+    -- LIKE and ATTACH, as CREATE TABLE ... PARTITION OF waits for every open writer of the outbox,
     -- and every later writer waits behind it. ATTACH locks DEFAULT alone.
     BEGIN
       EXECUTE format(

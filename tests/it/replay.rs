@@ -6,7 +6,8 @@ use std::time::Duration;
 use crate::delivery::{Delivery, SOON};
 use crate::harness::drain::{self, Stored};
 use crate::harness::outbox::{self, Load};
-use crate::harness::{Nats, Postgres, Verdict, Wait, outjet, until};
+use crate::harness::postgres::Session;
+use crate::harness::{Nats, Postgres, Verdict, Wait, World, outjet, until};
 
 /// The servers' duplicate window cannot help, nor hinder.
 const CONFIG: &str = "
@@ -275,6 +276,33 @@ async fn replayed_event_that_the_stream_does_not_cover_is_a_dead_letter_and_no_h
     let letters = drain::messages(&delivery.world.nats.jetstream().await, LETTERS).await;
     assert_eq!(letters[0].header("Outjet-Reason"), Some("uncovered"));
     assert_eq!(letters[0].subject, "dlq._invalid.OUTBOX");
+}
+
+#[tokio::test]
+async fn messages_and_replays_are_utf8_whatever_the_encoding_of_the_database() {
+    let world = World::start().await;
+    let create = "CREATE DATABASE latin TEMPLATE template0 ENCODING 'LATIN1'
+        LC_COLLATE 'C' LC_CTYPE 'C'";
+    world.postgres.connect().await.run(create).await;
+    let url = world.postgres.url_as("postgres", "latin");
+    let call = |arguments: &[&'static str]| {
+        let call = world.outjet(arguments.iter().copied());
+        call.env("DATABASE_URL", url.clone())
+    };
+    let setup = call(&["setup"]).output().await;
+    assert_eq!(setup.code, Some(0), "{setup:?}");
+    let _outjet = call(&["run"]).spawn();
+    let session = Session::connect(&url).await;
+    let arguments = "'order', 'ä', 'placed', '{\"word\": \"grün\"}'";
+    let emit = format!("SELECT outbox.emit({arguments}), outbox.emit_wal({arguments})");
+    session.run(&emit).await;
+    assert_eq!(call(&["replay", "--all"]).output().await.code, Some(0));
+    let jetstream = world.nats.jetstream().await;
+    drain::until_stored(&jetstream, "OUTBOX", 3, SOON).await;
+    for stored in drain::messages(&jetstream, "OUTBOX").await {
+        assert_eq!(stored.payload, "{\"word\": \"grün\"}");
+        assert_eq!(stored.header("ce-subject"), Some("%C3%A4"));
+    }
 }
 
 /// Small, so that a body that is too large is cheap.
