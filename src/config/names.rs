@@ -189,3 +189,47 @@ pub(super) fn check_prefix(prefix: &str) -> Result<(), Refusal> {
         false => Ok(()),
     }
 }
+
+/// Whether a column can become the header of this name: one that neither the server nor outjet
+/// gives a meaning.
+pub(super) fn check_header(name: &str) -> Result<(), Refusal> {
+    const OURS: [&str; 14] = [
+        "specversion",
+        "id",
+        "source",
+        "type",
+        "subject",
+        "time",
+        "recordedtime",
+        "datacontenttype",
+        "correlationid",
+        "tenantid",
+        "schemaversion",
+        "traceid",
+        "partitionkey",
+        "data",
+    ];
+    let refused = |what: &str| {
+        let fix = "write a name such as X-Region, or ce-region for an attribute of CloudEvents";
+        Err(Refusal::new(what, fix))
+    };
+    let lower = name.to_ascii_lowercase();
+    if name.is_empty() || !name.bytes().all(|b| b.is_ascii_graphic() && b != b':') {
+        return refused("is not a name that NATS can carry");
+    }
+    if lower.starts_with("nats-") || lower.starts_with("outjet-") || lower == "content-type" {
+        return refused("is reserved");
+    }
+    let Some(attribute) = lower.strip_prefix("ce-") else {
+        return Ok(());
+    };
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    // CloudEvents 1.0, "Naming Conventions".
+    if !name.starts_with("ce-") || attribute.is_empty() || !name[3..].bytes().all(allowed) {
+        return refused("is not an attribute of CloudEvents: ce- and a-z, 0-9");
+    }
+    match OURS.contains(&attribute) {
+        true => refused("is made of another column: map that in `columns`"),
+        false => Ok(()),
+    }
+}

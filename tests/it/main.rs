@@ -10,6 +10,7 @@ mod fencing;
 mod harness;
 mod million;
 mod nats_auth;
+mod presets;
 mod problems;
 mod replication;
 mod restart;
