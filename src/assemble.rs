@@ -4,6 +4,7 @@
 //! An event's position counts every row and message that the slot sends in its transaction,
 //! published or not, so that a changed mapping does not move it.
 
+mod sample;
 mod values;
 
 use std::collections::{BTreeMap, HashMap};
@@ -22,6 +23,7 @@ use crate::lsn::Lsn;
 use crate::mapping::{Fault, Field, Mapping, MappingError, Plan, Row, Value};
 use crate::pg::pgoutput::{DecodeError, Message, PgTime, Relation, Tuple, decode};
 use crate::route::{Route, RouteError, Template, check_subject};
+pub use sample::sample;
 use values::{flag, in_json, is_json, media_type, texts, unhex};
 
 /// What events are made of.
@@ -47,6 +49,11 @@ impl Options {
     /// The default subject template (DESIGN §8).
     pub fn default_subject() -> Result<Template, RouteError> {
         Template::parse("events.{aggregatetype}.{type}")
+    }
+
+    fn source_of(&self, table: &str) -> String {
+        let source = self.source.clone();
+        source.unwrap_or_else(|| format!("/{}/{table}", self.database))
     }
 }
 
@@ -307,9 +314,7 @@ impl Assembler {
                 let columns = relation.columns.iter();
                 let columns: Vec<_> = columns.map(|c| (c.name, c.type_oid)).collect();
                 let plan = Plan::resolve(mapping, &columns, self.options.subject.fields())?;
-                let source = self.options.source.clone();
-                let source =
-                    source.unwrap_or_else(|| format!("/{}/{}", self.options.database, plan.table));
+                let source = self.options.source_of(&plan.table);
                 let plan = Box::new(plan);
                 Known::Outbox { plan, source }
             }

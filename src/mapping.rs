@@ -1,6 +1,7 @@
 //! Which columns of an outbox table mean what, by name; resolved to column numbers whenever the
 //! server describes the table. Pure.
 
+mod detect;
 mod inside;
 mod presets;
 #[cfg(test)]
@@ -8,6 +9,7 @@ pub(crate) mod tests;
 
 use std::sync::Arc;
 
+pub use detect::{Detected, detect};
 pub use inside::{Inside, Syntax};
 pub use presets::Preset;
 
@@ -195,6 +197,21 @@ impl Mapping {
         });
         let extra = self.extra.iter();
         needed.chain(extra.map(|extra| (extra.header.as_ref(), extra.column.as_str())))
+    }
+
+    /// Whether anything is taken from a column.
+    pub fn reads(&self, column: &str) -> bool {
+        let mut origins = self.fields.iter().filter_map(|(_, origin)| origin.column());
+        origins.any(|read| read == column) || self.extra.iter().any(|extra| extra.column == column)
+    }
+
+    /// The column that is a field.
+    pub fn column_of(&self, field: Field) -> Option<&str> {
+        let mut fields = self.fields.iter();
+        match fields.find(|(known, _)| *known == field)? {
+            (_, Origin::Column(name)) if !self.dispensable.contains(&field) => Some(name),
+            _ => None,
+        }
     }
 
     fn origin(&self, key: &str) -> Option<(Field, &Origin)> {

@@ -6,6 +6,7 @@ pub mod config;
 mod dead_letters;
 pub mod drop;
 pub mod emit;
+mod inspect;
 mod run;
 pub mod setup;
 pub mod shell;
@@ -38,6 +39,7 @@ pub fn dispatch(
         | Command::Setup(_)
         | Command::Check
         | Command::Status(_)
+        | Command::Inspect(_)
         | Command::Emit(_)
         | Command::DeadLetters(_)
         | Command::Drop(_) => connected(cli, environment, out),
@@ -93,6 +95,9 @@ async fn one_shot(
             .await
             .map(|()| true),
         Command::Status(typed) => status::status_all(config, params, typed.json, out)
+            .await
+            .map(|()| true),
+        Command::Inspect(typed) => inspect::inspect(typed, config, params, out)
             .await
             .map(|()| true),
         Command::Emit(typed) => emit::emit_all(typed, params, out).await.map(|()| true),

@@ -42,13 +42,7 @@ impl Config {
     pub fn preflight_options(&self) -> preflight::Options {
         let tables = self.mappings().into_iter().map(|mapping| TableRequirement {
             name: TableName::new(mapping.schema(), mapping.table()),
-            columns: mapping
-                .columns()
-                .map(|(field, column)| RequiredColumn {
-                    field: field.to_owned(),
-                    column: column.to_owned(),
-                })
-                .collect(),
+            columns: RequiredColumn::of(&mapping),
         });
         preflight::Options {
             slot: self.postgres.slot.clone(),

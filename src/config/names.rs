@@ -1,6 +1,7 @@
 //! Names as Postgres and NATS allow them: slots, tables, streams, subjects. Pure checks.
 
 use std::fmt;
+use std::str::FromStr;
 
 use super::value::{Refusal, Scalar};
 
@@ -25,6 +26,15 @@ impl fmt::Display for TableName {
             false => format!("\"{}\"", name.replace('"', "\"\"")),
         };
         write!(f, "{}.{}", quote(&self.schema), quote(&self.table))
+    }
+}
+
+impl FromStr for TableName {
+    type Err = String;
+
+    /// By the rules of SQL. The error says what to write.
+    fn from_str(text: &str) -> Result<Self, String> {
+        <Self as Scalar>::parse(text).map_err(|refusal| refusal.fix)
     }
 }
 

@@ -193,6 +193,13 @@ impl Preset {
             .map(|(found, _)| *found)
     }
 
+    /// The word that it has in the configuration.
+    pub fn word(self) -> &'static str {
+        let mut all = Self::ALL.iter();
+        all.find(|(known, _)| *known == self)
+            .map_or("", |(_, word)| word)
+    }
+
     /// The mapping of a table with this layout.
     pub fn mapping(self, schema: impl Into<String>, table: impl Into<String>) -> Mapping {
         let mut mapping = Mapping::new(schema, table);

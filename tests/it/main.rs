@@ -8,6 +8,7 @@ mod delivery;
 mod docs;
 mod fencing;
 mod harness;
+mod inspect;
 mod million;
 mod nats_auth;
 mod presets;
