@@ -157,7 +157,7 @@ pub enum Reason {
     #[error("{0} is not a list of texts")]
     List(&'static str),
     /// No server takes this subject.
-    #[error("subject {subject:?} cannot be published to: {why}")]
+    #[error("its subject cannot be published to, {why}: {subject:?}")]
     Subject {
         /// The subject.
         subject: String,

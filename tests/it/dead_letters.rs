@@ -1,5 +1,7 @@
 //! What cannot be published goes to the dead letters, once and in order, and keeps nobody waiting.
 
+mod mapped;
+
 use std::collections::HashSet;
 
 use crate::delivery::{Delivery, SOON, STREAM};

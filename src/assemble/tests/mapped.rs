@@ -98,12 +98,9 @@ fn prefix_stands_before_every_subject() {
 fn subject_of_hundreds_of_tokens_is_a_rejection() {
     let topic = vec!["t"; 300].join(".");
     let rejection = server().rejection(&[("topic", Some(topic.as_bytes()))]);
-    assert!(
-        rejection
-            .reason
-            .to_string()
-            .ends_with("more than 256 tokens")
-    );
+    let error = rejection.reason.to_string();
+    // First what is wrong: the rest may be cut off.
+    assert!(error.starts_with("its subject cannot be published to, it has more than 256 tokens"));
 }
 
 #[test]
