@@ -15,7 +15,7 @@ use crate::pg::pgoutput::{decode, encode::encode};
 use crate::route::{self, Route, Template, check_subject, contains, matches, overlap};
 use crate::window::{Limits, Window};
 
-/// Claims about an input.
+/// What is called with each input.
 pub type Target = fn(&[u8]);
 
 /// Every target by its name.

@@ -136,6 +136,7 @@ impl Config {
             in_flight_max: self.publish.in_flight_max,
             in_flight_bytes_max: self.publish.in_flight_bytes_max,
             ack_timeout: self.publish.ack_timeout,
+            hold: self.stream.hold,
         }
     }
 
@@ -172,6 +173,7 @@ impl Config {
             drain_timeout: self.publish.drain_timeout,
             dead_letters: self.takes_dead_letters(),
             atomic: self.is_atomic(),
+            holds: !self.stream.hold.is_zero(),
         }
     }
 

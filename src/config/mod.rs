@@ -156,6 +156,8 @@ pub struct Stream {
     pub max_age: Option<Duration>,
     /// Size at which the oldest messages are dropped.
     pub max_bytes: Option<u64>,
+    /// How long an event must have been in it before it is confirmed.
+    pub hold: Duration,
 }
 
 /// From row to message.

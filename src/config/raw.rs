@@ -320,6 +320,8 @@ section! {
         max_age: Leaf<Duration>,
         /// Size at which the stream is full: further events wait in Postgres; 0B: without limit.
         max_bytes: Leaf<Bytes>,
+        /// How long an event must have been in the stream before it is confirmed to Postgres.
+        hold: Leaf<Duration>,
     }
 }
 

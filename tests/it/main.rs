@@ -10,6 +10,7 @@ mod docs;
 mod faults;
 mod fencing;
 mod harness;
+mod hold;
 mod million;
 mod nats_auth;
 mod problems;

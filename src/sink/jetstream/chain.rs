@@ -86,8 +86,8 @@ pub(super) struct Settled {
     pub(super) known: usize,
     /// Events that were stored among the dead letters.
     pub(super) dead_lettered: usize,
-    /// The highest sequence of those.
-    pub(super) sequence: Option<u64>,
+    /// The highest sequence of those that were acknowledged, and whose it is.
+    pub(super) newest: Option<(u64, Position)>,
 }
 
 /// A reply that does not fit: whose place is the outcome unknown?
@@ -287,7 +287,7 @@ impl Chain {
             match slot.state {
                 State::Stored { sequence } => {
                     settled.stored += 1;
-                    settled.sequence = settled.sequence.max(Some(sequence));
+                    settled.newest = Some((sequence, slot.event.position));
                 }
                 State::Known => settled.known += 1,
                 State::DeadLettered => settled.dead_lettered += 1,
@@ -416,7 +416,7 @@ mod tests {
             chain.take_settled(),
             Settled {
                 stored: 1,
-                sequence: Some(1),
+                newest: Some((1, event(0).position)),
                 ..Settled::default()
             }
         );
@@ -425,7 +425,7 @@ mod tests {
             chain.take_settled(),
             Settled {
                 stored: 2,
-                sequence: Some(3),
+                newest: Some((3, event(2).position)),
                 ..Settled::default()
             }
         );
@@ -484,7 +484,7 @@ mod tests {
             stored: 2,
             known: 1,
             dead_lettered: 1,
-            sequence: Some(10),
+            newest: Some((10, event(3).position)),
         };
         assert_eq!(chain.take_settled(), settled);
         assert_eq!(chain.in_flight(), 1);

@@ -22,6 +22,8 @@ pub struct Options {
     pub in_flight_bytes_max: usize,
     /// How long events may be in flight without a single acknowledgement.
     pub ack_timeout: Duration,
+    /// How long an event must have been in the stream before it is released; zero: it is at once.
+    pub hold: Duration,
 }
 
 impl Options {
