@@ -11,7 +11,7 @@
 //! Trouble with NATS is the sink's; every other trouble ends the relay, and with it the term.
 
 mod error;
-mod together;
+mod held;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 pub use self::error::Error;
-use self::together::Together;
+use self::held::Held;
 use crate::assemble::{Assembler, Passed, Step};
 use crate::error::{Failure, Problem};
 use crate::event::Event;
@@ -47,10 +47,10 @@ pub struct Options {
     pub drain_timeout: Duration,
     /// Whether the sink takes events that cannot be published; they end the relay otherwise.
     pub dead_letters: bool,
-    /// Whether the events of a transaction are to appear together.
-    pub atomic: bool,
     /// Whether the sink holds back what it has settled.
     pub holds: bool,
+    /// Whether the events of a transaction are to appear together.
+    pub atomic: bool,
 }
 
 /// The state of one stint.
@@ -66,7 +66,7 @@ pub struct Relay {
     reports: mpsc::Receiver<Report>,
     batch: Vec<Event>,
     /// Those of the open transaction that wait for its end.
-    together: Together,
+    held: Held,
     /// How much of the read buffer was used up with the last event whose body lies there.
     held_from: u64,
     /// Where the slot stood; not reported back.
@@ -128,8 +128,8 @@ impl Relay {
     /// The longest that WAL is left to gather for a portion.
     const GATHER_MAX: Duration = Duration::from_millis(1);
 
-    /// A server that goes on asks at most twice in `wal_sender_timeout`, and hardly ever, because it
-    /// hears from us before; one that is to shut down asks again after each answer (WalSndDone).
+    /// A server that goes on asks at most twice in `wal_sender_timeout`, and hardly ever, because
+    /// it hears from us before; one that is to shut down asks again after each answer (WalSndDone).
     const ASKED_MIN: u32 = 16;
 
     /// For a stream that was just started at `start`, the slot's confirmed position.
@@ -159,7 +159,7 @@ impl Relay {
             events,
             reports,
             batch: Vec::new(),
-            together: Together::new(options.atomic),
+            held: Held::new(options.atomic),
             held_from: 0,
             status_at: now,
             status_due: now,
@@ -249,9 +249,9 @@ impl Relay {
     /// What must hold after every action.
     fn maintain(&mut self) -> Result<(), Error> {
         self.vitals.beat();
-        if self.together.events() == self.window.events() && !self.window.has_room() {
+        if self.held.events() == self.window.events() && !self.window.has_room() {
             // Nothing will be settled, so nothing more be read: it is too large to be held.
-            self.together.give_up(&mut self.batch);
+            self.held.give_up(&mut self.batch);
         }
         self.hand_over()?;
         if self.window.confirmed() > self.reported {
@@ -389,7 +389,7 @@ impl Relay {
                     }
                     Step::Rejected(rejection) => return Err(Error::Rejected(rejection)),
                     Step::Commit(end) => {
-                        self.together.commit(&mut self.batch);
+                        self.held.commit(&mut self.batch);
                         self.vitals.metrics.transactions_decoded.inc();
                         self.window.commit(end);
                     }
@@ -431,7 +431,7 @@ impl Relay {
             .decoded_bytes
             .inc_by(event.payload.len() as u64);
         self.last_events -= usize::from(self.stop_at.is_some());
-        self.together.take(event, &mut self.batch);
+        self.held.take(event, &mut self.batch);
     }
 
     /// What is kept in memory for an event: its own, and, if its body lies where it was read, what
@@ -548,7 +548,7 @@ impl Relay {
             return true;
         }
         let stopped = self.stop_at.is_some() && !self.finishing();
-        let outstanding = self.window.events() - self.together.events();
+        let outstanding = self.window.events() - self.held.events();
         (stopped || self.unreadable.is_some()) && outstanding == 0
     }
 
@@ -563,7 +563,13 @@ impl Relay {
             warn!("the publication sends more than inserts: updates and deletes are passed over");
         }
         if before.messages == 0 && passed.messages > 0 {
-            debug!("the slot sends logical messages: they are passed over");
+            debug!("the slot sends logical messages of others: they are passed over");
+        }
+        if before.loose_messages == 0 && passed.loose_messages > 0 {
+            warn!(
+                "logical messages were emitted outside of their transaction, where nothing is \
+                 committed: they are passed over; call pg_logical_emit_message(true, …)"
+            );
         }
     }
 }

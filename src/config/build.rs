@@ -69,6 +69,7 @@ impl Config {
         let routes: Result<Vec<_>, _> = routes.collect();
         Ok(assemble::Options {
             tables: self.mappings(),
+            prefixes: self.messages.prefixes.clone(),
             subject,
             routes: routes.map_err(|error| unusable("publish.routes", &error))?,
             format: match publish.format {
@@ -172,8 +173,8 @@ impl Config {
             takeover_after: self.postgres.takeover_after,
             drain_timeout: self.publish.drain_timeout,
             dead_letters: self.takes_dead_letters(),
-            atomic: self.is_atomic(),
             holds: !self.stream.hold.is_zero(),
+            atomic: self.is_atomic(),
         }
     }
 

@@ -5,7 +5,7 @@
 use crate::event::Event;
 
 /// The events of the open transaction.
-pub(super) struct Together {
+pub(super) struct Held {
     events: Vec<Event>,
     /// Most events that are held; 0 for none.
     events_max: usize,
@@ -16,7 +16,7 @@ pub(super) struct Together {
 /// Most messages in one batch of nats-server (`streamDefaultMaxAtomicBatchSize`).
 const TOGETHER_MAX: usize = 1000;
 
-impl Together {
+impl Held {
     /// Holds nothing unless told to.
     pub(super) fn new(atomic: bool) -> Self {
         Self {
