@@ -2,6 +2,7 @@
 
 mod page;
 mod prometheus;
+mod status;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

@@ -240,6 +240,20 @@ fn alerts_pass_their_tests_and_each_has_one_in_which_it_fires() {
 }
 
 #[test]
+fn configuration_of_the_readme_is_one_of_prometheus() {
+    let readme = include_str!("../../../README.md");
+    let (_, yaml) = readme.split_once("```yaml prometheus\n").expect("a block");
+    let (yaml, _) = yaml.split_once("```").expect("its end");
+    let directory = tempfile::tempdir().expect("a directory");
+    fs::write(directory.path().join("alerts.yaml"), ALERTS).expect("write a file");
+    fs::write(directory.path().join("prometheus.yaml"), yaml).expect("write a file");
+    let mut promtool = Command::new(binaries::prometheus().with_file_name("promtool"));
+    promtool.args(["check", "config", "prometheus.yaml"]);
+    promtool.current_dir(directory.path());
+    run(promtool);
+}
+
+#[test]
 fn panels_of_the_dashboard_are_told_apart_and_do_not_overlap() {
     let dashboard: Value = serde_json::from_str(DASHBOARD).expect("JSON");
     let panels = dashboard["panels"].as_array().expect("panels");
