@@ -26,6 +26,7 @@ use tokio::task::JoinSet;
 use tracing::{debug, info};
 
 use self::page::Page;
+use crate::error::Problem;
 use crate::vitals::{Reading, SlotSample, State, Vitals};
 
 /// Probes and a scraper or two need a handful.
@@ -167,10 +168,11 @@ fn status(site: &Site, reading: &Reading) -> Value {
         "since": rfc3339(reading.since),
         "now": rfc3339(SystemTime::now()),
         "leader": reading.leads(),
-        "problem": reading.problem.as_ref().map(|problem| json!({
-            "problem": problem.problem,
-            "cause": problem.cause,
-            "fix": problem.fix,
+        "problem": reading.problem.as_ref().map(problem),
+        "gap": reading.gap.as_ref().map(|gap| json!({
+            "events": gap.events,
+            "at": rfc3339(gap.at),
+            "problem": problem(&gap.problem),
         })),
         "slot": reading.slot.as_ref().map(slot),
         "events": {
@@ -188,6 +190,10 @@ fn status(site: &Site, reading: &Reading) -> Value {
         "last_wal_message": known(metrics.last_wal_message.get()),
         "nats_connected": reading.state == State::Streaming && metrics.nats_connected.get() == 1,
     })
+}
+
+fn problem(problem: &Problem) -> Value {
+    json!({"problem": problem.problem, "cause": problem.cause, "fix": problem.fix})
 }
 
 fn slot(sample: &SlotSample) -> Value {

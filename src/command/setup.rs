@@ -8,7 +8,6 @@ use tokio_postgres::Client;
 use super::{Out, unwritten};
 use crate::config::Config;
 use crate::error::{Disposition, Exit, Failure, Problem};
-use crate::guard::Source;
 use crate::pg::catalog::{self, Error, Facts, Publication, TableName};
 use crate::pg::ddl;
 use crate::pg::params::Params;
@@ -23,28 +22,13 @@ pub async fn setup_unattended(config: &Config, params: &Params) -> Result<(), Fa
     let facts = read(control.client(), &wanted).await?;
     let mut options = config.sink_options().of_stream();
     options.stream.create = false;
-    let found = match jetstream::inspect(&options).await {
-        Ok(found) => found.writer,
+    let newest = match jetstream::inspect(&options).await {
+        Ok(found) => found.newest,
         Err(jetstream::Error::StreamMissing(_)) => None,
         Err(error) => return Err(error.failure(&options)),
     };
-    let system = facts.server.system_identifier;
-    let ours = Source {
-        system,
-        timeline: 0,
-        slot: wanted.slot.clone(),
-    };
-    if facts.slot.is_none() && found.is_some_and(|writer| writer.same_slot(&ours)) {
-        let (slot, stream) = (wanted.slot, options.stream.name);
-        return Err(Failure::halt(
-            Exit::Config,
-            Problem::new(
-                format!("slot {slot} is missing, but stream {stream} holds events from it"),
-                "what was committed since the slot went is in no slot",
-                "see which rows the stream lacks, then type `outjet setup`: \
-                 it makes a slot that starts now",
-            ),
-        ));
+    if let Some(gone) = preflight::slot_gone(&facts, &wanted, (&options.stream.name, newest)) {
+        return Err(gone);
     }
     setup_all(config, params, false, &mut std::io::stderr()).await
 }

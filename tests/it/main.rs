@@ -1,13 +1,16 @@
 //! Integration tests: the real binary against real servers.
 
+mod atomic;
 mod auth_tls;
 mod backpressure;
 mod chaos;
 mod dead_letters;
 mod delivery;
 mod docs;
+mod faults;
 mod fencing;
 mod harness;
+mod hold;
 mod million;
 mod nats_auth;
 mod problems;

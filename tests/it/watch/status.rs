@@ -1,10 +1,14 @@
 //! `outjet status` in its forms, and that docs/status.md has every field.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
+use outjet::error::Problem;
+use outjet::http::{self, Site};
+use outjet::vitals::{State, Vitals};
 use serde_json::Value;
 
-use super::Copy;
+use super::{Copy, ask};
 use crate::delivery::{Delivery, SOON};
 use crate::harness::postgres::Stop;
 use crate::harness::{Outjet, Wait, binaries, until};
@@ -52,7 +56,7 @@ fn assert_documented(heading: &str, answers: &[Value]) {
 
 #[tokio::test]
 async fn every_field_of_both_answers_is_documented() {
-    let mut delivery = Delivery::ready().await;
+    let delivery = Delivery::ready().await;
     let leader = Copy::run(&delivery).await;
     leader.until_probes([200, 200, 200, 200]).await;
     leader
@@ -68,13 +72,21 @@ async fn every_field_of_both_answers_is_documented() {
     );
     assert_eq!(status["stream"]["name"], "OUTBOX");
     assert_documented("\n## `outjet status --json`\n", &[status]);
-    delivery.configure("postgres: {publication: none}");
-    let halted = Copy::run(&delivery).await;
-    halted
-        .until_metric("outjet_state{state=\"halted\"}", |halted| halted == 1.0)
-        .await;
-    let answers = [leader.status().await, halted.status().await];
-    assert!(answers[1]["problem"]["fix"].is_string(), "{answers:?}");
+    // What a copy says that is halted and has met a loss.
+    let vitals = Arc::new(Vitals::new(SOON));
+    vitals.gap(7, Problem::new("lost", "why", "fix"));
+    vitals.set(State::Halted, Some(Problem::new("problem", "why", "fix")));
+    let listener = http::listen(([127, 0, 0, 1], 0).into())
+        .await
+        .expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let serving = tokio::spawn(http::serve(listener, Site::new(vitals).into()));
+    let answer = ask(address, "GET", "/status").await.expect("an answer");
+    serving.abort();
+    let (_, troubled) = answer.split_once("\r\n\r\n").expect("a body");
+    let troubled: Value = serde_json::from_str(troubled).expect("JSON");
+    assert_eq!(troubled["gap"]["events"], 7);
+    let answers = [leader.status().await, troubled];
     assert_documented("\n## `GET /status`\n", &answers);
 }
 
