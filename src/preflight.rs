@@ -152,7 +152,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::error::Disposition;
     use crate::lsn::Lsn;
-    use crate::pg::catalog::{Column, Publication, Server, Slot, Table};
+    use crate::pg::catalog::{Column, Decoding, Publication, Server, Slot, Table};
 
     pub(crate) fn options() -> Options {
         let column = |field: &str| RequiredColumn {
@@ -236,6 +236,8 @@ pub(crate) mod tests {
                 holder: None,
                 wal_status: Some("reserved".to_owned()),
                 invalidation_reason: None,
+                inactive_since: None,
+                decoding: Decoding::default(),
                 two_phase: false,
                 failover: true,
                 restart: Some(Lsn::new(0x100)),

@@ -332,10 +332,7 @@ impl Bounds {
 }
 
 /// Whose event the newest message of ours is, if one is found near the end.
-pub(super) async fn newest_mark(
-    stream: &Messages,
-    bounds: Bounds,
-) -> Result<Option<Mark>, Error> {
+pub(super) async fn newest_mark(stream: &Messages, bounds: Bounds) -> Result<Option<Mark>, Error> {
     // Enough to look past a few strangers; an older event of another source is found by the guard.
     const LOOK_BACK: u64 = 8;
     let oldest = bounds
