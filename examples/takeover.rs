@@ -1,5 +1,6 @@
 //! `scripts/takeover`: how long nobody publishes when the leader of two copies is killed, is told
-//! to stop, or hangs: from the signal until an event that was committed behind it comes out of NATS.
+//! to stop, or hangs: from the signal until an event that was committed behind it comes out of
+//! NATS.
 
 #[path = "../tests/it/harness/mod.rs"]
 mod harness;

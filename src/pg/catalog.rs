@@ -8,6 +8,9 @@ use std::time::SystemTime;
 use tokio_postgres::types::{PgLsn, ToSql};
 use tokio_postgres::{Client, Row};
 
+mod standbys;
+
+pub use self::standbys::{Partitions, Standbys};
 use crate::error::{self, Exit, Failure, Problem};
 use crate::lsn::Lsn;
 
@@ -24,6 +27,10 @@ pub struct Facts {
     pub tables: Vec<Option<Table>>,
     /// Tables of this database, for "did you mean"; read only if one asked for does not exist.
     pub other_tables: Vec<TableName>,
+    /// Who would go on after a failover.
+    pub standbys: Standbys,
+    /// How far the partitions of `outbox.events` reach.
+    pub partitions: Partitions,
 }
 
 impl Facts {
@@ -47,6 +54,8 @@ impl Facts {
             server: Server::read(client).await?,
             slot: Slot::read(client, slot).await?,
             publication: Publication::read(client, publication).await?,
+            standbys: Standbys::read(client, slot).await?,
+            partitions: Partitions::read(client).await?,
             tables,
             other_tables,
         })
