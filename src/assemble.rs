@@ -94,6 +94,7 @@ impl Rejection {
             payload: self.payload,
             table: self.table,
             rejected: Some(Box::new(rejected)),
+            followers: 0,
         }
     }
 }
@@ -417,6 +418,7 @@ impl RowReader<'_> {
             payload,
             table: self.plan.table.clone(),
             rejected: None,
+            followers: 0,
         })
     }
 

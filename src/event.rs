@@ -26,6 +26,8 @@ pub struct Event {
     /// Why it cannot be published: it belongs to the dead letters. The other fields then hold what
     /// could be read; the subject may be empty.
     pub rejected: Option<Box<Rejected>>,
+    /// How many events come right behind it that are to appear in the stream together with it.
+    pub followers: u16,
 }
 
 /// What is wrong with an event, whatever is configured.

@@ -83,7 +83,11 @@ pub mod command;
 pub mod config;
 pub mod error;
 pub mod event;
+pub mod fault;
 pub mod format;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod guard;
 pub mod http;
 pub mod log;

@@ -22,6 +22,7 @@ const TAKEOVERS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::f
 /// More often would only fill the servers' logs; less often nobody would wait for.
 const HALT_RETRIES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 const DRAINS: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
+const HOLDS: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
 /// nats-server refuses shorter ones (`JSStreamDuplicateWindow`, minimum 100 ms).
 const STREAM_TIME_MIN: Duration = Duration::from_millis(100);
 /// More than that in flight only waits in the server's queue.
@@ -187,6 +188,7 @@ impl Check<'_> {
             duplicate_window: window,
             max_age: (!max_age.is_zero()).then_some(max_age),
             max_bytes: (max_bytes != 0).then_some(max_bytes),
+            hold: read!(self.stream.hold).within(HOLDS)?.required(),
         })
     }
 
@@ -199,6 +201,7 @@ impl Check<'_> {
             format: read!(self.publish.format).required(),
             source: read!(self.publish.source).and_text(not_empty)?.optional(),
             on_reject: read!(self.publish.on_reject).required(),
+            transactions: read!(self.publish.transactions).required(),
             in_flight_max: events.required() as usize,
             in_flight_bytes_max: bytes.required().0 as usize,
             ack_timeout: read!(self.publish.ack_timeout).within(WAITS)?.required(),

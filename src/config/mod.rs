@@ -26,7 +26,7 @@ pub use raw::Origin;
 pub use schema::json_schema;
 pub use value::{
     Column, Columns, Field, Format, Listen, LogFormat, LogLevel, Manage, OnReject, Preset, Secret,
-    SslMode, Storage, duration_text, redact_url,
+    SslMode, Storage, Transactions, duration_text, redact_url,
 };
 
 use crate::error::Failure;
@@ -156,6 +156,8 @@ pub struct Stream {
     pub max_age: Option<Duration>,
     /// Size at which the oldest messages are dropped.
     pub max_bytes: Option<u64>,
+    /// How long an event must have been in it before it is confirmed.
+    pub hold: Duration,
 }
 
 /// From row to message.
@@ -171,6 +173,8 @@ pub struct Publish {
     pub source: Option<String>,
     /// What becomes of an event that cannot be published.
     pub on_reject: OnReject,
+    /// How the events of one transaction appear.
+    pub transactions: Transactions,
     /// Events in the window.
     pub in_flight_max: usize,
     /// Bytes in the window.
@@ -216,6 +220,20 @@ impl Config {
         layers::flags(&mut raw, sources.overrides)?;
         layers::secret_files(&mut raw, source.as_ref())?;
         check::config(raw, source.as_ref())
+    }
+}
+
+#[cfg(any(test, fuzzing))]
+impl Config {
+    /// Reads a file's text, and nothing that it names.
+    pub fn of_text(text: &str) -> Result<Self, Failure> {
+        let source = Source {
+            path: "outjet.yaml".into(),
+            text: text.to_owned(),
+        };
+        let mut raw = layers::defaults();
+        raw.overlay(layers::file(&source)?);
+        check::config(raw, Some(&source))
     }
 }
 

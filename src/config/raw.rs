@@ -12,7 +12,7 @@ use serde_saphyr::{Location, Spanned};
 use super::lists::{Routes, Tables, Texts};
 use super::value::{
     Bytes, Format, Listen, LogFormat, LogLevel, Manage, OnReject, Secret, Setting, SslMode,
-    Storage, Url,
+    Storage, Transactions, Url,
 };
 
 /// Where a value came from; what stands further down goes before.
@@ -320,6 +320,8 @@ section! {
         max_age: Leaf<Duration>,
         /// Size at which the stream is full: further events wait in Postgres; 0B: without limit.
         max_bytes: Leaf<Bytes>,
+        /// How long an event must have been in the stream before it is confirmed to Postgres.
+        hold: Leaf<Duration>,
     }
 }
 
@@ -336,6 +338,8 @@ section! {
         source: Leaf<String>,
         /// What becomes of an event that cannot be published.
         on_reject: Leaf<OnReject>,
+        /// How the events of one transaction appear in the stream.
+        transactions: Leaf<Transactions>,
         /// Events that may be under way at once.
         in_flight_max: Leaf<u32>,
         /// Bytes that may be under way at once.

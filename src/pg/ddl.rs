@@ -72,7 +72,7 @@ pub fn drop_slot(slot: &str) -> String {
     format!("SELECT pg_drop_replication_slot({});", literal(slot))
 }
 
-/// Only after the slot: a slot without its publication is no more good (42704).
+/// Only with the slot: a slot without its publication is no more good (42704).
 pub fn drop_publication(publication: &str) -> String {
     format!("DROP PUBLICATION {};", quote(publication))
 }

@@ -1,5 +1,6 @@
 //! Integration tests: the real binary against real servers.
 
+mod atomic;
 mod auth_tls;
 mod backpressure;
 mod chaos;
@@ -7,8 +8,10 @@ mod dead_letters;
 mod delivery;
 mod docs;
 mod failover;
+mod faults;
 mod fencing;
 mod harness;
+mod hold;
 mod million;
 mod nats_auth;
 mod primary;

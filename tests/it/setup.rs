@@ -613,6 +613,18 @@ async fn drop_does_not_trust_a_slot_whose_publication_is_gone() {
 }
 
 #[tokio::test]
+async fn whoever_may_not_drop_the_publication_does_not_lose_the_slot() {
+    let (postgres, client) = ready().await;
+    client.run("CREATE ROLE streamer LOGIN REPLICATION").await;
+    client.run("GRANT USAGE ON SCHEMA outbox TO streamer").await;
+    let streamer = Session::connect(&postgres.url_as("streamer", "postgres")).await;
+    let failure = dropped(&streamer, true).await.expect_err("not the owner");
+    assert_eq!(failure.exit, Exit::NotPermitted);
+    let slots = "SELECT count(*) FROM pg_replication_slots";
+    assert_eq!(client.text(slots).await, "1");
+}
+
+#[tokio::test]
 async fn emitted_event_is_committed_under_the_id_that_is_returned() {
     let (postgres, client) = ready().await;
     let mut event = emit::Event {

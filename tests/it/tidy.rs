@@ -31,6 +31,7 @@ const BORDERS: &[(&str, Border)] = &[
     ("lsn", Border::Only(&[])),
     ("error", Border::Only(&[])),
     ("backoff", Border::Only(&[])),
+    ("fault", Border::Only(&[])),
     ("shutdown", Border::Only(&[])),
     ("log", Border::Only(&["error"])),
     ("metrics", Border::Only(&["metrics"])),
@@ -63,7 +64,7 @@ const BORDERS: &[(&str, Border)] = &[
     (
         "sink",
         Border::Only(&[
-            "sink", "event", "guard", "route", "error", "backoff", "metrics",
+            "sink", "event", "fault", "guard", "route", "error", "backoff", "metrics",
         ]),
     ),
     (
@@ -93,7 +94,7 @@ const BORDERS: &[(&str, Border)] = &[
     ("command", Border::AllBut(&[])),
     ("lib", Border::AllBut(&[])),
     ("main", Border::AllBut(&[])),
-    ("fuzzing", Border::AllBut(&["cli", "command", "config"])),
+    ("fuzzing", Border::AllBut(&["cli", "command"])),
 ];
 
 /// No async, no clock, no socket: what must be testable without any.
