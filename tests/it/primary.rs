@@ -45,7 +45,7 @@ async fn fast_shutdown_with_unpublished_events_takes_no_longer_than_a_drain() {
     assert!(took < Duration::from_secs(13), "{took:?}");
     let waits = |line: &serde_json::Value| {
         let message = line["message"].as_str().unwrap_or_default();
-        message.ends_with(" waits for events that do not get through")
+        message.ends_with(" waits for events that cannot be confirmed yet")
     };
     assert!(outjet.log().iter().any(waits), "{:?}", outjet.log());
     stage.world.nats.process().resume();
