@@ -87,9 +87,10 @@ const BORDERS: &[(&str, Border)] = &[
         "term",
         Border::AllBut(&["cli", "command", "config", "http"]),
     ),
+    ("systemd", Border::Only(&["error", "vitals"])),
     (
         "sampler",
-        Border::Only(&["error", "metrics", "pg", "vitals"]),
+        Border::Only(&["error", "lsn", "metrics", "pg", "vitals"]),
     ),
     (
         "http",
