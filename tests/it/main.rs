@@ -14,6 +14,7 @@ mod hold;
 mod million;
 mod nats_auth;
 mod problems;
+mod recover;
 mod replication;
 mod restart;
 mod setup;

@@ -212,7 +212,7 @@ impl Tail {
 
 /// Reads a part of the stream from its beginning to its end.
 #[derive(Debug)]
-struct Reader {
+pub(super) struct Reader {
     stream: Messages,
     read: VecDeque<Entry>,
     next_sequence: u64,
@@ -221,7 +221,7 @@ struct Reader {
 }
 
 impl Reader {
-    fn new(stream: Messages, next_sequence: u64, last_sequence: u64) -> Self {
+    pub(super) fn new(stream: Messages, next_sequence: u64, last_sequence: u64) -> Self {
         Self {
             stream,
             read: VecDeque::new(),
@@ -238,7 +238,7 @@ impl Reader {
             .map_or(self.next_sequence, |entry| entry.sequence)
     }
 
-    async fn next(&mut self) -> Result<Option<Entry>, Error> {
+    pub(super) async fn next(&mut self) -> Result<Option<Entry>, Error> {
         if self.read.is_empty() {
             self.read_on().await?;
         }
