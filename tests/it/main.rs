@@ -20,5 +20,6 @@ mod restart;
 mod setup;
 mod sink;
 mod sql;
+mod terms;
 mod tidy;
 mod watch;
