@@ -563,7 +563,13 @@ impl Relay {
             warn!("the publication sends more than inserts: updates and deletes are passed over");
         }
         if before.messages == 0 && passed.messages > 0 {
-            debug!("the slot sends logical messages: they are passed over");
+            debug!("the slot sends logical messages of others: they are passed over");
+        }
+        if before.loose_messages == 0 && passed.loose_messages > 0 {
+            warn!(
+                "logical messages were emitted outside of their transaction, where nothing is \
+                 committed: they are passed over; call pg_logical_emit_message(true, …)"
+            );
         }
     }
 }

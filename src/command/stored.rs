@@ -13,7 +13,7 @@ use crate::guard::{Entry, Mark, Source};
 use crate::pg::catalog::{Error, Facts, TableName};
 use crate::pg::ddl;
 use crate::preflight::{Options, TableRequirement};
-use crate::sink::jetstream::{self, Ledger, Past};
+use crate::sink::jetstream::{self, Ledger, Line, Past};
 
 /// Messages in one insert.
 const BATCH_MAX: usize = 2000;
@@ -50,7 +50,7 @@ pub(super) async fn load(
     ours: &Source,
 ) -> Result<Tally, Failure> {
     let create = "CREATE TEMP TABLE outjet_stored (id text NOT NULL, sequence bigint NOT NULL, \
-                  dead boolean NOT NULL) ON COMMIT DROP";
+                  again boolean NOT NULL) ON COMMIT DROP";
     execute(client, "make a temporary table", create).await?;
     let mut tally = Tally::default();
     copy(client, options, ours, (false, &mut tally)).await?;
@@ -85,25 +85,29 @@ async fn copy(
         Past::Since(time) => tally.since = rfc3339(time),
         Past::Unknown => tally.unknown_past = true,
     }
-    let (mut ids, mut sequences) = (Vec::new(), Vec::new());
+    let (mut ids, mut sequences, mut again) = (Vec::new(), Vec::new(), Vec::new());
     loop {
-        let entry = ledger
+        let line = ledger
             .next()
             .await
             .map_err(|error| error.failure(options))?;
-        let ended = entry.is_none();
-        if let Some(mark) = entry.and_then(|entry| tally.take(entry, ours)) {
-            ids.push(mark.1.id);
-            sequences.push(i64::try_from(mark.0).unwrap_or(i64::MAX));
+        let ended = line.is_none();
+        if let Some(Line { entry, replay }) = line
+            && let Some((sequence, mark)) = tally.take(entry, ours)
+        {
+            ids.push(mark.id);
+            sequences.push(i64::try_from(sequence).unwrap_or(i64::MAX));
+            // A letter may be published later, and a replay is meant to be the second.
+            again.push(dead || replay);
         }
         if ids.len() == BATCH_MAX || ended {
             let insert = "INSERT INTO pg_temp.outjet_stored \
-                          SELECT id, sequence, $3 FROM unnest($1::text[], $2::bigint[]) \
-                          AS s (id, sequence)";
-            let inserted = client.execute(insert, &[&ids, &sequences, &dead]).await;
+                          SELECT * FROM unnest($1::text[], $2::bigint[], $3::boolean[])";
+            let inserted = client.execute(insert, &[&ids, &sequences, &again]).await;
             inserted.map_err(|error| Error::new("fill a temporary table", error).failure())?;
             ids.clear();
             sequences.clear();
+            again.clear();
         }
         if ended {
             return Ok(());
@@ -147,6 +151,8 @@ pub(super) struct Outbox<'a> {
     pub(super) name: &'a TableName,
     id: String,
     created: Option<String>,
+    /// A column that numbers the rows.
+    numbered: Option<String>,
     /// A column by which a poller has marked rows that it published.
     published: Option<String>,
 }
@@ -158,13 +164,17 @@ impl<'a> Outbox<'a> {
         let tables = tables.filter_map(|(table, found)| {
             let column =
                 |field: &str| named(table, field).map(|name| format!("t.{}", ddl::quote(name)));
-            let mut columns = found.iter().flat_map(|found| &found.columns);
-            let marked = columns.any(|column| column.name == PUBLISHED);
+            let has = |name: &str| {
+                let mut columns = found.iter().flat_map(|found| &found.columns);
+                let has = columns.any(|column| column.name == name);
+                has.then(|| format!("t.{}", ddl::quote(name)))
+            };
             Some(Self {
                 name: &table.name,
                 id: column("id")?,
                 created: column("created_at"),
-                published: marked.then(|| format!("t.{}", ddl::quote(PUBLISHED))),
+                numbered: has(NUMBERED),
+                published: has(PUBLISHED),
             })
         });
         tables.collect()
@@ -208,10 +218,13 @@ impl<'a> Outbox<'a> {
         lacking
     }
 
-    /// `created_at, id`, as far as there is one.
+    /// `created_at, id`, as far as there is one, or the number.
     pub(super) fn order(&self) -> String {
-        let created = self.created.iter();
-        let columns = created.chain([&self.id]).map(String::as_str);
+        let columns = match &self.numbered {
+            Some(number) => vec![number],
+            None => self.created.iter().chain([&self.id]).collect(),
+        };
+        let columns = columns.into_iter().map(String::as_str);
         columns.collect::<Vec<_>>().join(", ")
     }
 
@@ -222,7 +235,10 @@ impl<'a> Outbox<'a> {
     }
 }
 
-/// What pollers call the column.
+/// What outboxes call the column.
+const NUMBERED: &str = "seq";
+
+/// What pollers call theirs.
 const PUBLISHED: &str = "published_at";
 
 fn named<'a>(table: &'a TableRequirement, field: &str) -> Option<&'a str> {

@@ -150,7 +150,7 @@ async fn duplicated(client: &Client, outboxes: &[Outbox<'_>]) -> Result<Vec<Dupl
     let rows = rows.collect::<Vec<_>>().join(" UNION ALL ");
     let sql = format!(
         "WITH several AS MATERIALIZED (SELECT id, array_agg(sequence ORDER BY sequence) AS at \
-           FROM pg_temp.outjet_stored WHERE NOT dead GROUP BY id HAVING count(*) > 1), \
+           FROM pg_temp.outjet_stored WHERE NOT again GROUP BY id HAVING count(*) > 1), \
          written AS (SELECT r.id, count(*) AS n FROM ({rows}) r \
            WHERE r.id IN (SELECT id FROM several) GROUP BY r.id) \
          SELECT s.id, s.at FROM several s LEFT JOIN written w USING (id) \

@@ -1,19 +1,23 @@
 //! Reads a whole stream, from its first message to the one that was the last when it was opened:
 //! what it holds is compared with a table. Headers are all that is looked at.
 
+use std::collections::VecDeque;
+
 use async_nats::jetstream::stream::RetentionPolicy;
 use time::OffsetDateTime;
 
 use super::client::Connection;
 use super::error::Error;
+use super::headers::REPLAY;
 use super::options::Options;
-use super::tail::{Bounds, Reader};
+use super::tail::{Bounds, Reader, entry};
 use crate::guard::Entry;
 
 /// A stream that is read once.
 pub struct Ledger {
     connection: Connection,
     reader: Reader,
+    read: VecDeque<Line>,
     /// What is known of messages that are there no more.
     pub past: Past,
 }
@@ -53,13 +57,30 @@ impl Ledger {
         Ok(Self {
             connection,
             reader,
+            read: VecDeque::new(),
             past,
         })
     }
 
     /// The next message.
-    pub async fn next(&mut self) -> Result<Option<Entry>, Error> {
-        let next = Box::pin(self.reader.next());
-        self.connection.unless_broken(next).await
+    pub async fn next(&mut self) -> Result<Option<Line>, Error> {
+        if self.read.is_empty() {
+            let batch = Box::pin(self.reader.fetch_on());
+            let batch = self.connection.unless_broken(batch).await?;
+            self.read.extend(batch.iter().map(|message| Line {
+                entry: entry(message),
+                replay: message.header(REPLAY).is_some(),
+            }));
+        }
+        Ok(self.read.pop_front())
     }
+}
+
+/// A message, as far as it is looked at.
+#[derive(Clone, Debug)]
+pub struct Line {
+    /// What it bears.
+    pub entry: Entry,
+    /// It was published again on purpose.
+    pub replay: bool,
 }

@@ -45,7 +45,7 @@ use self::client::{Connection, HEADER_BYTES_MAX};
 pub use self::error::Error;
 use self::headers::{headers, wire_len};
 use self::hold::{Hold, Seen, Witness};
-pub use self::ledger::{Ledger, Past};
+pub use self::ledger::{Ledger, Line, Past};
 pub use self::letterbox::{DeadLetter, Letterbox};
 use self::letters::{Buried, Letter, Letters};
 pub use self::options::{NatsOptions, Options, Storage, StreamOptions};
@@ -535,6 +535,12 @@ impl JetStream {
             .iter()
             .any(|pattern| route::matches(pattern, &event.subject))
         {
+            if event.replayed {
+                // Its subject may have a prefix that one call of a command chose.
+                let error = format!("the stream does not cover subject {:?}", event.subject);
+                let reason = "uncovered";
+                return Err(unsendable(event, Rejected { reason, error }));
+            }
             return Err(Error::Uncovered {
                 name: self.options.stream.name.clone(),
                 subjects: subjects.join(", "),
