@@ -113,7 +113,7 @@ async fn one_shot(
         Command::Setup(typed) => setup::setup_all(config, params, typed.dry_run, out)
             .await
             .map(|()| true),
-        Command::Status(typed) => status::status_all(config, params, typed.json, out)
+        Command::Status(typed) => status::status_all(typed, config, params, out)
             .await
             .map(|()| true),
         Command::Inspect(typed) => inspect::inspect(typed, config, params, out)
