@@ -74,6 +74,10 @@ pub enum Command {
     Inspect(Inspect),
     /// Write test events into the outbox
     Emit(Emit),
+    /// Compare the outbox tables with the stream; exit with 1 if they differ
+    Verify(Verify),
+    /// Come back from a lost or missing slot: publish what the stream lacks, from the tables
+    Recover(Recover),
     /// Look after the events that could not be published
     #[command(subcommand)]
     DeadLetters(DeadLetters),
@@ -114,6 +118,9 @@ pub struct Setup {
     /// Print the SQL and the stream's configuration; change nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// With a new slot, publish the rows that are in the tables already
+    #[arg(long, conflicts_with = "dry_run")]
+    pub backfill: bool,
 }
 
 /// `status`.
@@ -206,6 +213,34 @@ pub struct Drop {
     /// Do not ask
     #[arg(short, long)]
     pub yes: bool,
+}
+
+/// `verify`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+It reads the whole stream, and wants SELECT on the tables and TEMPORARY on the database.
+Rows that were dropped from the tables cannot be compared.")]
+pub struct Verify {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Compare rows that were created at this time or later [default: what the stream reaches back]
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// Give outjet this long to publish what was committed just now
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub wait: u64,
+}
+
+/// `recover`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Rows that are no more in the tables cannot be published. It can be interrupted at any time,
+and finishes when it is run again.")]
+pub struct Recover {
+    /// Rows that were created before this time were published [default: what the stream tells]
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
 }
 
 /// `dead-letters`.

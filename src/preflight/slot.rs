@@ -64,9 +64,10 @@ pub fn gone(
         format!("this server never came that far: it stands at {current}")
     };
     let cause = format!("the newest of them was committed at {last}; {gap}");
-    let mut fix = "see which rows of that time the stream lacks, then type `outjet setup`: it \
-         makes a slot that starts now"
-        .to_owned();
+    let mut fix =
+        "`outjet recover`: it makes the slot again, and publishes the rows of the outbox \
+         tables that the stream lacks"
+            .to_owned();
     if facts.server.has_failover_slots() {
         fix.push_str("; standbys keep slots where sync_replication_slots = on");
     }
@@ -151,8 +152,8 @@ fn state(facts: &Facts, slot: &Slot) -> Verdict {
                 "Postgres invalidated it ({}); confirmed up to {confirmed}",
                 reason.unwrap_or("WAL it needed was removed: max_slot_wal_keep_size")
             ),
-            "rows that are still in the outbox table and not in the stream must be published \
-             again; only then `outjet drop --force && outjet setup`; raise max_slot_wal_keep_size",
+            "`outjet recover`: it makes the slot again, and publishes the rows of the outbox \
+             tables that the stream lacks; raise max_slot_wal_keep_size",
         );
     }
     if slot.wal_status.as_deref() == Some("unreserved") {
