@@ -70,6 +70,7 @@ pub fn pgoutput(body: &[u8]) {
 pub fn assemble(input: &[u8]) {
     let mut assembler = Assembler::new(Options {
         tables: vec![Mapping::native("outbox", "events")],
+        prefixes: vec!["outbox".to_owned()],
         subject: Options::default_subject().expect("the default"),
         routes: vec![Route::parse("events.order.>", "orders.{1}").expect("a route")],
         format: Format::CloudEvents,

@@ -69,6 +69,7 @@ impl Config {
         let routes: Result<Vec<_>, _> = routes.collect();
         Ok(assemble::Options {
             tables: self.mappings(),
+            prefixes: self.messages.prefixes.clone(),
             subject,
             routes: routes.map_err(|error| unusable("publish.routes", &error))?,
             format: match publish.format {

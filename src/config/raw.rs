@@ -210,6 +210,8 @@ section! {
         postgres: Postgres,
         /// The outbox tables.
         tables: Leaf<Tables>,
+        /// Events without a table.
+        messages: Messages,
         /// The NATS server.
         nats: Nats,
         /// The JetStream stream.
@@ -248,6 +250,14 @@ section! {
         halt_retry: Leaf<Duration>,
         /// How long connecting to one host may take; goes before what the URL says.
         connect_timeout: Leaf<Duration>,
+    }
+}
+
+section! {
+    /// `messages`.
+    Messages {
+        /// Prefixes of the logical messages that are events.
+        prefixes: Leaf<Texts>,
     }
 }
 

@@ -58,7 +58,7 @@ impl Delivery {
         delivery
     }
 
-    /// Another `outjet.yaml` for the calls that follow.
+    /// What outjet is told from now on.
     pub(crate) fn configure(&mut self, yaml: &str) {
         yaml.clone_into(&mut self.config);
     }

@@ -45,7 +45,15 @@ const BORDERS: &[(&str, Border)] = &[
     // The only module that knows both pgoutput and events.
     (
         "assemble",
-        Border::Only(&["event", "format", "lsn", "mapping", "pg::pgoutput", "route"]),
+        Border::Only(&[
+            "assemble",
+            "event",
+            "format",
+            "lsn",
+            "mapping",
+            "pg::pgoutput",
+            "route",
+        ]),
     ),
     // What a slot sends; never what becomes of it. Of the window only the proof of storage.
     (

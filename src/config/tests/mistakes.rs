@@ -420,3 +420,16 @@ fn a_file_that_was_asked_for_must_exist() {
   fix:   name a readable file with -c, or none: every key has a default"
     );
 }
+
+#[test]
+fn the_prefix_of_our_own_messages_is_not_for_events() {
+    refused(
+        "messages: {prefixes: [outbox, outjet]}\n",
+        "
+messages.prefixes: the list has `outjet`, which outjet itself uses for `outjet replay`
+  cause: outjet.yaml:1:22
+         1 | messages: {prefixes: [outbox, outjet]}
+           |                      ^
+  fix:   choose another prefix",
+    );
+}
