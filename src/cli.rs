@@ -70,6 +70,8 @@ pub enum Command {
     Check,
     /// Show the slot, the stream and how far publishing has come
     Status(Status),
+    /// Find out how an outbox table that is there already can be read
+    Inspect(Inspect),
     /// Write test events into the outbox
     Emit(Emit),
     /// Look after the events that could not be published
@@ -131,6 +133,17 @@ pub struct Status {
     #[arg(long, value_name = "TIME", value_parser = interval)]
     #[arg(requires = "watch", default_value = "1s")]
     pub interval: Duration,
+}
+
+/// `inspect`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+It prints lines for outjet.yaml and, as a comment, what the newest row would become.
+Example: outjet inspect public.outboxes > outjet.yaml")]
+pub struct Inspect {
+    /// Name of the table, with its schema
+    #[arg(value_name = "TABLE")]
+    pub table: String,
 }
 
 /// `emit`.
@@ -310,6 +323,20 @@ fn at_least_one() -> clap::builder::RangedU64ValueParser {
     clap::value_parser!(u64).range(1..)
 }
 
+/// `TYPE:ID`.
+fn aggregate(text: &str) -> Result<(String, String), String> {
+    let parts = text.split_once(':');
+    let (kind, id) = parts.ok_or_else(|| "write TYPE:ID, as in order:42".to_owned())?;
+    Ok((kind.to_owned(), id.to_owned()))
+}
+
+/// `500/s`, or `500`.
+fn rate(text: &str) -> Result<u32, String> {
+    let number = text.strip_suffix("/s").unwrap_or(text).parse().ok();
+    let number = number.filter(|number| *number > 0);
+    number.ok_or_else(|| "write a number of events a second, as in 500/s".to_owned())
+}
+
 /// `500ms`, `2s` or `1m`; each look connects anew, so not too often.
 fn interval(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|letter: char| letter.is_ascii_lowercase());
@@ -324,20 +351,6 @@ fn interval(text: &str) -> Result<Duration, String> {
         Some(interval) if interval >= Duration::from_millis(100) => Ok(interval),
         _ => Err("write a number and a unit: 500ms, 2s or 1m; at least 100ms".to_owned()),
     }
-}
-
-/// `TYPE:ID`.
-fn aggregate(text: &str) -> Result<(String, String), String> {
-    let parts = text.split_once(':');
-    let (kind, id) = parts.ok_or_else(|| "write TYPE:ID, as in order:42".to_owned())?;
-    Ok((kind.to_owned(), id.to_owned()))
-}
-
-/// `500/s`, or `500`.
-fn rate(text: &str) -> Result<u32, String> {
-    let number = text.strip_suffix("/s").unwrap_or(text).parse().ok();
-    let number = number.filter(|number| *number > 0);
-    number.ok_or_else(|| "write a number of events a second, as in 500/s".to_owned())
 }
 
 /// `KEY=VALUE`.

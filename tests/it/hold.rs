@@ -344,8 +344,8 @@ async fn fast_stop_of_postgres_does_not_wait_for_what_is_held() {
     stage.world.postgres.restart(Stop::Fast).await;
     let stopping = outjet.log().into_iter().filter_map(|line| {
         let message = line["message"].as_str()?.to_owned();
-        (message.starts_with("retrying: Postgres") && message.ends_with("is stopping"))
-            .then_some(())
+        let waits = "waits for events that cannot be confirmed yet";
+        (message.starts_with("retrying: Postgres") && message.ends_with(waits)).then_some(())
     });
     assert_eq!(stopping.count(), 1, "it gave the slot up");
     outjet.logged("recovered", SOON).await;
