@@ -93,6 +93,7 @@ pub mod metrics;
 pub mod pg;
 pub mod preflight;
 pub mod relay;
+pub mod retention;
 pub mod route;
 pub mod sampler;
 pub mod shutdown;

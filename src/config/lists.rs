@@ -2,6 +2,7 @@
 //! may be; whether the entries fit together is `check`'s to say.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -98,6 +99,8 @@ pub struct Table {
     pub preset: Preset,
     /// What differs from the preset, or is added to it.
     pub columns: Columns,
+    /// Age at which a row is deleted; `None`: never.
+    pub keep: Option<Duration>,
 }
 
 /// `tables`.
@@ -113,6 +116,8 @@ pub(super) struct RawTable {
     preset: Option<Spanned<String>>,
     #[serde(default, skip_serializing_if = "RawColumns::is_empty")]
     columns: RawColumns,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    keep: Option<Spanned<String>>,
 }
 
 impl Setting for Tables {
@@ -145,6 +150,7 @@ impl Setting for Tables {
                     "properties": fields.collect::<serde_json::Map<_, _>>(),
                     "additionalProperties": false,
                 },
+                "keep": <Duration as Scalar>::schema(),
             },
             "required": ["name"],
             "additionalProperties": false,
@@ -172,6 +178,7 @@ impl RawTable {
             name: read_scalar(&self.name)?,
             preset,
             columns,
+            keep: self.keep.as_ref().map(read_scalar).transpose()?,
         };
         table.check().map_err(|refusal| at(&self.name, refusal))?;
         Ok(table)
@@ -188,6 +195,10 @@ impl Table {
                 what,
                 "map id to the column that identifies a row",
             ));
+        }
+        if self.keep.is_some() && name.ours() {
+            let what = format!("{name} has keep, and expires by its partitions");
+            return Err(Refusal::new(what, "write retention.keep instead"));
         }
         if self.preset == Preset::Native {
             return Ok(());

@@ -13,6 +13,7 @@ mod nats_auth;
 mod problems;
 mod replication;
 mod restart;
+mod retention;
 mod setup;
 mod sink;
 mod sql;

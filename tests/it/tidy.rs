@@ -83,6 +83,10 @@ const BORDERS: &[(&str, Border)] = &[
         Border::Only(&["error", "metrics", "pg", "vitals"]),
     ),
     (
+        "retention",
+        Border::Only(&["error", "metrics", "pg", "vitals"]),
+    ),
+    (
         "http",
         Border::AllBut(&["cli", "command", "config", "pg", "sink"]),
     ),
