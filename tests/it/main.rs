@@ -11,6 +11,7 @@ mod harness;
 mod million;
 mod nats_auth;
 mod problems;
+mod producer;
 mod replication;
 mod restart;
 mod retention;

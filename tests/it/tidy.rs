@@ -82,6 +82,8 @@ const BORDERS: &[(&str, Border)] = &[
         "sampler",
         Border::Only(&["error", "metrics", "pg", "vitals"]),
     ),
+    // For applications: knows SQL alone.
+    ("producer", Border::Only(&[])),
     (
         "retention",
         Border::Only(&["error", "metrics", "pg", "vitals"]),
