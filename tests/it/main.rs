@@ -3,6 +3,7 @@
 mod auth_tls;
 mod backpressure;
 mod chaos;
+mod consuming;
 mod dead_letters;
 mod delivery;
 mod docs;
