@@ -17,6 +17,7 @@ use clap::{Parser, ValueEnum};
 use rustix::process::Signal;
 use tokio::time::Instant;
 
+use harness::cluster::Cluster;
 use harness::postgres::Session;
 use harness::process::{self, Process};
 use harness::wait::until_sync;
@@ -53,6 +54,12 @@ struct Asked {
     /// Format of the messages
     #[arg(long, value_enum, default_value_t = Format::Cloudevents)]
     format: Format,
+    /// Transactions appear as a whole
+    #[arg(long)]
+    atomic: bool,
+    /// The stream stands on three servers
+    #[arg(long)]
+    cluster: bool,
     /// Postgres's bin directory, with pg_recvlogical in it [default: the newest that is found]
     #[arg(long, value_name = "DIR")]
     postgres: Option<PathBuf>,
@@ -65,6 +72,58 @@ struct Asked {
 enum Format {
     Cloudevents,
     Minimal,
+}
+
+impl Asked {
+    fn replicas(&self) -> usize {
+        if self.cluster { 3 } else { 1 }
+    }
+}
+
+/// One server, or a cluster.
+enum Broker {
+    Single(Nats),
+    Cluster(Cluster),
+}
+
+impl Broker {
+    async fn start(replicas: usize) -> Self {
+        match replicas {
+            1 => Self::Single(Nats::start().await),
+            _ => Self::Cluster(Cluster::start(replicas, None).await),
+        }
+    }
+
+    fn replicas(&self) -> usize {
+        match self {
+            Self::Single(_) => 1,
+            Self::Cluster(cluster) => cluster.nodes.len(),
+        }
+    }
+
+    fn url(&self) -> String {
+        match self {
+            Self::Single(nats) => nats.url(),
+            Self::Cluster(cluster) => cluster.url(),
+        }
+    }
+
+    async fn jetstream(&self) -> async_nats::jetstream::Context {
+        match self {
+            Self::Single(nats) => nats.jetstream().await,
+            Self::Cluster(cluster) => cluster.jetstream().await,
+        }
+    }
+
+    fn cpu(&mut self) -> Duration {
+        match self {
+            Self::Single(nats) => cpu(nats.process().id()),
+            Self::Cluster(cluster) => {
+                let nodes = cluster.nodes.iter_mut();
+                nodes.map(|nats| cpu(nats.process().id())).sum()
+            }
+        }
+    }
 }
 
 impl Format {
@@ -151,7 +210,7 @@ impl<'a> Bench<'a> {
             end: String::new(),
         };
         bench.introduce().await;
-        let nats = Nats::start().await;
+        let nats = Broker::start(1).await;
         bench.set_up(&nats, ORIGIN).await;
         bench.write().await;
         bench
@@ -162,7 +221,7 @@ impl<'a> Bench<'a> {
         let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
         println!(
             "{} {}, {} cores, load {}\nPostgres {}, fsync {}, unix socket\n{}\n{}\n\
-             {}, {}, file storage",
+             {}, {}, transactions {}, file storage, {} replicas",
             std::env::consts::OS,
             std::env::consts::ARCH,
             std::thread::available_parallelism().map_or(0, usize::from),
@@ -173,7 +232,17 @@ impl<'a> Bench<'a> {
             version(&binaries::nats_server(None)),
             version(&self.program()),
             self.asked.format.name(),
+            self.transactions(),
+            self.asked.replicas(),
         );
+    }
+
+    fn transactions(&self) -> &'static str {
+        if self.asked.atomic {
+            "atomic"
+        } else {
+            "pipelined"
+        }
     }
 
     async fn write(&mut self) {
@@ -254,9 +323,9 @@ impl<'a> Bench<'a> {
 
     /// Publishes the backlog, from the start of the program until the slot is confirmed.
     async fn outjet(&self, slot: &str, round: &str) -> Pass {
-        let mut nats = Nats::start().await;
+        let mut nats = Broker::start(self.asked.replicas()).await;
         self.set_up(&nats, slot).await;
-        let before = cpu(nats.process().id());
+        let before = nats.cpu();
         let confirmed = format!(
             "SELECT confirmed_flush_lsn >= '{}' FROM pg_replication_slots
              WHERE slot_name = '{slot}'",
@@ -269,7 +338,7 @@ impl<'a> Bench<'a> {
             elapsed: started.elapsed(),
             cpu: cpu(outjet.id()),
         };
-        let servers = cpu(nats.process().id()) - before;
+        let servers = nats.cpu() - before;
         let per_event = servers.as_secs_f64() * 1e6 / self.asked.events as f64;
         self.print(round, "outjet", &pass);
         println!(
@@ -285,17 +354,19 @@ impl<'a> Bench<'a> {
         pass
     }
 
-    async fn set_up(&self, nats: &Nats, slot: &str) {
+    async fn set_up(&self, nats: &Broker, slot: &str) {
         let done = self.call(nats, slot).args(["setup"]).output().await;
         assert_eq!(done.code, Some(0), "outjet setup: {}", done.stderr);
     }
 
-    fn call(&self, nats: &Nats, slot: &str) -> outjet::Builder {
+    fn call(&self, nats: &Broker, slot: &str) -> outjet::Builder {
         Outjet::builder()
             .binary(self.program())
             .env("DATABASE_URL", self.postgres.url())
             .env("NATS_URL", nats.url())
             .env("OUTJET_POSTGRES__SLOT", slot)
+            .env("OUTJET_STREAM__REPLICAS", nats.replicas().to_string())
+            .env("OUTJET_PUBLISH__TRANSACTIONS", self.transactions())
             .env("OUTJET_PUBLISH__FORMAT", self.asked.format.name())
     }
 

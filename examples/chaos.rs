@@ -40,6 +40,12 @@ struct Asked {
     /// Version of nats-server, or the beginning of one [default: the preferred one]
     #[arg(long, value_name = "VERSION")]
     nats: Option<String>,
+    /// A stream on three nodes, of which one is down
+    #[arg(long)]
+    cluster: bool,
+    /// Every transaction appears as a whole (publish.transactions: atomic)
+    #[arg(long)]
+    atomic: bool,
     /// Major version of Postgres [default: the preferred one]
     #[arg(long, value_name = "MAJOR")]
     postgres: Option<u32>,
@@ -82,7 +88,11 @@ async fn rounds(asked: &Asked) -> bool {
     let mut sum = Sum::default();
     for seed in first..first + asked.minutes {
         println!("== {}", asked.command(1, seed));
-        let plan = Plan::new(seed, ROUND);
+        let plan = Plan {
+            replicas: if asked.cluster { 3 } else { 1 },
+            atomic: asked.atomic,
+            ..Plan::new(seed, ROUND)
+        };
         let servers = (asked.postgres(), asked.nats());
         let report = chaos::play(plan, servers, |struck| println!("{struck}")).await;
         println!("\n{report}");
@@ -120,6 +130,9 @@ impl Asked {
         }
         if let Some(major) = self.postgres {
             command += &format!(" --postgres {major}");
+        }
+        for (asked, flag) in [(self.cluster, " --cluster"), (self.atomic, " --atomic")] {
+            command += if asked { flag } else { "" };
         }
         command
     }

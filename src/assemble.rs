@@ -4,6 +4,9 @@
 //! An event's position counts every row and message that the slot sends in its transaction,
 //! published or not, so that a changed mapping does not move it.
 
+mod handover;
+mod message;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -20,12 +23,19 @@ use crate::lsn::Lsn;
 use crate::mapping::{Field, Mapping, MappingError, Plan, Row, Value};
 use crate::pg::pgoutput::{DecodeError, Message, PgTime, Relation, Tuple, decode};
 use crate::route::{Route, RouteError, Template, check_subject};
+pub use handover::Handover;
+use message::MessageTable;
+
+/// The prefix of the messages by which outjet itself hands a row to whoever leads.
+pub const HANDOVER: &str = "outjet";
 
 /// What events are made of.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The outbox tables.
     pub tables: Vec<Mapping>,
+    /// The prefixes of logical messages that are events.
+    pub prefixes: Vec<String>,
     /// The subject of a row without a topic.
     pub subject: Template,
     /// What becomes of subjects; the first match wins.
@@ -43,6 +53,12 @@ impl Options {
     pub fn default_subject() -> Result<Template, RouteError> {
         Template::parse("events.{aggregatetype}.{type}")
     }
+
+    /// `ce-source` of what comes from a table, or with a prefix.
+    fn source_of(&self, table: &str) -> String {
+        let source = self.source.clone();
+        source.unwrap_or_else(|| format!("/{}/{table}", self.database))
+    }
 }
 
 /// What a message means for the relay.
@@ -54,7 +70,7 @@ pub enum Step {
     Begin(PgTime),
     /// An event of the open transaction.
     Event(Event),
-    /// A row of the open transaction that cannot become an event.
+    /// A row or message of the open transaction that cannot become an event.
     Rejected(Box<Rejection>),
     /// The transaction ends; this is what may be confirmed for it.
     Commit(Lsn),
@@ -66,7 +82,7 @@ pub enum Step {
 pub struct Rejection {
     /// The row's place in the commit order.
     pub position: Position,
-    /// `schema.table`.
+    /// `schema.table`, or the prefix of a message.
     pub table: Arc<str>,
     /// The row's id, as far as it can be read.
     pub id: String,
@@ -93,7 +109,9 @@ impl Rejection {
             headers: Headers::default(),
             payload: self.payload,
             table: self.table,
+            replayed: false,
             rejected: Some(Box::new(rejected)),
+            followers: 0,
         }
     }
 }
@@ -120,6 +138,9 @@ pub enum Reason {
     /// A header, by its name, that would break the framing or our own headers.
     #[error("header {0:?} has a name or a value that NATS cannot carry")]
     Header(String),
+    /// A logical message does not hold what a row of `outbox.events` would.
+    #[error("the message is not an event: {0}")]
+    Message(String),
     /// No server takes this subject.
     #[error("subject {subject:?} cannot be published to: {why}")]
     Subject {
@@ -139,6 +160,7 @@ impl Reason {
             Self::TwoPayloads => "two_payloads",
             Self::Bytea(_) => "bytea",
             Self::Headers(_) | Self::Header(_) => "header",
+            Self::Message(_) => "message",
             Self::Subject { .. } => "subject",
         }
     }
@@ -172,8 +194,10 @@ pub enum AssembleError {
 pub struct Passed {
     /// Headers of rows with a reserved name.
     pub headers: u64,
-    /// Logical messages.
+    /// Logical messages of prefixes that are not configured.
     pub messages: u64,
+    /// Logical messages of configured prefixes that belong to no transaction.
+    pub loose_messages: u64,
     /// Updates, deletes and truncates, which the publication should not send.
     pub changes: u64,
 }
@@ -183,6 +207,8 @@ pub struct Passed {
 pub struct Assembler {
     options: Options,
     relations: HashMap<u32, Known>,
+    /// By prefix; made for the first message of each.
+    messages: BTreeMap<String, MessageTable>,
     open: Option<Transaction>,
     newest_commit: Lsn,
     passed: Passed,
@@ -209,6 +235,7 @@ impl Assembler {
         Self {
             options,
             relations: HashMap::new(),
+            messages: BTreeMap::new(),
             open: None,
             newest_commit: Lsn::ZERO,
             passed: Passed::default(),
@@ -234,13 +261,7 @@ impl Assembler {
                 self.passed.changes += 1;
                 self.next_position("a change").map(|_| Step::Nothing)
             }
-            Message::Logical(message) => {
-                self.passed.messages += 1;
-                if message.transactional {
-                    self.next_position("a transactional message")?;
-                }
-                Ok(Step::Nothing)
-            }
+            Message::Logical(message) => self.message(&message, body),
             Message::Origin { .. } | Message::Type { .. } => Ok(Step::Nothing),
         }
     }
@@ -288,9 +309,7 @@ impl Assembler {
         let known = match mapping {
             Some(mapping) => {
                 let plan = Plan::resolve(mapping, relation, self.options.subject.fields())?;
-                let source = self.options.source.clone();
-                let source =
-                    source.unwrap_or_else(|| format!("/{}/{}", self.options.database, plan.table));
+                let source = self.options.source_of(&plan.table);
                 Known::Outbox { plan, source }
             }
             // Leaf partitions are described, too; their rows come as the root's.
@@ -319,27 +338,16 @@ impl Assembler {
             .open
             .as_mut()
             .ok_or(AssembleError::OutOfTurn("Insert"))?;
-        let committed = open
-            .committed
-            .get_or_insert_with(|| timestamp(open.commit_time));
+        let committed = open.committed();
         let reader = RowReader {
             options: &self.options,
             plan,
             source,
             row,
             body,
+            again: None,
         };
-        match reader.event(position, committed, &mut self.passed.headers) {
-            Ok(event) => Ok(Step::Event(event)),
-            Err(reason) => Ok(Step::Rejected(Box::new(Rejection {
-                position,
-                table: plan.table.clone(),
-                id: reader.lossy_id(),
-                subject: reader.subject().unwrap_or_default(),
-                payload: reader.raw_payload(),
-                reason,
-            }))),
-        }
+        Ok(reader.step(position, committed, &mut self.passed.headers))
     }
 
     fn next_position(&mut self, what: &'static str) -> Result<Position, AssembleError> {
@@ -350,6 +358,14 @@ impl Assembler {
             commit: open.commit_lsn.as_u64(),
             index,
         })
+    }
+}
+
+impl Transaction {
+    /// RFC 3339.
+    fn committed(&mut self) -> &str {
+        self.committed
+            .get_or_insert_with(|| timestamp(self.commit_time))
     }
 }
 
@@ -368,9 +384,25 @@ struct RowReader<'a> {
     source: &'a str,
     row: Row<'a>,
     body: &'a Bytes,
+    /// It goes out again, with this before its subject.
+    again: Option<&'a str>,
 }
 
 impl RowReader<'_> {
+    fn step(&self, position: Position, committed: &str, reserved: &mut u64) -> Step {
+        match self.event(position, committed, reserved) {
+            Ok(event) => Step::Event(event),
+            Err(reason) => Step::Rejected(Box::new(Rejection {
+                position,
+                table: self.plan.table.clone(),
+                id: self.lossy_id(),
+                subject: self.subject().unwrap_or_default(),
+                payload: self.raw_payload(),
+                reason,
+            })),
+        }
+    }
+
     fn event(
         &self,
         position: Position,
@@ -416,7 +448,9 @@ impl RowReader<'_> {
             headers,
             payload,
             table: self.plan.table.clone(),
+            replayed: self.again.is_some(),
             rejected: None,
+            followers: 0,
         })
     }
 
@@ -446,6 +480,10 @@ impl RowReader<'_> {
         let subject = routes
             .find_map(|route| route.apply(&subject))
             .unwrap_or(subject);
+        let subject = match self.again {
+            Some(prefix) => format!("{prefix}{subject}"),
+            None => subject,
+        };
         match check_subject(&subject) {
             Ok(()) => Ok(subject),
             Err(why) => Err(Reason::Subject { subject, why }),
@@ -464,8 +502,8 @@ impl RowReader<'_> {
         };
         let bytes = match value.type_oid {
             BYTEA => unhex(value.text).ok_or(Reason::Bytea(key))?,
-            0 => Bytes::copy_from_slice(value.text),
-            _ => self.body.slice_ref(value.text),
+            _ if holds(self.body, value.text) => self.body.slice_ref(value.text),
+            _ => Bytes::copy_from_slice(value.text),
         };
         Ok((bytes, media_type(value.type_oid)))
     }
@@ -501,6 +539,11 @@ impl RowReader<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether a value lies where it was read; a constant does not.
+fn holds(body: &Bytes, value: &[u8]) -> bool {
+    body.as_ptr_range().contains(&value.as_ptr())
 }
 
 /// Reads JSON of a row's headers. What is wrong with it is told without a word of it.

@@ -23,6 +23,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tracing::{debug, info};
 
+use crate::error::Problem;
 use crate::vitals::{Reading, SlotSample, State, Vitals};
 
 /// Probes and a scraper or two need a handful.
@@ -157,10 +158,11 @@ fn status(site: &Site, reading: &Reading) -> Value {
         "state": reading.state.name(),
         "since": rfc3339(reading.since.into()),
         "leader": reading.leads(),
-        "problem": reading.problem.as_ref().map(|problem| json!({
-            "problem": problem.problem,
-            "cause": problem.cause,
-            "fix": problem.fix,
+        "problem": reading.problem.as_ref().map(problem),
+        "gap": reading.gap.as_ref().map(|gap| json!({
+            "events": gap.events,
+            "at": rfc3339(gap.at.into()),
+            "problem": problem(&gap.problem),
         })),
         "slot": reading.slot.as_ref().map(slot),
         "events": {
@@ -171,6 +173,10 @@ fn status(site: &Site, reading: &Reading) -> Value {
         },
         "nats_connected": reading.state == State::Streaming && metrics.nats_connected.get() == 1,
     })
+}
+
+fn problem(problem: &Problem) -> Value {
+    json!({"problem": problem.problem, "cause": problem.cause, "fix": problem.fix})
 }
 
 fn slot(sample: &SlotSample) -> Value {

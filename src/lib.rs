@@ -93,7 +93,12 @@ pub mod error;
 #[cfg(feature = "streamer")]
 pub mod event;
 #[cfg(feature = "streamer")]
+pub mod fault;
+#[cfg(feature = "streamer")]
 pub mod format;
+#[cfg(all(feature = "streamer", any(test, fuzzing)))]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(feature = "streamer")]
 pub mod guard;
 #[cfg(feature = "streamer")]

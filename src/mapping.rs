@@ -207,17 +207,27 @@ impl Plan {
         relation: &Relation<'_>,
         template: impl Iterator<Item = &'t str>,
     ) -> Result<Self, MappingError> {
+        let columns = relation.columns.iter();
+        let columns: Vec<_> = columns.map(|c| (c.name, c.type_oid)).collect();
+        Self::of_columns(mapping, &columns, template)
+    }
+
+    /// The same for columns that no relation describes: name and type, in the order of the values.
+    pub fn of_columns<'t>(
+        mapping: &Mapping,
+        columns: &[(&str, u32)],
+        template: impl Iterator<Item = &'t str>,
+    ) -> Result<Self, MappingError> {
         let table = format!("{}.{}", mapping.schema, mapping.table);
         let pick = |origin: &Origin, field: &str| match origin {
             Origin::Constant(value) => Ok(Pick::Constant(value.clone())),
-            Origin::Column(name) => find(relation, name).ok_or_else(|| MappingError {
+            Origin::Column(name) => find(columns, name).ok_or_else(|| MappingError {
                 table: table.clone(),
                 column: name.clone(),
                 field: field.to_owned(),
-                found: relation
-                    .columns
+                found: columns
                     .iter()
-                    .map(|c| c.name)
+                    .map(|(name, _)| *name)
                     .collect::<Vec<_>>()
                     .join(", "),
             }),
@@ -228,13 +238,13 @@ impl Plan {
         let subject = template.map(|name| match mapping.origin(name) {
             Some(origin) => pick(&origin, name).map(Some),
             // A field that this table does not map is an empty value, not a missing column.
-            None if Field::named(name).is_some() => Ok(find(relation, name)),
+            None if Field::named(name).is_some() => Ok(find(columns, name)),
             None => pick(&Origin::Column(name.to_owned()), "the subject").map(Some),
         });
         let subject = subject.collect::<Result<_, _>>()?;
         Ok(Self {
             table: table.into(),
-            columns: relation.columns.len(),
+            columns: columns.len(),
             picks,
             subject,
         })
@@ -254,7 +264,12 @@ impl Plan {
                 TupleValue::Unchanged | TupleValue::Binary(_) => return None,
             });
         }
-        Some(Row { values })
+        self.row(values)
+    }
+
+    /// Takes values that came otherwise, in the order of the columns.
+    pub fn row<'a>(&self, values: Vec<Option<&'a [u8]>>) -> Option<Row<'a>> {
+        (values.len() == self.columns).then_some(Row { values })
     }
 
     /// The value of a field; `None` if NULL or not mapped.
@@ -269,12 +284,12 @@ impl Plan {
     }
 }
 
-fn find(relation: &Relation<'_>, name: &str) -> Option<Pick> {
-    let mut columns = relation.columns.iter().enumerate();
-    let (number, column) = columns.find(|(_, column)| column.name == name)?;
+fn find(columns: &[(&str, u32)], name: &str) -> Option<Pick> {
+    let mut columns = columns.iter().enumerate();
+    let (number, (_, type_oid)) = columns.find(|(_, (column, _))| *column == name)?;
     Some(Pick::Column {
         number,
-        type_oid: column.type_oid,
+        type_oid: *type_oid,
     })
 }
 

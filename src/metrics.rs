@@ -45,6 +45,10 @@ pub struct Metrics {
     pub events_in_flight: Gauge,
     /// Their bytes.
     pub in_flight_bytes: Gauge,
+    /// WAL whose events are stored and held back.
+    pub held_wal_bytes: Gauge,
+    /// Confirmed events that the stream has lost.
+    pub gap_events: Counter,
     /// From commit to the acknowledgement of a transaction's last event, by two clocks.
     pub commit_to_ack: Histogram,
     /// When the oldest transaction that is not stored was committed; 0: there is none.
@@ -129,6 +133,8 @@ impl Default for Metrics {
             decoded_bytes: Counter::default(),
             events_in_flight: Gauge::default(),
             in_flight_bytes: Gauge::default(),
+            held_wal_bytes: Gauge::default(),
+            gap_events: Counter::default(),
             commit_to_ack: Histogram::new(LATENCY_BUCKETS),
             oldest_unpublished: Number::default(),
             last_published: Number::default(),
@@ -148,6 +154,7 @@ impl Metrics {
     pub fn end_of_term(&self) {
         self.events_in_flight.set(0);
         self.in_flight_bytes.set(0);
+        self.held_wal_bytes.set(0);
         self.oldest_unpublished.set(0.0);
         self.nats_connected.set(0);
     }
@@ -201,6 +208,10 @@ impl Metrics {
         add(to, "events_in_flight", help, &self.events_in_flight);
         let help = "Bytes of events handed to the sink and not settled";
         add(to, "in_flight_bytes", help, &self.in_flight_bytes);
+        let help = "WAL whose events are stored and held back (stream.hold)";
+        add(to, "held_wal_bytes", help, &self.held_wal_bytes);
+        let help = "Events that were confirmed and then lost by the stream, about";
+        add(to, "gap_events", help, &self.gap_events);
         let help = "From a commit to the acknowledgement of its last event, by two clocks";
         add(to, "commit_to_ack_seconds", help, &self.commit_to_ack);
         let help = "Commit time of the oldest transaction that is not stored; 0: none";

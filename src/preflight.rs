@@ -7,7 +7,7 @@ mod server;
 mod slot;
 mod table;
 
-pub use self::slot::free_slot;
+pub use self::slot::{free_slot, gone as slot_gone};
 use crate::error::{Exit, Failure, Problem};
 use crate::pg::catalog::{Facts, TableName};
 

@@ -10,6 +10,9 @@
 //! the sink settled it, and only [`Window`] makes the [`Confirmed`] that a status update carries.
 //! Trouble with NATS is the sink's; every other trouble ends the relay, and with it the term.
 
+mod error;
+mod held;
+
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -17,16 +20,18 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, error, info, warn};
 
-use crate::assemble::{AssembleError, Assembler, Passed, Rejection, Step};
-use crate::error::{Exit, Failure, Problem, chain};
+pub use self::error::Error;
+use self::held::Held;
+use crate::assemble::{Assembler, Passed, Step};
+use crate::error::{Failure, Problem};
 use crate::event::Event;
+use crate::fault;
 use crate::lsn::Lsn;
-use crate::pg::params::Params;
 use crate::pg::replication::{Frame, Stream};
 use crate::pg::{Error as PgError, ServerMessage};
-use crate::sink::Report;
+use crate::sink::{HELD_MAX, Report};
 use crate::vitals::{State, Vitals, unix_seconds};
 use crate::window::{Confirmed, Limits, Window};
 
@@ -42,37 +47,10 @@ pub struct Options {
     pub drain_timeout: Duration,
     /// Whether the sink takes events that cannot be published; they end the relay otherwise.
     pub dead_letters: bool,
-}
-
-/// Why a relay ended.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The connection to Postgres.
-    #[error("stream from Postgres")]
-    Postgres(#[source] PgError),
-    /// What came over it.
-    #[error("read the write-ahead log")]
-    Assemble(#[source] AssembleError),
-    /// A row that cannot become an event.
-    #[error(transparent)]
-    Rejected(Box<Rejection>),
-    /// The server passes over rows because it does not find the publication.
-    #[error("{0}")]
-    PublicationSkipped(String),
-    /// The sink's task is over; its own end says why.
-    #[error("the sink ended")]
-    SinkEnded,
-    /// No event got through for too long.
-    #[error("no event gets through for {} s", .waited.as_secs())]
-    SinkDown {
-        /// What the sink says.
-        failure: Failure,
-        /// For how long.
-        waited: Duration,
-    },
-    /// The server says nothing, though it was asked.
-    #[error("Postgres has been silent for {} s", .0.as_secs())]
-    Silent(Duration),
+    /// Whether the sink holds back what it has settled.
+    pub holds: bool,
+    /// Whether the events of a transaction are to appear together.
+    pub atomic: bool,
 }
 
 /// The state of one stint.
@@ -87,6 +65,8 @@ pub struct Relay {
     events: mpsc::Sender<Vec<Event>>,
     reports: mpsc::Receiver<Report>,
     batch: Vec<Event>,
+    /// Those of the open transaction that wait for its end.
+    held: Held,
     /// How much of the read buffer was used up with the last event whose body lies there.
     held_from: u64,
     /// Where the slot stood; not reported back.
@@ -99,6 +79,8 @@ pub struct Relay {
     /// Events settled meanwhile.
     settled_meanwhile: usize,
     heard_at: Instant,
+    /// Since when, and how often, the server has asked while nothing came of it.
+    asked: Option<(Instant, u32)>,
     down: Option<(Instant, Failure)>,
     stop_at: Option<Instant>,
     /// How many events a stop still takes so that the open transaction can be confirmed.
@@ -146,6 +128,10 @@ impl Relay {
     /// The longest that WAL is left to gather for a portion.
     const GATHER_MAX: Duration = Duration::from_millis(1);
 
+    /// A server that goes on asks at most twice in `wal_sender_timeout`, and hardly ever, because it
+    /// hears from us before; one that is to shut down asks again after each answer (WalSndDone).
+    const ASKED_MIN: u32 = 16;
+
     /// For a stream that was just started at `start`, the slot's confirmed position.
     pub fn new(
         stream: Stream,
@@ -156,6 +142,11 @@ impl Relay {
         vitals.metrics.nats_connected.set(1);
         let now = Instant::now();
         let window = Window::new(options.window, start);
+        let window = if options.holds {
+            window.holding()
+        } else {
+            window
+        };
         Self {
             start: window.confirmed(),
             reported: window.confirmed(),
@@ -168,12 +159,14 @@ impl Relay {
             events,
             reports,
             batch: Vec::new(),
+            held: Held::new(options.atomic),
             held_from: 0,
             status_at: now,
             status_due: now,
             gather_until: None,
             settled_meanwhile: 0,
             heard_at: now,
+            asked: None,
             down: None,
             stop_at: None,
             last_events: Self::BATCH_MAX,
@@ -192,6 +185,10 @@ impl Relay {
             self.maintain()?;
         }
         let confirmed = self.window.confirmed();
+        if self.window.stored() > confirmed.lsn() {
+            let stored = self.window.stored();
+            info!(%stored, "what is held back is not waited for: it is read again, and skipped");
+        }
         self.queue_status(true);
         Ok(End {
             stream: self.stream,
@@ -252,8 +249,13 @@ impl Relay {
     /// What must hold after every action.
     fn maintain(&mut self) -> Result<(), Error> {
         self.vitals.beat();
+        if self.held.events() == self.window.events() && !self.window.has_room() {
+            // Nothing will be settled, so nothing more be read: it is too large to be held.
+            self.held.give_up(&mut self.batch);
+        }
         self.hand_over()?;
         if self.window.confirmed() > self.reported {
+            self.asked = None;
             let soon = self.status_at + Self::STATUS_PAUSE;
             self.status_due = self.status_due.min(soon);
         }
@@ -271,6 +273,10 @@ impl Relay {
         let gauge = |size: usize| i64::try_from(size).unwrap_or(i64::MAX);
         metrics.events_in_flight.set(gauge(self.window.events()));
         metrics.in_flight_bytes.set(gauge(self.window.bytes()));
+        let held = self.window.stored().as_u64() - self.window.confirmed().lsn().as_u64();
+        metrics
+            .held_wal_bytes
+            .set(i64::try_from(held).unwrap_or(i64::MAX));
         let seconds = |micros: i64| micros as f64 / 1e6;
         metrics
             .oldest_unpublished
@@ -300,10 +306,32 @@ impl Relay {
                 metrics.events_known.inc_by(known as u64);
                 metrics.events_dead_lettered.inc_by(dead_lettered as u64);
                 self.window.settle(settled);
+                fault::point("settled");
+                if self.window.in_transaction() {
+                    fault::point("settled_in_part");
+                }
+                self.asked = None;
                 self.settled_meanwhile += settled;
                 if self.settled_meanwhile >= Self::PORTION_EVENTS {
                     self.gather_until = None;
                 }
+            }
+            Report::Held => {
+                assert!(
+                    self.window.portions() < HELD_MAX,
+                    "more is held than promised"
+                );
+                self.window.hold();
+            }
+            Report::Released => self.window.release(),
+            Report::Gap(events, problem) => {
+                let Problem {
+                    problem: what,
+                    cause,
+                    fix,
+                } = &problem;
+                error!(events, %cause, %fix, "gap: {what}");
+                self.vitals.gap(events, problem);
             }
             Report::Down(failure) => {
                 self.vitals.metrics.nats_connected.set(0);
@@ -348,6 +376,7 @@ impl Relay {
     fn take_frame(&mut self, frame: Frame) -> Result<(), Error> {
         match frame {
             Frame::Wal { body } => {
+                self.asked = None;
                 match self.assembler.take(&body).map_err(Error::Assemble)? {
                     Step::Nothing => {}
                     Step::Begin(committed) => {
@@ -360,6 +389,7 @@ impl Relay {
                     }
                     Step::Rejected(rejection) => return Err(Error::Rejected(rejection)),
                     Step::Commit(end) => {
+                        self.held.commit(&mut self.batch);
                         self.vitals.metrics.transactions_decoded.inc();
                         self.window.commit(end);
                     }
@@ -372,12 +402,25 @@ impl Relay {
             } => {
                 self.window.keepalive(wal_end);
                 if reply_requested {
-                    self.status_due = Instant::now();
+                    self.take_question();
                 }
                 Ok(())
             }
             Frame::Notice(notice) => take_notice(notice),
         }
+    }
+
+    /// The server wants an answer. It gets one soon, and not at once each time: a server that is to
+    /// shut down would ask thousands of times a second.
+    fn take_question(&mut self) {
+        let soon = self.status_at + Self::STATUS_PAUSE;
+        self.status_due = self.status_due.min(soon);
+        let held = self.window.stored() > self.window.confirmed().lsn();
+        self.asked = match self.asked {
+            _ if self.window.events() == 0 && !held => None,
+            None => Some((Instant::now(), 1)),
+            Some((since, times)) => Some((since, times.saturating_add(1))),
+        };
     }
 
     fn take_event(&mut self, event: Event, read: &Bytes) {
@@ -388,7 +431,7 @@ impl Relay {
             .decoded_bytes
             .inc_by(event.payload.len() as u64);
         self.last_events -= usize::from(self.stop_at.is_some());
-        self.batch.push(event);
+        self.held.take(event, &mut self.batch);
     }
 
     /// What is kept in memory for an event: its own, and, if its body lies where it was read, what
@@ -437,6 +480,7 @@ impl Relay {
         let confirmed = (confirmed > self.start).then_some(confirmed);
         self.stream
             .queue_status(self.window.received(), confirmed, reply_requested);
+        fault::point("status_queued");
     }
 
     fn status_interval(&self) -> Duration {
@@ -448,12 +492,32 @@ impl Relay {
             .down
             .as_ref()
             .map(|(since, _)| *since + self.options.takeover_after);
-        let wakes = [Some(self.status_due), self.gather_until, down, self.stop_at];
+        let asked = self.asked_until();
+        let wakes = [
+            Some(self.status_due),
+            self.gather_until,
+            down,
+            asked,
+            self.stop_at,
+        ];
         wakes.into_iter().flatten().min().unwrap_or(self.status_due)
+    }
+
+    /// How long a server that waits for us may have to; for what is only held back, not at all.
+    fn asked_until(&self) -> Option<Instant> {
+        let (since, times) = self.asked.filter(|_| self.stop_at.is_none())?;
+        let under_way = self.window.events() > 0;
+        let patience = under_way.then_some(self.options.drain_timeout);
+        (times >= Self::ASKED_MIN).then(|| since + patience.unwrap_or_default())
     }
 
     /// Ends the stint when waiting longer helps nobody.
     fn check_patience(&self) -> Result<(), Error> {
+        if let Some((since, _)) = self.asked
+            && self.asked_until().is_some_and(|at| at <= Instant::now())
+        {
+            return Err(Error::Awaited(since.elapsed()));
+        }
         if let Some((since, failure)) = &self.down
             && since.elapsed() >= self.options.takeover_after
         {
@@ -484,7 +548,8 @@ impl Relay {
             return true;
         }
         let stopped = self.stop_at.is_some() && !self.finishing();
-        (stopped || self.unreadable.is_some()) && self.window.events() == 0
+        let outstanding = self.window.events() - self.held.events();
+        (stopped || self.unreadable.is_some()) && outstanding == 0
     }
 
     /// Says once of each kind that something is passed over.
@@ -498,7 +563,13 @@ impl Relay {
             warn!("the publication sends more than inserts: updates and deletes are passed over");
         }
         if before.messages == 0 && passed.messages > 0 {
-            debug!("the slot sends logical messages: they are passed over");
+            debug!("the slot sends logical messages of others: they are passed over");
+        }
+        if before.loose_messages == 0 && passed.loose_messages > 0 {
+            warn!(
+                "logical messages were emitted outside of their transaction, where nothing is \
+                 committed: they are passed over; call pg_logical_emit_message(true, …)"
+            );
         }
     }
 }
@@ -524,92 +595,4 @@ fn take_notice(notice: ServerMessage) -> Result<(), Error> {
     }
     warn!(code = %notice.code, message = %notice.message, "Postgres says");
     Ok(())
-}
-
-impl Error {
-    /// Whether it is what the log says that ended the stint, not how it was carried.
-    fn is_of_the_log(&self) -> bool {
-        match self {
-            Self::Assemble(_) | Self::Rejected(_) | Self::PublicationSkipped(_) => true,
-            Self::Postgres(_) | Self::SinkEnded | Self::SinkDown { .. } | Self::Silent(_) => false,
-        }
-    }
-
-    /// For whom it may concern, with the fix.
-    pub fn failure(&self, params: &Params) -> Failure {
-        match self {
-            Self::Postgres(error) => error.failure(params),
-            Self::Assemble(error) => Failure::halt(Exit::Config, assemble_problem(error)),
-            Self::Rejected(rejection) => Failure::halt(Exit::Halted, rejection_problem(rejection)),
-            Self::PublicationSkipped(message) => Failure::halt(
-                Exit::Config,
-                Problem::new(
-                    "the publication does not exist for what is read now",
-                    message,
-                    "`outjet check` shows what is missing; what was written without a publication \
-                     is not published",
-                ),
-            ),
-            Self::SinkEnded => Failure::retry(Problem::new(
-                "the sink ended",
-                "its task is gone",
-                "nothing: it is started again; please report this if it repeats",
-            )),
-            Self::SinkDown { failure, .. } => failure.clone(),
-            Self::Silent(silence) => Failure::retry(Problem::new(
-                format!("Postgres at {params} is silent"),
-                format!(
-                    "nothing was heard for {} s, though it was asked",
-                    silence.as_secs()
-                ),
-                "nothing: the connection is made anew; look at the network if it repeats",
-            )),
-        }
-    }
-}
-
-fn assemble_problem(error: &AssembleError) -> Problem {
-    match error {
-        AssembleError::Mapping(missing) => Problem::new(
-            format!("table {} has no column {}", missing.table, missing.column),
-            format!(
-                "{} comes from it, and the next row was written when the columns were {}",
-                missing.field, missing.found
-            ),
-            format!(
-                "name the column of that time in `columns` of this table, {{{}: …}}: rows keep \
-                 the names that they were written with, whatever is renamed later",
-                missing.field
-            ),
-        ),
-        AssembleError::Unmapped(table) => Problem::new(
-            format!("rows of {table} arrive, which is not configured"),
-            "the publication contains the table, the configuration does not",
-            format!(
-                "add {table} to tables, or take it out: ALTER PUBLICATION … DROP TABLE {table}"
-            ),
-        ),
-        AssembleError::Decode(_)
-        | AssembleError::OutOfTurn(_)
-        | AssembleError::Undescribed(_)
-        | AssembleError::Row(_) => Problem::new(
-            "the write-ahead log cannot be read on",
-            chain(error),
-            "nothing was skipped; please report this with the Postgres version",
-        ),
-    }
-}
-
-fn rejection_problem(rejection: &Rejection) -> Problem {
-    Problem::new(
-        format!(
-            "row {:?} of {} cannot become an event",
-            rejection.id, rejection.table
-        ),
-        format!(
-            "{} (at {}); publish.on_reject is halt",
-            rejection.reason, rejection.position
-        ),
-        "change the mapping so that it fits; the row itself stands in the write-ahead log",
-    )
 }

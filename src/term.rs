@@ -207,12 +207,30 @@ impl Term<'_> {
 
     /// Everything but that somebody else leads.
     async fn preflight(&self, control: &Control) -> Result<(), Failure> {
-        let checks = preflight::judge(&self.facts(control).await?, &self.options.preflight);
-        let failures = checks.iter().filter_map(preflight::Check::failure);
-        let mut halting = failures.filter(|f| f.disposition != Disposition::Standby);
-        halting
-            .next()
-            .map_or(Ok(()), |failure| Err(failure.clone()))
+        let facts = self.facts(control).await?;
+        let checks = preflight::judge(&facts, &self.options.preflight);
+        let failed = checks
+            .iter()
+            .filter_map(|check| Some((check.group, check.failure()?)))
+            .find(|(_, failure)| failure.disposition != Disposition::Standby);
+        match failed {
+            None => Ok(()),
+            Some(("slot", failure)) if facts.slot.is_none() => {
+                let gone = self.slot_gone(&facts).await;
+                Err(gone.unwrap_or_else(|| failure.clone()))
+            }
+            Some((_, failure)) => Err(failure.clone()),
+        }
+    }
+
+    /// Whether the slot is missing that has fed the stream, as on a standby that was promoted
+    /// without it. A stream that cannot be read tells nothing.
+    async fn slot_gone(&self, facts: &Facts) -> Option<Failure> {
+        let mut options = self.options.sink.of_stream();
+        options.stream.create = false;
+        let found = Box::pin(jetstream::inspect(&options)).await.ok()?;
+        let stream = (options.stream.name.as_str(), found.newest);
+        preflight::slot_gone(facts, &self.options.preflight, stream)
     }
 
     async fn facts(&self, control: &Control) -> Result<Facts, Failure> {

@@ -94,6 +94,18 @@ struct Inner {
     started: bool,
     beat: Instant,
     slot: Option<SlotSample>,
+    gap: Option<Gap>,
+}
+
+/// Confirmed events that the stream has lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// About how many, of all such losses.
+    pub events: u64,
+    /// When the last was found.
+    pub at: SystemTime,
+    /// What is to be done about it.
+    pub problem: Problem,
 }
 
 /// A copy of everything, for an answer.
@@ -107,6 +119,8 @@ pub struct Reading {
     pub problem: Option<Problem>,
     /// The slot, once it was looked at.
     pub slot: Option<SlotSample>,
+    /// What is lost, as far as this process knows.
+    pub gap: Option<Gap>,
     /// Whether the loop turns.
     pub alive: bool,
     /// Whether it does its part, or could.
@@ -139,6 +153,7 @@ impl Vitals {
             started: false,
             beat: Instant::now(),
             slot: None,
+            gap: None,
         };
         let vitals = Self {
             metrics: Metrics::default(),
@@ -171,6 +186,16 @@ impl Vitals {
     /// The loop turns: something was read, or a connection was tried.
     pub fn beat(&self) {
         self.lock().beat = Instant::now();
+    }
+
+    /// The stream has lost about as many confirmed events.
+    pub fn gap(&self, events: u64, problem: Problem) {
+        self.metrics.gap_events.inc_by(events);
+        self.lock().gap = Some(Gap {
+            events: self.metrics.gap_events.get(),
+            at: SystemTime::now(),
+            problem,
+        });
     }
 
     /// The slot was looked at.
@@ -227,6 +252,7 @@ impl Vitals {
             since: inner.since,
             problem: inner.problem.clone(),
             slot: inner.slot.clone(),
+            gap: inner.gap.clone(),
             // Halted it looks as seldom as it was told, and a restart cures nothing.
             alive: inner.state == State::Halted || inner.beat.elapsed() < self.stall_max,
             ready: match inner.state {

@@ -8,6 +8,10 @@
 //! transactions in commit order, and a keepalive's `wal_end` only after every commit before it
 //! (`XLogSendLogical` in walsender.c sets `sentPtr` after the record's output).
 //!
+//! A window that holds confirms later: what has left it is *stored*, and belongs to the next
+//! portion. Portions are released in order; then what was stored when a portion was made may be
+//! confirmed. A keepalive waits for the portions before it, and needs none of its own.
+//!
 //! Only this module can make a [`Confirmed`], and the status update takes nothing else.
 
 use std::collections::VecDeque;
@@ -41,6 +45,13 @@ pub struct Window {
     sizes: VecDeque<usize>,
     bytes: usize,
     confirmed: Confirmed,
+    /// Everything before it has left; without holding it is confirmed, too.
+    stored: Lsn,
+    /// Where each portion that is held back ends.
+    held: VecDeque<Lsn>,
+    /// Whether events were settled that belong to no portion yet.
+    unheld: bool,
+    holds: bool,
     received: Lsn,
     /// Commit times of transactions with events that have left.
     left: Vec<i64>,
@@ -69,10 +80,22 @@ impl Window {
             sizes: VecDeque::new(),
             bytes: 0,
             confirmed: Confirmed(confirmed_flush),
+            stored: confirmed_flush,
+            held: VecDeque::new(),
+            unheld: false,
+            holds: false,
             received: confirmed_flush,
             left: Vec::new(),
             limits,
             full: false,
+        }
+    }
+
+    /// The same, but nothing is confirmed before it is released.
+    pub fn holding(self) -> Self {
+        Self {
+            holds: true,
+            ..self
         }
     }
 
@@ -149,11 +172,26 @@ impl Window {
             }
         }
         assert_eq!(left, 0, "every outstanding event belongs to an entry");
+        self.unheld |= self.holds && events > 0;
         self.full &= self.reaches(
             self.limits.events_max / 2 + 1,
             self.limits.bytes_max / 2 + 1,
         );
         self.advance();
+    }
+
+    /// What was settled since the last portion makes one.
+    pub fn hold(&mut self) {
+        assert!(self.holds, "what is not held back is confirmed already");
+        self.held.push_back(self.stored);
+        self.unheld = false;
+    }
+
+    /// The oldest portion is safe.
+    pub fn release(&mut self) {
+        let end = self.held.pop_front().expect("a portion is released once");
+        self.confirm(end);
+        self.confirm_stored();
     }
 
     /// Whether one more event may be read. Once full, the window is emptied by half before more is
@@ -166,6 +204,16 @@ impl Window {
     /// What may be reported as flushed. Never goes back.
     pub fn confirmed(&self) -> Confirmed {
         self.confirmed
+    }
+
+    /// Everything before it is stored. Never below `confirmed`; beyond it while something is held.
+    pub fn stored(&self) -> Lsn {
+        self.stored
+    }
+
+    /// Portions that are held back.
+    pub fn portions(&self) -> usize {
+        self.held.len()
     }
 
     /// The highest LSN up to which everything was read. Never below `confirmed`.
@@ -214,12 +262,25 @@ impl Window {
             let end = head.end;
             self.left.extend(head.committed);
             self.entries.pop_front();
-            assert!(end <= self.received, "confirmed what was not read");
             // At the start of a stream keepalives may still lie below the slot's position:
             // decoding starts at restart_lsn.
-            self.confirmed = self.confirmed.max(Confirmed(end));
+            self.stored = self.stored.max(end);
         }
+        self.confirm_stored();
         self.coalesce();
+    }
+
+    /// All that is stored is safe, unless there is still an event to be held back.
+    fn confirm_stored(&mut self) {
+        if self.held.is_empty() && !self.unheld {
+            self.confirm(self.stored);
+        }
+    }
+
+    fn confirm(&mut self, end: Lsn) {
+        assert!(end <= self.stored, "confirmed what is not stored");
+        assert!(end <= self.received, "confirmed what was not read");
+        self.confirmed = self.confirmed.max(Confirmed(end));
     }
 
     /// Merges a closed, empty entry at the tail into a closed, empty one before it.
@@ -381,6 +442,64 @@ mod tests {
     }
 
     #[test]
+    fn held_transactions_leave_the_window_and_are_confirmed_when_released() {
+        let mut window = window().holding();
+        for end in [20, 30] {
+            window.begin();
+            (0..4).for_each(|_| window.hand_over(1, 0));
+            window.commit(lsn(end));
+            window.settle(4);
+            assert!(window.has_room());
+            window.hold();
+        }
+        assert_eq!(window.confirmed().lsn(), lsn(10));
+        window.release();
+        assert_eq!(window.confirmed().lsn(), lsn(20));
+        window.release();
+        assert_eq!(window.confirmed().lsn(), lsn(30));
+    }
+
+    #[test]
+    fn what_was_settled_after_a_portion_was_made_is_not_confirmed_with_it() {
+        let mut window = window().holding();
+        for end in [20, 30] {
+            window.begin();
+            window.hand_over(1, 0);
+            window.commit(lsn(end));
+        }
+        window.settle(1);
+        window.hold();
+        window.settle(1);
+        window.release();
+        assert_eq!(window.confirmed().lsn(), lsn(20));
+        window.keepalive(lsn(40));
+        assert_eq!(window.confirmed().lsn(), lsn(20));
+    }
+
+    #[test]
+    fn keepalives_wait_for_what_is_held_and_then_for_nothing() {
+        let mut window = window().holding();
+        window.keepalive(lsn(15));
+        assert_eq!(window.confirmed().lsn(), lsn(15));
+        window.begin();
+        window.hand_over(1, 0);
+        window.commit(lsn(20));
+        window.settle(1);
+        window.hold();
+        (21..1000).for_each(|end| window.keepalive(lsn(end)));
+        assert_eq!((window.portions(), window.entries.len()), (1, 0));
+        assert_eq!(window.confirmed().lsn(), lsn(15));
+        window.release();
+        assert_eq!(window.confirmed().lsn(), lsn(999));
+    }
+
+    #[test]
+    #[should_panic(expected = "a portion is released once")]
+    fn releasing_what_is_not_held_is_our_bug() {
+        window().holding().release();
+    }
+
+    #[test]
     #[should_panic(expected = "settled more events than were handed over")]
     fn settling_what_was_never_handed_over_is_our_bug() {
         window().settle(1);
@@ -392,6 +511,8 @@ mod tests {
         Transaction(usize),
         Keepalive,
         Settle(usize),
+        Hold,
+        Release,
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -400,6 +521,10 @@ mod tests {
             Just(Step::Keepalive),
             (0..7usize).prop_map(Step::Settle),
         ]
+    }
+
+    fn step_of_a_holder() -> impl Strategy<Value = Step> {
+        prop_oneof![3 => step(), 1 => Just(Step::Hold), 1 => Just(Step::Release)]
     }
 
     proptest! {
@@ -432,11 +557,58 @@ mod tests {
                             left -= taken;
                         }
                     }
+                    Step::Hold | Step::Release => unreachable!("not of this window"),
                 }
                 let done = model.iter().take_while(|(_, events)| *events == 0).last();
                 prop_assert_eq!(window.confirmed().lsn(), lsn(done.map_or(10, |(end, _)| *end)));
                 let outstanding: usize = model.iter().map(|(_, events)| events).sum();
                 prop_assert_eq!(window.events(), outstanding);
+            }
+        }
+
+        /// The model: where each transaction and keepalive ends, and how many events come up to it.
+        #[test]
+        fn held_back_is_what_was_not_released(
+            steps in prop::collection::vec(step_of_a_holder(), 1..200),
+        ) {
+            let mut window = window().holding();
+            let mut ends: Vec<(u64, usize)> = Vec::new();
+            let (mut events, mut settled, mut released) = (0, 0, 0);
+            let mut portions: VecDeque<usize> = VecDeque::new();
+            for (now, step) in (11..).zip(steps) {
+                match step {
+                    Step::Transaction(more) => {
+                        window.begin();
+                        (0..more).for_each(|_| window.hand_over(1, 0));
+                        window.commit(lsn(now));
+                        events += more;
+                        ends.push((now, events));
+                    }
+                    Step::Keepalive => {
+                        window.keepalive(lsn(now));
+                        ends.push((now, events));
+                    }
+                    Step::Settle(wanted) => {
+                        let more = wanted.min(events - settled);
+                        window.settle(more);
+                        settled += more;
+                    }
+                    Step::Hold => {
+                        window.hold();
+                        portions.push_back(settled);
+                    }
+                    Step::Release => if let Some(portion) = portions.pop_front() {
+                        window.release();
+                        released = portion;
+                    },
+                }
+                let safe = ends.iter().take_while(|(_, events)| *events <= released).last();
+                let safe = lsn(safe.map_or(10, |(end, _)| *end));
+                prop_assert!(window.confirmed().lsn() <= safe);
+                if released == settled && portions.is_empty() {
+                    prop_assert_eq!(window.confirmed().lsn(), safe);
+                }
+                prop_assert!(window.confirmed().lsn() <= window.stored());
             }
         }
     }

@@ -74,7 +74,9 @@ async fn consumer(jetstream: &jetstream::Context) -> Result<PullConsumer, Failur
 /// Whether the message was new. Memory and work are committed together, or neither is.
 async fn apply(client: &mut Client, message: &Message) -> Result<bool, Failure> {
     let headers = message.headers.as_ref();
-    let id = headers.and_then(|headers| headers.get("Nats-Msg-Id"));
+    // One or the other: a replayed event has its id in the second.
+    let id = ["Nats-Msg-Id", "Outjet-Id"];
+    let id = headers.and_then(|headers| id.iter().find_map(|name| headers.get(*name)));
     let id = id.ok_or("a message without an id")?.as_str();
     let placed: OrderPlaced = serde_json::from_slice(&message.payload)?;
 

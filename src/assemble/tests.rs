@@ -1,6 +1,7 @@
 //! Claims about rows and the events that become of them, on the bytes that a server would send.
 
 mod headers;
+mod messages;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -54,6 +55,7 @@ type Values<'a> = &'a [(&'a str, Option<&'a [u8]>)];
 fn options() -> Options {
     Options {
         tables: vec![Mapping::native("outbox", "events")],
+        prefixes: vec!["outbox".to_owned()],
         subject: Options::default_subject().unwrap(),
         routes: Vec::new(),
         format: Format::CloudEvents,
@@ -75,6 +77,13 @@ impl Server {
         let mut server = Self::silent(options);
         server.begin();
         server.describe(COLUMNS);
+        server
+    }
+
+    /// With a transaction open and no table described.
+    fn new_undescribed(options: &Options) -> Self {
+        let mut server = Self::silent(options.clone());
+        server.begin();
         server
     }
 
@@ -158,12 +167,17 @@ fn commit_at(commit: u64, end: u64) -> Vec<u8> {
     })
 }
 
+/// A message that is none of ours.
 fn logical(transactional: bool) -> Vec<u8> {
+    emitted(transactional, ("heartbeat", b"x"))
+}
+
+fn emitted(transactional: bool, (prefix, content): (&str, &[u8])) -> Vec<u8> {
     encode(&Message::Logical(LogicalMessage {
         transactional,
         lsn: Lsn::new(1),
-        prefix: "outbox",
-        content: b"x",
+        prefix,
+        content,
     }))
 }
 
@@ -228,6 +242,7 @@ fn positions_count_everything_the_slot_sends_whatever_is_mapped() {
     let passed = Passed {
         headers: 0,
         messages: 2,
+        loose_messages: 0,
         changes: 1,
     };
     assert_eq!(server.assembler.passed(), passed);

@@ -1,4 +1,4 @@
-//! `outjet drop`: slot first, then publication, as a slot without its publication is no more good.
+//! `outjet drop`: slot and publication together, as a slot without its publication is no more good.
 //! Refuses while events would be lost by it. Leaves the schema and its rows alone.
 
 use std::io::IsTerminal;
@@ -65,25 +65,31 @@ pub async fn drop(
     let facts = Facts::read(client, &options.slot, &options.publication, &[])
         .await
         .map_err(|error| error.failure())?;
-    match &facts.slot {
-        Some(slot) => {
-            refuse_foreign(slot, &facts)?;
-            refuse_active(slot)?;
-            if !force {
-                refuse_unconfirmed(client, slot, &facts).await?;
-            }
-            let what = format!("replication slot {}", slot.name);
-            execute(client, &what, &ddl::drop_slot(&slot.name)).await?;
-            writeln!(out, "dropped  {what}").map_err(unwritten)?;
+    let mut drops = Vec::new();
+    if let Some(slot) = &facts.slot {
+        refuse_foreign(slot, &facts)?;
+        refuse_active(slot)?;
+        if !force {
+            refuse_unconfirmed(client, slot, &facts).await?;
         }
-        None => writeln!(out, "absent   replication slot {}", options.slot).map_err(unwritten)?,
+        drops.push(ddl::drop_slot(&slot.name));
     }
-    let what = format!("publication {}", options.publication);
     if facts.publication.is_some() {
-        execute(client, &what, &ddl::drop_publication(&options.publication)).await?;
-        writeln!(out, "dropped  {what}").map_err(unwritten)?;
-    } else {
-        writeln!(out, "absent   {what}").map_err(unwritten)?;
+        // First within the transaction: whoever may not drop it must not lose the slot, which goes
+        // at once and for good.
+        drops.insert(0, ddl::drop_publication(&options.publication));
+    }
+    let slot = format!("replication slot {}", options.slot);
+    let publication = format!("publication {}", options.publication);
+    let what = format!("{slot} and {publication}");
+    execute(client, &what, &drops.concat()).await?;
+    let parts = [
+        (facts.slot.is_some(), slot),
+        (facts.publication.is_some(), publication),
+    ];
+    for (existed, what) in parts {
+        let done = if existed { "dropped" } else { "absent " };
+        writeln!(out, "{done}  {what}").map_err(unwritten)?;
     }
     if facts.server.schema_installed {
         let hint = "kept     schema outbox, with its rows; sql/uninstall.sql removes it";
@@ -130,7 +136,7 @@ fn refuse_active(slot: &Slot) -> Result<(), Failure> {
     ))
 }
 
-/// Looks into the slot. It may be dropped only if all of what it holds was seen, and no insert.
+/// Looks into the slot. It may be dropped only if all of what it holds was seen, and no event.
 async fn refuse_unconfirmed(client: &Client, slot: &Slot, facts: &Facts) -> Result<(), Failure> {
     let name = &slot.name;
     let refused = |cause: String| {
@@ -162,7 +168,7 @@ async fn refuse_unconfirmed(client: &Client, slot: &Slot, facts: &Facts) -> Resu
 /// Why not to drop a slot that holds this.
 fn judge(found: Unconfirmed) -> Option<String> {
     let all_seen = found.changes < i64::from(CHANGES_MAX);
-    match (found.inserts, all_seen) {
+    match (found.events, all_seen) {
         (0, true) => None,
         (0, false) => Some(format!(
             "it holds more than {CHANGES_MAX} changes, too many to look through"
@@ -183,7 +189,7 @@ mod tests {
 
     #[test]
     fn slot_is_free_of_events_only_if_all_of_it_was_seen() {
-        let judge = |changes, inserts| judge(Unconfirmed { changes, inserts });
+        let judge = |changes, events| judge(Unconfirmed { changes, events });
         let full = i64::from(CHANGES_MAX);
         assert_eq!(judge(0, 0), None);
         assert_eq!(judge(full - 1, 0), None);

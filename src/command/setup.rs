@@ -8,7 +8,6 @@ use tokio_postgres::Client;
 use super::{Out, unwritten};
 use crate::config::Config;
 use crate::error::{Disposition, Exit, Failure, Problem};
-use crate::guard::Source;
 use crate::pg::catalog::{self, Error, Facts, Publication, TableName};
 use crate::pg::ddl;
 use crate::pg::params::Params;
@@ -23,28 +22,13 @@ pub async fn setup_unattended(config: &Config, params: &Params) -> Result<(), Fa
     let facts = read(control.client(), &wanted).await?;
     let mut options = config.sink_options().of_stream();
     options.stream.create = false;
-    let found = match jetstream::inspect(&options).await {
-        Ok(found) => found.writer,
+    let newest = match jetstream::inspect(&options).await {
+        Ok(found) => found.newest,
         Err(jetstream::Error::StreamMissing(_)) => None,
         Err(error) => return Err(error.failure(&options)),
     };
-    let system = facts.server.system_identifier;
-    let ours = Source {
-        system,
-        timeline: 0,
-        slot: wanted.slot.clone(),
-    };
-    if facts.slot.is_none() && found.is_some_and(|writer| writer.same_slot(&ours)) {
-        let (slot, stream) = (wanted.slot, options.stream.name);
-        return Err(Failure::halt(
-            Exit::Config,
-            Problem::new(
-                format!("slot {slot} is missing, but stream {stream} holds events from it"),
-                "what was committed since the slot went is in no slot",
-                "see which rows the stream lacks, then type `outjet setup`: \
-                 it makes a slot that starts now",
-            ),
-        ));
+    if let Some(gone) = preflight::slot_gone(&facts, &wanted, (&options.stream.name, newest)) {
+        return Err(gone);
     }
     setup_all(config, params, false, &mut std::io::stderr()).await
 }
@@ -353,7 +337,7 @@ mod tests {
         assert_eq!(
             whats(&steps),
             [
-                "+ schema outbox, version 1",
+                "+ schema outbox, version 2",
                 "+ publication outjet",
                 "+ replication slot outjet"
             ]
@@ -362,11 +346,11 @@ mod tests {
 
     #[test]
     fn second_setup_looks_after_the_partitions_alone() {
-        let steps = plan(&facts(), Some(1), &options()).expect("a plan");
+        let steps = plan(&facts(), Some(2), &options()).expect("a plan");
         assert_eq!(
             whats(&steps),
             [
-                "= schema outbox, version 1",
+                "= schema outbox, version 2",
                 "+ partitions of the days ahead",
                 "= publication outjet",
                 "= replication slot outjet"
@@ -380,7 +364,7 @@ mod tests {
         if let Some(slot) = &mut facts.slot {
             slot.active = true;
         }
-        assert!(plan(&facts, Some(1), &options()).is_ok());
+        assert!(plan(&facts, Some(2), &options()).is_ok());
     }
 
     #[test]
@@ -389,7 +373,7 @@ mod tests {
         if let Some(table) = &mut facts.tables[0] {
             table.published = false;
         }
-        let steps = plan(&facts, Some(1), &options()).expect("a plan");
+        let steps = plan(&facts, Some(2), &options()).expect("a plan");
         let add = "ALTER PUBLICATION \"outjet\" ADD TABLE \"outbox\".\"events\";";
         assert!(
             steps
@@ -403,7 +387,7 @@ mod tests {
     fn publication_is_not_made_beside_an_older_slot() {
         let mut facts = facts();
         facts.publication = None;
-        let failure = plan(&facts, Some(1), &options()).expect_err("no plan");
+        let failure = plan(&facts, Some(2), &options()).expect_err("no plan");
         assert!(failure.problem.cause.contains("slot \"outjet\" exists"));
     }
 
@@ -413,7 +397,7 @@ mod tests {
         if let Some(publication) = &mut facts.publication {
             publication.insert = false;
         }
-        let failure = plan(&facts, Some(1), &options()).expect_err("no plan");
+        let failure = plan(&facts, Some(2), &options()).expect_err("no plan");
         assert!(failure.problem.problem.contains("does not publish inserts"));
     }
 
@@ -429,9 +413,15 @@ mod tests {
     }
 
     #[test]
+    fn older_schema_is_brought_up() {
+        let steps = plan(&facts(), Some(1), &options()).expect("a plan");
+        assert_eq!(whats(&steps)[0], "+ schema outbox, version 2");
+    }
+
+    #[test]
     fn newer_schema_is_left_alone() {
-        let failure = plan(&facts(), Some(2), &options()).expect_err("no plan");
-        assert_eq!(failure.problem.problem, "schema outbox is at version 2");
+        let failure = plan(&facts(), Some(3), &options()).expect_err("no plan");
+        assert_eq!(failure.problem.problem, "schema outbox is at version 3");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Column, Config, Format, Manage, OnReject, Preset, Storage, Table};
+use super::{Column, Config, Format, Manage, OnReject, Preset, Storage, Table, Transactions};
 use crate::assemble;
 use crate::error::{Exit, Failure, Problem};
 use crate::format;
@@ -70,6 +70,7 @@ impl Config {
         let routes: Result<Vec<_>, _> = routes.collect();
         Ok(assemble::Options {
             tables: self.mappings(),
+            prefixes: self.messages.prefixes.clone(),
             subject,
             routes: routes.map_err(|error| unusable("publish.routes", &error))?,
             format: match publish.format {
@@ -137,6 +138,7 @@ impl Config {
             in_flight_max: self.publish.in_flight_max,
             in_flight_bytes_max: self.publish.in_flight_bytes_max,
             ack_timeout: self.publish.ack_timeout,
+            hold: self.stream.hold,
         }
     }
 
@@ -154,6 +156,7 @@ impl Config {
             duplicate_window: stream.duplicate_window,
             max_age: stream.max_age.unwrap_or_default(),
             max_bytes: stream.max_bytes,
+            atomic: self.is_atomic(),
         }
     }
 
@@ -171,6 +174,8 @@ impl Config {
             takeover_after: self.postgres.takeover_after,
             drain_timeout: self.publish.drain_timeout,
             dead_letters: self.takes_dead_letters(),
+            holds: !self.stream.hold.is_zero(),
+            atomic: self.is_atomic(),
         }
     }
 
@@ -199,6 +204,10 @@ impl Config {
             }),
             tables: expiring.collect::<Result<_, _>>()?,
         })
+    }
+
+    fn is_atomic(&self) -> bool {
+        self.publish.transactions == Transactions::Atomic
     }
 
     fn mappings(&self) -> Vec<Mapping> {

@@ -11,7 +11,8 @@ use super::names::{check_pattern, check_prefix, check_publication, check_slot, c
 use super::problem::{Source, config_failure, origin_place};
 use super::raw::{Given, Raw};
 use super::value::{Bytes, Refusal, Setting, Url, duration_text, redact_url};
-use super::{Config, Http, Log, Nats, Postgres, Publish, Retention, Stream, Table, Tls};
+use super::{Config, Http, Log, Messages, Nats, Postgres, Publish, Retention, Stream, Table, Tls};
+use crate::assemble;
 use crate::error::Failure;
 
 /// Limits of the durations that the world has to keep. Below, networks are slower than that; above,
@@ -22,6 +23,7 @@ const TAKEOVERS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::f
 /// More often would only fill the servers' logs; less often nobody would wait for.
 const HALT_RETRIES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 const DRAINS: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
+const HOLDS: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
 /// nats-server refuses shorter ones (`JSStreamDuplicateWindow`, minimum 100 ms).
 const STREAM_TIME_MIN: Duration = Duration::from_millis(100);
 /// More than that in flight only waits in the server's queue.
@@ -40,7 +42,7 @@ const DAYS_AHEAD: RangeInclusive<u32> = 1..=365;
 pub(super) fn config(raw: Raw, source: Option<&Source>) -> Result<Config, Failure> {
     let check = Check { raw: &raw, source };
     let (postgres, nats, stream) = (check.postgres()?, check.nats()?, check.stream()?);
-    let (tables, publish) = (check.tables()?, check.publish()?);
+    let (tables, messages, publish) = (check.tables()?, check.messages()?, check.publish()?);
     let (retention, http, log) = (check.retention()?, check.http()?, check.log()?);
     if tables.is_empty() {
         return Err(config_failure(
@@ -52,6 +54,7 @@ pub(super) fn config(raw: Raw, source: Option<&Source>) -> Result<Config, Failur
     Ok(Config {
         postgres,
         tables,
+        messages,
         nats,
         stream,
         publish,
@@ -124,6 +127,13 @@ impl Check<'_> {
             })
         };
         Ok(read!(self.tables).and(twice)?.and(kept)?.required().0)
+    }
+
+    fn messages(&self) -> Result<Messages, Failure> {
+        let Texts(prefixes) = read!(self.messages.prefixes)
+            .and(check_prefixes)?
+            .required();
+        Ok(Messages { prefixes })
     }
 
     fn nats(&self) -> Result<Nats, Failure> {
@@ -203,6 +213,7 @@ impl Check<'_> {
             duplicate_window: window,
             max_age: (!max_age.is_zero()).then_some(max_age),
             max_bytes: (max_bytes != 0).then_some(max_bytes),
+            hold: read!(self.stream.hold).within(HOLDS)?.required(),
         })
     }
 
@@ -215,6 +226,7 @@ impl Check<'_> {
             format: read!(self.publish.format).required(),
             source: read!(self.publish.source).and_text(not_empty)?.optional(),
             on_reject: read!(self.publish.on_reject).required(),
+            transactions: read!(self.publish.transactions).required(),
             in_flight_max: events.required() as usize,
             in_flight_bytes_max: bytes.required().0 as usize,
             ack_timeout: read!(self.publish.ack_timeout).within(WAITS)?.required(),
@@ -422,6 +434,20 @@ fn check_subjects(Texts(subjects): &Texts) -> Result<(), Refusal> {
     subjects
         .iter()
         .try_for_each(|subject| named(subject, check_pattern(subject)))
+}
+
+fn check_prefixes(Texts(prefixes): &Texts) -> Result<(), Refusal> {
+    let reserved = |prefix: &&String| *prefix == assemble::HANDOVER;
+    if prefixes.iter().any(|prefix| prefix.is_empty()) {
+        return Err(Refusal::new("has an empty prefix", "remove it"));
+    }
+    match prefixes.iter().find(reserved) {
+        Some(prefix) => Err(Refusal::new(
+            format!("has `{prefix}`, which outjet itself uses for `outjet replay`"),
+            "choose another prefix",
+        )),
+        None => Ok(()),
+    }
 }
 
 fn check_routes(Routes(routes): &Routes) -> Result<(), Refusal> {

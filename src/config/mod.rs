@@ -26,7 +26,7 @@ pub use raw::Origin;
 pub use schema::json_schema;
 pub use value::{
     Column, Columns, Field, Format, Listen, LogFormat, LogLevel, Manage, OnReject, Preset, Secret,
-    SslMode, Storage, duration_text, redact_url,
+    SslMode, Storage, Transactions, duration_text, redact_url,
 };
 
 use crate::error::Failure;
@@ -59,6 +59,8 @@ pub struct Config {
     pub postgres: Postgres,
     /// The outbox tables, each once.
     pub tables: Vec<Table>,
+    /// Events without a table.
+    pub messages: Messages,
     /// The NATS server.
     pub nats: Nats,
     /// The JetStream stream.
@@ -99,6 +101,13 @@ pub struct Postgres {
     pub halt_retry: Duration,
     /// Goes before what the connection string says.
     pub connect_timeout: Option<Duration>,
+}
+
+/// Events without a table.
+#[derive(Debug)]
+pub struct Messages {
+    /// Of the logical messages that are events.
+    pub prefixes: Vec<String>,
 }
 
 /// The NATS server and how to sign in there.
@@ -158,6 +167,8 @@ pub struct Stream {
     pub max_age: Option<Duration>,
     /// Size at which the oldest messages are dropped.
     pub max_bytes: Option<u64>,
+    /// How long an event must have been in it before it is confirmed.
+    pub hold: Duration,
 }
 
 /// From row to message.
@@ -173,6 +184,8 @@ pub struct Publish {
     pub source: Option<String>,
     /// What becomes of an event that cannot be published.
     pub on_reject: OnReject,
+    /// How the events of one transaction appear.
+    pub transactions: Transactions,
     /// Events in the window.
     pub in_flight_max: usize,
     /// Bytes in the window.
@@ -229,6 +242,20 @@ impl Config {
         layers::flags(&mut raw, sources.overrides)?;
         layers::secret_files(&mut raw, source.as_ref())?;
         check::config(raw, source.as_ref())
+    }
+}
+
+#[cfg(any(test, fuzzing))]
+impl Config {
+    /// Reads a file's text, and nothing that it names.
+    pub fn of_text(text: &str) -> Result<Self, Failure> {
+        let source = Source {
+            path: "outjet.yaml".into(),
+            text: text.to_owned(),
+        };
+        let mut raw = layers::defaults();
+        raw.overlay(layers::file(&source)?);
+        check::config(raw, Some(&source))
     }
 }
 

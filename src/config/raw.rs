@@ -12,7 +12,7 @@ use serde_saphyr::{Location, Spanned};
 use super::lists::{Routes, Tables, Texts};
 use super::value::{
     Bytes, Format, Listen, LogFormat, LogLevel, Manage, OnReject, Secret, Setting, SslMode,
-    Storage, Url,
+    Storage, Transactions, Url,
 };
 
 /// Where a value came from; what stands further down goes before.
@@ -210,6 +210,8 @@ section! {
         postgres: Postgres,
         /// The outbox tables.
         tables: Leaf<Tables>,
+        /// Events without a table.
+        messages: Messages,
         /// The NATS server.
         nats: Nats,
         /// The JetStream stream.
@@ -250,6 +252,14 @@ section! {
         halt_retry: Leaf<Duration>,
         /// How long connecting to one host may take; goes before what the URL says.
         connect_timeout: Leaf<Duration>,
+    }
+}
+
+section! {
+    /// `messages`.
+    Messages {
+        /// Prefixes of the logical messages that are events.
+        prefixes: Leaf<Texts>,
     }
 }
 
@@ -322,6 +332,8 @@ section! {
         max_age: Leaf<Duration>,
         /// Size at which the stream is full: further events wait in Postgres; 0B: without limit.
         max_bytes: Leaf<Bytes>,
+        /// How long an event must have been in the stream before it is confirmed to Postgres.
+        hold: Leaf<Duration>,
     }
 }
 
@@ -338,6 +350,8 @@ section! {
         source: Leaf<String>,
         /// What becomes of an event that cannot be published.
         on_reject: Leaf<OnReject>,
+        /// How the events of one transaction appear in the stream.
+        transactions: Leaf<Transactions>,
         /// Events that may be under way at once.
         in_flight_max: Leaf<u32>,
         /// Bytes that may be under way at once.

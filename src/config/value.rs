@@ -553,6 +553,16 @@ choice! {
 }
 
 choice! {
+    /// How the events of one transaction appear in the stream.
+    Transactions {
+        /// One by one.
+        Pipelined = "pipelined",
+        /// All at once, or not at all.
+        Atomic = "atomic",
+    }
+}
+
+choice! {
     /// The least severe message that is logged.
     LogLevel {
         /// A person must act.

@@ -84,6 +84,35 @@ impl Packet {
     }
 }
 
+/// The frames (type and body) of what is received in these portions, up to the first that is
+/// refused; and whether one was.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn frames<'a>(
+    portions: impl Iterator<Item = &'a [u8]>,
+    bytes_max: usize,
+) -> (Vec<(u8, Bytes)>, bool) {
+    let (_, ours) = tokio::io::duplex(1);
+    let mut conn = Conn::scripted(ours, bytes_max);
+    let mut frames = Vec::new();
+    for portion in portions {
+        conn.reserve();
+        conn.received.extend_from_slice(portion);
+        loop {
+            match conn.split() {
+                Ok(Some(packet)) => frames.push((packet.tag, packet.body())),
+                Ok(None) => break,
+                Err(_) => return (frames, true),
+            }
+        }
+    }
+    let used: usize = frames
+        .iter()
+        .map(|(_, body)| HEADER_BYTES + body.len())
+        .sum();
+    assert!(conn.used_bytes() >= used as u64, "bytes were used up");
+    (frames, false)
+}
+
 /// Type and length.
 const HEADER_BYTES: usize = 5;
 
@@ -185,7 +214,7 @@ impl Conn {
     }
 
     /// A connection that is past its login, with the other end in the hands of a test.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn scripted(stream: tokio::io::DuplexStream, message_bytes_max: usize) -> Self {
         let mut conn = Self::new(
             Socket::scripted(stream, Protection::None),

@@ -16,4 +16,6 @@ pub mod replication;
 mod socket;
 mod tls;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use conn::frames;
 pub use error::{Error, ServerMessage};

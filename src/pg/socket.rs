@@ -142,7 +142,7 @@ impl Socket {
     }
 
     /// The other end is in the hands of a test.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn scripted(stream: tokio::io::DuplexStream, protection: Protection) -> Self {
         Self::new(stream, protection)
     }

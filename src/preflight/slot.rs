@@ -2,6 +2,8 @@
 
 use super::{Check, Options, Verdict};
 use crate::error::{Disposition, Exit, Failure, Problem};
+use crate::guard::Mark;
+use crate::lsn::Lsn;
 use crate::pg::catalog::{Facts, Holder, Slot};
 use crate::pg::ddl;
 
@@ -19,7 +21,7 @@ pub(super) fn judge(facts: &Facts, options: &Options) -> Vec<Check> {
     };
     let mut checks = vec![check("exists", ours(facts, slot))];
     if checks[0].failure().is_none() {
-        checks.push(check("state", state(slot)));
+        checks.push(check("state", state(facts, slot)));
         checks.push(check("holder", holder(facts, slot)));
     }
     checks
@@ -36,6 +38,42 @@ fn missing(facts: &Facts, options: &Options) -> Verdict {
             ddl::create_slot(name, &facts.server)
         ),
     )
+}
+
+/// A slot that does not exist although the stream holds events that came through it: what was
+/// committed since the newest of them is in no slot. `newest` is that event of `stream`.
+pub fn gone(
+    facts: &Facts,
+    options: &Options,
+    (stream, newest): (&str, Option<Mark>),
+) -> Option<Failure> {
+    let newest = newest.filter(|mark| {
+        let source = &mark.source;
+        source.slot == options.slot && source.system == facts.server.system_identifier
+    })?;
+    if facts.slot.is_some() {
+        return None;
+    }
+    let (slot, current) = (&options.slot, facts.server.current);
+    let last = Lsn::new(newest.position.commit);
+    let gap = if last < current {
+        let gap = current.bytes_since(last);
+        format!("{gap} bytes of WAL follow it, up to {current}, and are in no slot")
+    } else {
+        format!("this server never came that far: it stands at {current}")
+    };
+    let cause = format!("the newest of them was committed at {last}; {gap}");
+    let mut fix = "see which rows of that time the stream lacks, then type `outjet setup`: it \
+         makes a slot that starts now"
+        .to_owned();
+    if facts.server.has_failover_slots() {
+        fix.push_str("; standbys keep slots where sync_replication_slots = on");
+    }
+    let problem = format!("slot {slot} is missing, but stream {stream} holds events from it");
+    Some(Failure::halt(
+        Exit::Config,
+        Problem::new(problem, cause, fix),
+    ))
 }
 
 fn no_room(facts: &Facts) -> Option<Verdict> {
@@ -97,13 +135,15 @@ fn ours(facts: &Facts, slot: &Slot) -> Verdict {
     Verdict::Pass(format!("slot {name} exists, pgoutput, this database"))
 }
 
-fn state(slot: &Slot) -> Verdict {
+fn state(facts: &Facts, slot: &Slot) -> Verdict {
     let name = &slot.name;
     if slot.lost() {
         let reason = slot.invalidation_reason.as_deref();
-        let confirmed = slot
-            .confirmed_flush
-            .map_or("unknown".to_owned(), |l| l.to_string());
+        let current = facts.server.current;
+        let confirmed = slot.confirmed_flush.map_or("unknown".to_owned(), |lsn| {
+            let gap = current.bytes_since(lsn);
+            format!("{lsn}, {gap} bytes of WAL before {current}")
+        });
         return Verdict::halt(
             format!("replication slot \"{name}\" is lost"),
             format!(
@@ -172,6 +212,8 @@ pub fn free_slot(holder: &Holder) -> String {
 mod tests {
     use super::super::tests::{facts, failure, options, text, warning};
     use super::*;
+    use crate::event::Position;
+    use crate::guard::Source;
 
     fn slot(facts: &mut Facts) -> &mut Slot {
         facts.slot.as_mut().expect("the slot exists")
@@ -189,6 +231,38 @@ mod tests {
         facts.server.version_num = 160_010;
         let without = "pg_create_logical_replication_slot('outjet', 'pgoutput');";
         assert!(text(&facts).ends_with(without), "{}", text(&facts));
+    }
+
+    #[test]
+    fn missing_slot_that_has_fed_the_stream_comes_with_the_size_of_the_gap() {
+        let mut facts = facts();
+        let newest = |slot: &str, commit| Mark {
+            source: Source {
+                system: facts.server.system_identifier.clone(),
+                timeline: 1,
+                slot: slot.to_owned(),
+            },
+            position: Position { commit, index: 0 },
+            id: "a".to_owned(),
+        };
+        let (ours, ahead, other) = (
+            newest("outjet", 0x200),
+            newest("outjet", 0x400),
+            newest("b", 0x200),
+        );
+        let gone = |facts: &Facts, newest: &Mark| {
+            let gone = gone(facts, &options(), ("OUTBOX", Some(newest.clone())));
+            gone.map(|gone| gone.problem.cause)
+        };
+        assert_eq!(gone(&facts, &ours), None);
+        facts.slot = None;
+        let said = "the newest of them was committed at 0/200; 256 bytes of WAL follow it, up to \
+             0/300, and are in no slot";
+        assert_eq!(gone(&facts, &ours).as_deref(), Some(said));
+        let said = "the newest of them was committed at 0/400; this server never came that far: \
+             it stands at 0/300";
+        assert_eq!(gone(&facts, &ahead).as_deref(), Some(said));
+        assert_eq!(gone(&facts, &other), None);
     }
 
     #[test]
@@ -233,7 +307,8 @@ mod tests {
         slot(&mut facts).wal_status = Some("lost".to_owned());
         slot(&mut facts).restart = None;
         assert!(text(&facts).starts_with("replication slot \"outjet\" is lost\n"));
-        assert!(text(&facts).contains("max_slot_wal_keep_size); confirmed up to 0/200\n"));
+        let gap = "max_slot_wal_keep_size); confirmed up to 0/200, 256 bytes of WAL before 0/300\n";
+        assert!(text(&facts).contains(gap), "{}", text(&facts));
         slot(&mut facts).invalidation_reason = Some("idle_timeout".to_owned());
         assert!(text(&facts).contains("(idle_timeout)"));
     }

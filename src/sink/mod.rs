@@ -8,7 +8,10 @@
 
 pub mod jetstream;
 
-use crate::error::Failure;
+use crate::error::{Failure, Problem};
+
+/// Most portions that are held back at once.
+pub const HELD_MAX: usize = 256;
 
 /// What a sink says, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +25,13 @@ pub enum Report {
         /// Stored just now among the dead letters, because they cannot be published.
         dead_lettered: usize,
     },
+    /// What was settled since the last portion, and before this report, is a portion that is held
+    /// back. Only of a sink that holds, and at most [`HELD_MAX`] times more often than `Released`.
+    Held,
+    /// The oldest portion has been where it belongs for long enough, and is still there.
+    Released,
+    /// Released events are gone from the stream: about as many as this, and what is to be done.
+    Gap(u64, Problem),
     /// Nothing gets through; it is being tried again.
     Down(Failure),
     /// It gets through again.

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use crate::delivery::{Delivery, SOON, STREAM};
+use crate::faults::die_at;
 use crate::harness::drain::{self, Stored};
 use crate::harness::outbox::Random;
 use crate::harness::postgres::Stop;
@@ -139,6 +140,19 @@ async fn dead_letters_are_stored_once_whatever_is_killed() {
             delivery.world.postgres.restart(Stop::Immediate).await;
             delivery.session = delivery.world.postgres.connect().await;
         }
+    }
+    let _outjet = delivery.run();
+    assert_exact(&delivery).await;
+}
+
+#[tokio::test]
+async fn killed_after_a_dead_letter_is_stored_before_it_is_counted_repeats_none() {
+    let delivery = ready(CONFIG).await;
+    for passage in [1, 2, 3, 5, 8] {
+        for number in 0..10 {
+            delivery.session.run(&transaction(number)).await;
+        }
+        die_at(&delivery, "letter_stored", passage).await;
     }
     let _outjet = delivery.run();
     assert_exact(&delivery).await;

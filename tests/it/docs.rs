@@ -176,7 +176,7 @@ async fn sql_and_permissions_of_the_readme_suffice() {
     let admin = async_nats::ConnectOptions::with_user_and_password("admin".into(), "admin".into());
     let admin = admin.connect(world.nats.url()).await.expect("connect");
     let stored = drain::messages(&async_nats::jetstream::new(admin), "OUTBOX").await;
-    assert_eq!(stored.len(), 2, "{stored:?}");
+    assert_eq!(stored.len(), 4, "{stored:?}");
     assert_eq!(run.terminate(SOON).await, Some(0));
 }
 

@@ -3,6 +3,7 @@
 //!
 //! Every connection string holds a secret, and nothing that outjet prints may repeat one.
 
+mod batches;
 mod configuration;
 mod nats;
 mod postgres;

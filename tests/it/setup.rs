@@ -72,7 +72,7 @@ async fn second_setup_finds_everything_and_check_passes() {
     let again = set_up(&client, &native()).await.expect("set up");
     assert_eq!(
         again,
-        "exists   schema outbox, version 1\n\
+        "exists   schema outbox, version 2\n\
          created  partitions of the days ahead\n\
          exists   publication outjet\n\
          exists   replication slot outjet\n"
@@ -610,6 +610,18 @@ async fn drop_does_not_trust_a_slot_whose_publication_is_gone() {
         "{failure}"
     );
     dropped(&client, true).await.expect("dropped");
+}
+
+#[tokio::test]
+async fn whoever_may_not_drop_the_publication_does_not_lose_the_slot() {
+    let (postgres, client) = ready().await;
+    client.run("CREATE ROLE streamer LOGIN REPLICATION").await;
+    client.run("GRANT USAGE ON SCHEMA outbox TO streamer").await;
+    let streamer = Session::connect(&postgres.url_as("streamer", "postgres")).await;
+    let failure = dropped(&streamer, true).await.expect_err("not the owner");
+    assert_eq!(failure.exit, Exit::NotPermitted);
+    let slots = "SELECT count(*) FROM pg_replication_slots";
+    assert_eq!(client.text(slots).await, "1");
 }
 
 #[tokio::test]

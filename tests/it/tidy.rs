@@ -31,6 +31,7 @@ const BORDERS: &[(&str, Border)] = &[
     ("lsn", Border::Only(&[])),
     ("error", Border::Only(&[])),
     ("backoff", Border::Only(&[])),
+    ("fault", Border::Only(&[])),
     ("shutdown", Border::Only(&[])),
     ("log", Border::Only(&["error"])),
     ("metrics", Border::Only(&["metrics"])),
@@ -44,7 +45,15 @@ const BORDERS: &[(&str, Border)] = &[
     // The only module that knows both pgoutput and events.
     (
         "assemble",
-        Border::Only(&["event", "format", "lsn", "mapping", "pg::pgoutput", "route"]),
+        Border::Only(&[
+            "assemble",
+            "event",
+            "format",
+            "lsn",
+            "mapping",
+            "pg::pgoutput",
+            "route",
+        ]),
     ),
     // What a slot sends; never what becomes of it. Of the window only the proof of storage.
     (
@@ -63,7 +72,7 @@ const BORDERS: &[(&str, Border)] = &[
     (
         "sink",
         Border::Only(&[
-            "sink", "event", "guard", "route", "error", "backoff", "metrics",
+            "sink", "event", "fault", "guard", "route", "error", "backoff", "metrics",
         ]),
     ),
     (
@@ -98,7 +107,7 @@ const BORDERS: &[(&str, Border)] = &[
     ("command", Border::AllBut(&[])),
     ("lib", Border::AllBut(&[])),
     ("main", Border::AllBut(&[])),
-    ("fuzzing", Border::AllBut(&["cli", "command", "config"])),
+    ("fuzzing", Border::AllBut(&["cli", "command"])),
 ];
 
 /// No async, no clock, no socket: what must be testable without any.

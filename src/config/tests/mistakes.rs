@@ -456,3 +456,16 @@ tables: the list has keep: 5m, which is too little
         .expect_err("no created_at");
     assert_eq!(failure.problem.problem, "the rows of a.b have no age");
 }
+
+#[test]
+fn the_prefix_of_our_own_messages_is_not_for_events() {
+    refused(
+        "messages: {prefixes: [outbox, outjet]}\n",
+        "
+messages.prefixes: the list has `outjet`, which outjet itself uses for `outjet replay`
+  cause: outjet.yaml:1:22
+         1 | messages: {prefixes: [outbox, outjet]}
+           |                      ^
+  fix:   choose another prefix",
+    );
+}

@@ -165,6 +165,7 @@ fn both_sides_of_each_limit() {
         ("publish.drain_timeout", ["0s", "1h"], ["x", "3601s"]),
         ("stream.duplicate_window", ["100ms", "1d"], ["99ms", "0s"]),
         ("stream.max_age", ["10s", "0s"], ["9999ms", "1ms"]),
+        ("stream.hold", ["0s", "1h"], ["x", "3601s"]),
     ];
     for (key, good, bad) in cases {
         for text in good {

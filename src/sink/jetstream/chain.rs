@@ -4,6 +4,9 @@
 //! The ring holds every event from the oldest that is not settled. It outlives connections: what
 //! was sent on a dead one is waiting again. Invariant: sequences of what is in flight are
 //! consecutive, in ring order, and end at `last_sequence`.
+//!
+//! Events that are to appear together are staged one by one and then sent as a batch: the server
+//! stores all of them or none, and answers for all with one reply, to the last.
 
 use std::collections::VecDeque;
 
@@ -17,6 +20,8 @@ pub(super) struct Chain {
     head: u64,
     /// How many slots at the front are in flight or done; the next one is waiting.
     next: usize,
+    /// How many of those are staged.
+    staged: usize,
     in_flight: usize,
     in_flight_bytes: usize,
     /// The last sequence of the stream once everything in flight is stored.
@@ -46,8 +51,13 @@ pub(super) struct Waiting<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Waiting,
+    /// It goes out with others.
+    Staged,
     InFlight {
         sequence: u64,
+        /// For how many events, up to this one, its reply speaks: 1, or all of a batch at its last
+        /// event; 0 at the others.
+        speaks_for: u64,
     },
     Refused,
     Stored {
@@ -62,7 +72,7 @@ impl State {
     fn is_settled(self) -> bool {
         match self {
             Self::Stored { .. } | Self::Known | Self::DeadLettered => true,
-            Self::Waiting | Self::InFlight { .. } | Self::Refused => false,
+            Self::Waiting | Self::Staged | Self::InFlight { .. } | Self::Refused => false,
         }
     }
 }
@@ -76,8 +86,8 @@ pub(super) struct Settled {
     pub(super) known: usize,
     /// Events that were stored among the dead letters.
     pub(super) dead_lettered: usize,
-    /// The highest sequence of those.
-    pub(super) sequence: Option<u64>,
+    /// The highest sequence of those that were acknowledged, and whose it is.
+    pub(super) newest: Option<(u64, Position)>,
 }
 
 /// A reply that does not fit: whose place is the outcome unknown?
@@ -87,6 +97,8 @@ pub(super) enum Mismatch {
     NotInFlight(u64),
     #[error("the event was stored at sequence {found} instead of {expected}")]
     Sequence { expected: u64, found: u64 },
+    #[error("the server has stored {found} events together instead of {expected}")]
+    Together { expected: u64, found: u64 },
 }
 
 impl Chain {
@@ -95,6 +107,7 @@ impl Chain {
             ring: VecDeque::new(),
             head: 0,
             next: 0,
+            staged: 0,
             in_flight: 0,
             in_flight_bytes: 0,
             last_sequence: 0,
@@ -122,12 +135,13 @@ impl Chain {
                 State::Waiting | State::Stored { .. } | State::Known | State::DeadLettered => {
                     continue;
                 }
-                State::Refused => {}
-                State::InFlight { sequence } if slot.places.contains(&sequence) => {}
-                State::InFlight { sequence } => slot.places.push(sequence),
+                State::Refused | State::Staged => {}
+                State::InFlight { sequence, .. } if slot.places.contains(&sequence) => {}
+                State::InFlight { sequence, .. } => slot.places.push(sequence),
             }
             slot.state = State::Waiting;
         }
+        self.staged = 0;
         self.in_flight = 0;
         self.in_flight_bytes = 0;
         self.last_sequence = last_sequence;
@@ -156,6 +170,7 @@ impl Chain {
         assert_eq!(slot.state, State::Waiting, "only what waits is sent");
         slot.state = State::InFlight {
             sequence: expected + 1,
+            speaks_for: 1,
         };
         let number = self.head + self.next as u64;
         self.last_sequence += 1;
@@ -164,6 +179,46 @@ impl Chain {
         self.next += 1;
         self.skip_settled();
         (number, expected)
+    }
+
+    /// The waiting event is to go out with others.
+    pub(super) fn stage(&mut self) {
+        self.staged += 1;
+        self.pass(State::Staged);
+    }
+
+    /// How many events are staged.
+    pub(super) fn staged(&self) -> usize {
+        self.staged
+    }
+
+    /// What is staged goes out as a batch: the number of its last event, and the sequence that the
+    /// first expects to be the last.
+    pub(super) fn send_staged(&mut self) -> (u64, u64) {
+        assert!(self.staged > 0, "a batch has events");
+        let expected = self.last_sequence;
+        let (events, mut left) = (self.staged as u64, self.staged as u64);
+        let mut number = None;
+        let sent = self.ring.iter_mut().enumerate().take(self.next).rev();
+        for (at, slot) in sent.filter(|(_, slot)| slot.state == State::Staged) {
+            let last = number.is_none();
+            number = number.or(Some(self.head + at as u64));
+            slot.state = State::InFlight {
+                sequence: expected + left,
+                speaks_for: if last { events } else { 0 },
+            };
+            self.in_flight_bytes += slot.event.size();
+            left -= 1;
+            if left == 0 {
+                break;
+            }
+        }
+        self.last_sequence += events;
+        self.in_flight += std::mem::take(&mut self.staged);
+        (
+            number.expect("a staged event stands before the next"),
+            expected,
+        )
     }
 
     /// The waiting event stands in the stream already.
@@ -176,43 +231,47 @@ impl Chain {
         self.pass(State::DeadLettered);
     }
 
-    /// A reply says that event `number` was stored at `sequence`.
-    pub(super) fn acknowledge(&mut self, number: u64, sequence: u64) -> Result<(), Mismatch> {
-        let slot = number
-            .checked_sub(self.head)
-            .and_then(|at| self.ring.get_mut(at as usize));
-        let slot = slot.ok_or(Mismatch::NotInFlight(number))?;
-        let State::InFlight { sequence: expected } = slot.state else {
-            return Err(Mismatch::NotInFlight(number));
-        };
+    /// A reply says that event `number` was stored at `sequence`, the last of so many `together`.
+    pub(super) fn acknowledge(
+        &mut self,
+        number: u64,
+        (sequence, together): (u64, u64),
+    ) -> Result<(), Mismatch> {
+        let in_flight = self.in_flight_at(number);
+        let (at, expected, speaks_for) = in_flight.ok_or(Mismatch::NotInFlight(number))?;
         if sequence != expected {
             return Err(Mismatch::Sequence {
                 expected,
                 found: sequence,
             });
         }
-        slot.state = State::Stored { sequence };
-        self.in_flight -= 1;
-        self.in_flight_bytes -= slot.event.size();
+        if together != speaks_for {
+            return Err(Mismatch::Together {
+                expected: speaks_for,
+                found: together,
+            });
+        }
+        self.land(at, |slot, sequence| slot.state = State::Stored { sequence });
         Ok(())
     }
 
-    /// A reply says that event `number` was not stored this time. No reply means that it may be.
+    /// A reply says that event `number` was not stored this time, nor any of its batch. No reply
+    /// means that it may be.
     pub(super) fn refuse(&mut self, number: u64) {
-        if let Some(slot) = self.in_flight_mut(number) {
-            slot.state = State::Refused;
-            let bytes = slot.event.size();
-            self.in_flight -= 1;
-            self.in_flight_bytes -= bytes;
+        if let Some((at, ..)) = self.in_flight_at(number) {
+            self.land(at, |slot, _| slot.state = State::Refused);
         }
     }
 
-    /// The same, because its id stands at `sequence` already, as the server says.
+    /// The same, because its id stands at `sequence` already, as the server says; or, of a batch,
+    /// some id somewhere.
     pub(super) fn refuse_duplicate(&mut self, number: u64, sequence: u64) {
-        if let Some(slot) = self.in_flight_mut(number) {
-            slot.duplicate_of = Some(sequence);
+        if let Some((at, ..)) = self.in_flight_at(number) {
+            self.land(at, |slot, _| {
+                slot.duplicate_of = Some(sequence);
+                slot.state = State::Refused;
+            });
         }
-        self.refuse(number);
     }
 
     /// Whether one of the events at hand was acknowledged at this sequence number.
@@ -228,11 +287,11 @@ impl Chain {
             match slot.state {
                 State::Stored { sequence } => {
                     settled.stored += 1;
-                    settled.sequence = settled.sequence.max(Some(sequence));
+                    settled.newest = Some((sequence, slot.event.position));
                 }
                 State::Known => settled.known += 1,
                 State::DeadLettered => settled.dead_lettered += 1,
-                State::Waiting | State::InFlight { .. } | State::Refused => break,
+                State::Waiting | State::Staged | State::InFlight { .. } | State::Refused => break,
             }
             self.ring.pop_front();
             self.head += 1;
@@ -261,10 +320,36 @@ impl Chain {
         self.head + self.next as u64
     }
 
-    fn in_flight_mut(&mut self, number: u64) -> Option<&mut Slot> {
-        let at = number.checked_sub(self.head)?;
-        let slot = self.ring.get_mut(usize::try_from(at).ok()?)?;
-        matches!(slot.state, State::InFlight { .. }).then_some(slot)
+    /// Where an event in flight stands in the ring, its sequence, and how many it speaks for.
+    fn in_flight_at(&self, number: u64) -> Option<(usize, u64, u64)> {
+        let at = usize::try_from(number.checked_sub(self.head)?).ok()?;
+        match self.ring.get(at)?.state {
+            State::InFlight {
+                sequence,
+                speaks_for,
+            } => Some((at, sequence, speaks_for)),
+            _ => None,
+        }
+    }
+
+    /// Ends the flight of all that the event at this place speaks for.
+    fn land(&mut self, at: usize, end: impl Fn(&mut Slot, u64)) {
+        let State::InFlight { speaks_for, .. } = self.ring[at].state else {
+            unreachable!("it was asked whether it is in flight");
+        };
+        let mut left = speaks_for;
+        for slot in self.ring.range_mut(..=at).rev() {
+            if left == 0 {
+                break;
+            }
+            // Between the events of a batch may stand some that were known or dead-lettered.
+            if let State::InFlight { sequence, .. } = slot.state {
+                end(slot, sequence);
+                self.in_flight -= 1;
+                self.in_flight_bytes -= slot.event.size();
+                left -= 1;
+            }
+        }
     }
 
     fn pass(&mut self, state: State) {
@@ -296,7 +381,9 @@ mod tests {
             headers: Headers::default(),
             payload: Bytes::new(),
             table: "outbox.events".into(),
+            replayed: false,
             rejected: None,
+            followers: 0,
         }
     }
 
@@ -323,23 +410,23 @@ mod tests {
         for _ in 0..3 {
             chain.send();
         }
-        chain.acknowledge(2, 3).unwrap();
+        chain.acknowledge(2, (3, 1)).unwrap();
         assert_eq!(chain.take_settled(), Settled::default());
-        chain.acknowledge(0, 1).unwrap();
+        chain.acknowledge(0, (1, 1)).unwrap();
         assert_eq!(
             chain.take_settled(),
             Settled {
                 stored: 1,
-                sequence: Some(1),
+                newest: Some((1, event(0).position)),
                 ..Settled::default()
             }
         );
-        chain.acknowledge(1, 2).unwrap();
+        chain.acknowledge(1, (2, 1)).unwrap();
         assert_eq!(
             chain.take_settled(),
             Settled {
                 stored: 2,
-                sequence: Some(3),
+                newest: Some((3, event(2).position)),
                 ..Settled::default()
             }
         );
@@ -351,7 +438,7 @@ mod tests {
         let mut chain = chain(2, 0);
         chain.send();
         chain.send();
-        chain.acknowledge(1, 2).unwrap();
+        chain.acknowledge(1, (2, 1)).unwrap();
         assert_eq!(chain.take_settled(), Settled::default());
         chain.restart(2);
         assert_eq!(chain.send(), (0, 2));
@@ -363,17 +450,70 @@ mod tests {
         let mut chain = chain(2, 0);
         chain.send();
         assert_eq!(
-            chain.acknowledge(0, 2),
+            chain.acknowledge(0, (2, 1)),
             Err(Mismatch::Sequence {
                 expected: 1,
                 found: 2
             })
         );
-        assert_eq!(chain.acknowledge(1, 2), Err(Mismatch::NotInFlight(1)));
-        chain.acknowledge(0, 1).unwrap();
-        assert_eq!(chain.acknowledge(0, 1), Err(Mismatch::NotInFlight(0)));
+        assert_eq!(chain.acknowledge(1, (2, 1)), Err(Mismatch::NotInFlight(1)));
+        chain.acknowledge(0, (1, 1)).unwrap();
+        assert_eq!(chain.acknowledge(0, (1, 1)), Err(Mismatch::NotInFlight(0)));
         chain.take_settled();
-        assert_eq!(chain.acknowledge(0, 1), Err(Mismatch::NotInFlight(0)));
+        assert_eq!(chain.acknowledge(0, (1, 1)), Err(Mismatch::NotInFlight(0)));
+    }
+
+    #[test]
+    fn a_batch_is_settled_by_the_reply_to_its_last_event_and_by_no_other() {
+        let mut chain = chain(6, 7);
+        chain.send();
+        chain.stage();
+        chain.skip();
+        chain.stage();
+        chain.bury();
+        assert_eq!((chain.staged(), chain.in_flight()), (2, 1));
+        assert_eq!(chain.send_staged(), (3, 8));
+        assert_eq!(chain.send(), (5, 10));
+        assert_eq!((chain.staged(), chain.in_flight()), (0, 4));
+        chain.acknowledge(0, (8, 1)).unwrap();
+        let alone = chain.acknowledge(3, (10, 1));
+        let (expected, found) = (2, 1);
+        assert_eq!(alone, Err(Mismatch::Together { expected, found }));
+        assert_eq!(chain.take_settled().stored, 1);
+        chain.acknowledge(3, (10, 2)).unwrap();
+        let settled = Settled {
+            stored: 2,
+            known: 1,
+            dead_lettered: 1,
+            newest: Some((10, event(3).position)),
+        };
+        assert_eq!(chain.take_settled(), settled);
+        assert_eq!(chain.in_flight(), 1);
+    }
+
+    #[test]
+    fn a_batch_that_was_refused_or_staged_waits_as_a_whole() {
+        let mut chain = chain(5, 0);
+        for _ in 0..3 {
+            chain.stage();
+        }
+        chain.send_staged();
+        chain.refuse_duplicate(2, 0);
+        assert_eq!(chain.in_flight(), 0);
+        chain.stage();
+        chain.restart(0);
+        let waits = chain.waiting().unwrap();
+        assert_eq!(
+            (waits.event.position.index, waits.duplicate_of),
+            (0, Some(0))
+        );
+        assert!(waits.places.is_empty());
+        for _ in 0..5 {
+            chain.stage();
+        }
+        assert_eq!(chain.send_staged(), (4, 0));
+        chain.restart(9);
+        assert_eq!(chain.waiting().unwrap().places, [1]);
     }
 
     #[derive(Clone, Debug)]
@@ -423,7 +563,7 @@ mod tests {
                         let flying: Vec<_> = all.filter(|at| model[*at].0 == 'f').collect();
                         if !flying.is_empty() {
                             let at = *pick.get(&flying);
-                            chain.acknowledge(at as u64, model[at].1).unwrap();
+                            chain.acknowledge(at as u64, (model[at].1, 1)).unwrap();
                             model[at].0 = 's';
                         }
                     }

@@ -53,6 +53,7 @@ impl Connection {
         let subscribed = client.subscribe(format!("{inbox}.*")).await;
         let replies = subscribed.map_err(|error| Error::Broken(error.to_string()))?;
         let context = context(&client, options);
+        check_version(&client, &options.stream)?;
         let read = Box::pin(read_usable(&context, &options.stream));
         let (info, created) = unless_broken(&broken, read).await?;
         let letters = match &options.dead_letters {
@@ -89,13 +90,21 @@ impl Connection {
     /// of it was taken for `within` means that none will be.
     pub(super) async fn publish(
         &self,
-        (subject, reply): (String, String),
+        (subject, reply): (String, Option<String>),
         (headers, payload): (HeaderMap, Bytes),
         within: Duration,
     ) -> Result<(), Error> {
         let client = &self.client;
-        let publish = client.publish_with_reply_and_headers(subject, reply, headers, payload);
-        let mut publish = pin!(publish);
+        let mut publish = pin!(async {
+            match reply {
+                Some(reply) => {
+                    client
+                        .publish_with_reply_and_headers(subject, reply, headers, payload)
+                        .await
+                }
+                None => client.publish_with_headers(subject, headers, payload).await,
+            }
+        });
         let published = match publish.as_mut().now_or_never() {
             Some(published) => published,
             None => {
@@ -269,10 +278,23 @@ pub(super) async fn until_broken(broken: &mut watch::Receiver<Option<String>>) -
     }
 }
 
+/// Before a stream is made: older servers take the setting, and forget it. 2.12.0 takes no message
+/// ids in a batch.
+fn check_version(client: &Client, stream: &StreamOptions) -> Result<(), Error> {
+    if !stream.atomic || client.is_server_compatible(2, 12, 1) {
+        return Ok(());
+    }
+    let version = client.server_info().version;
+    Err(Error::NoBatches { version })
+}
+
 /// A stream that can be appended to.
 async fn read_usable(context: &Context, stream: &StreamOptions) -> Result<(Info, bool), Error> {
     let (info, created) = read_or_create(context, stream).await?;
     match refusal(&info.config) {
+        None if stream.atomic && !info.config.allow_atomic_publish => Err(Error::NotAtomic {
+            name: stream.name.clone(),
+        }),
         None => Ok((info, created)),
         Some(reason) => Err(Error::StreamRefused {
             name: stream.name.clone(),
@@ -345,6 +367,7 @@ pub fn config(stream: &StreamOptions) -> Config {
         // A full stream refuses new events, which wait in Postgres, instead of dropping old ones
         // that nobody has read.
         discard: DiscardPolicy::New,
+        allow_atomic_publish: stream.atomic,
         description: Some("written by outjet, and by nobody else".to_owned()),
         ..Config::default()
     }

@@ -51,6 +51,18 @@ pub enum Error {
         /// Which property stands against it.
         reason: &'static str,
     },
+    /// The server is too old for what is configured.
+    #[error("nats-server {version} stores no transaction as a whole")]
+    NoBatches {
+        /// Its version.
+        version: String,
+    },
+    /// The stream was made without what is configured.
+    #[error("stream {name:?} takes no transaction as a whole")]
+    NotAtomic {
+        /// The stream.
+        name: String,
+    },
     /// The stream is written by somebody else.
     #[error("stream {name:?} is written by another source")]
     OtherSource {
@@ -60,6 +72,16 @@ pub enum Error {
         found: Box<Source>,
         /// Who we are; the timeline does not matter.
         ours: Box<Source>,
+    },
+    /// The stream holds events of a timeline that this server does not have yet, or never will.
+    #[error("stream {name:?} is ahead of this server: it holds events of timeline {found}")]
+    OlderTimeline {
+        /// The stream.
+        name: String,
+        /// The timeline of its last event.
+        found: u32,
+        /// The server's.
+        ours: u32,
     },
     /// No subject of the stream matches.
     #[error("stream {name:?} does not cover subject {subject:?}")]
@@ -88,6 +110,8 @@ pub enum Error {
         name: String,
         /// What changed.
         reason: String,
+        /// About how many events are lost that were released.
+        gap: u64,
     },
     /// The connection, a request or an acknowledgement failed: the outcome is unknown.
     #[error("{0}")]
@@ -107,6 +131,24 @@ impl Error {
             disposition,
             exit,
             problem,
+        }
+    }
+
+    /// What a stream that has lost released events means.
+    pub(super) fn gap(&self, options: &Options) -> Problem {
+        let name = &options.stream.name;
+        Problem::new(
+            format!("stream {name:?} lacks events that were confirmed to Postgres"),
+            format!("it {}; {}", self.reason(), self.cause(options)),
+            "`outjet verify` names the rows that are missing; `outjet replay` publishes them \
+             again; a longer stream.hold outlives such a loss",
+        )
+    }
+
+    fn reason(&self) -> &str {
+        match self {
+            Self::StreamChanged { reason, .. } => reason,
+            _ => "has changed",
         }
     }
 
@@ -142,7 +184,10 @@ impl Error {
             | Self::StreamMissing(_)
             | Self::StreamNotCreated { .. }
             | Self::StreamRefused { .. }
+            | Self::NoBatches { .. }
+            | Self::NotAtomic { .. }
             | Self::OtherSource { .. }
+            | Self::OlderTimeline { .. }
             | Self::Uncovered { .. }
             | Self::Unsendable { .. } => (Disposition::Halt, Exit::Config),
         }
@@ -167,7 +212,10 @@ impl Error {
             Self::StreamMissing(_)
             | Self::StreamNotCreated { .. }
             | Self::StreamRefused { .. }
+            | Self::NoBatches { .. }
+            | Self::NotAtomic { .. }
             | Self::OtherSource { .. }
+            | Self::OlderTimeline { .. }
             | Self::Uncovered { .. }
             | Self::Unsendable { .. }
             | Self::StreamChanged { .. } => self.to_string(),
@@ -190,10 +238,21 @@ impl Error {
             Self::StreamRefused { .. } => {
                 "with it, exactly once and commit order cannot hold".to_owned()
             }
+            Self::NoBatches { .. } => {
+                "publish.transactions is atomic, which takes nats-server 2.12.1".to_owned()
+            }
+            Self::NotAtomic { .. } => {
+                "publish.transactions is atomic, and the stream was made without allow_atomic"
+                    .to_owned()
+            }
             Self::OtherSource { found, ours, .. } => format!(
                 "its last event came through slot {:?} of the cluster with system identifier {}, \
                  and we use slot {:?} of {}; two writers would displace each other's events",
                 found.slot, found.system, ours.slot, ours.system
+            ),
+            Self::OlderTimeline { ours, .. } => format!(
+                "the server is on timeline {ours}: an old primary that was started again beside \
+                 its successor, or a copy of it"
             ),
             Self::Uncovered { subjects, .. } => format!("it listens on {subjects}"),
             Self::Unsendable { .. } if options.dead_letters.is_some() => {
@@ -230,8 +289,17 @@ impl Error {
             Self::StreamRefused { .. } => {
                 format!("change it with `nats stream edit {name}`, or name another in stream.name")
             }
+            Self::NoBatches { .. } => {
+                "upgrade the server, or set publish.transactions to pipelined".to_owned()
+            }
+            Self::NotAtomic { .. } => format!(
+                "`nats stream edit {name} --allow-batch`, or set publish.transactions to pipelined"
+            ),
             Self::OtherSource { .. } => "give each outjet a stream of its own (stream.name), \
                  or use the database and the slot that the stream was written from"
+                .to_owned(),
+            Self::OlderTimeline { .. } => "stop this server (two primaries lose events), and name \
+                 the one that was promoted in DATABASE_URL"
                 .to_owned(),
             Self::Uncovered {
                 subject, subjects, ..
@@ -242,9 +310,9 @@ impl Error {
             Self::Unsendable { .. } => "raise the server's limit, or correct what writes \
                  such rows; the event is sent as soon as it fits"
                 .to_owned(),
-            Self::StreamChanged { .. } => {
-                format!("nothing to do if this is over; else look at `nats stream info {name}`")
-            }
+            Self::StreamChanged { .. } => "nothing: what Postgres still has is sent again; \
+                 `outjet verify` tells whether that is all"
+                .to_owned(),
             Self::Broken(_) => {
                 format!("nothing if it passes; else `nats stream info {name}` and the server's log")
             }

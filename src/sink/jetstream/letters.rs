@@ -9,14 +9,18 @@
 use async_nats::jetstream::stream::Info;
 use async_nats::{HeaderMap, HeaderValue};
 use bytes::Bytes;
+use std::time::Duration;
+use tokio::time::Instant;
+use tracing::warn;
 
 use super::chain::Waiting;
 use super::client::{Connection, HEADER_BYTES_MAX};
 use super::error::Error;
+use super::headers::{row_headers, wire_len};
 use super::options::Options;
 use super::reply::Reply;
 use super::tail::{Bounds, PLAIN_ID, POSITION, SOURCE, Search, Start};
-use super::{EXPECTED_LAST_SEQUENCE, row_headers, unsendable, wire_len};
+use super::{EXPECTED_LAST_SEQUENCE, unsendable};
 use crate::event::{Event, Rejected, header_is_sound};
 use crate::guard::Lineage;
 use crate::route;
@@ -50,6 +54,11 @@ impl Letters {
             search: Search::new(bounds),
             last_sequence: bounds.last,
         }
+    }
+
+    /// Where the stream ends.
+    pub(super) fn last_sequence(&self) -> u64 {
+        self.last_sequence
     }
 
     /// Whether the waiting event was dead-lettered before.
@@ -93,11 +102,11 @@ impl Letters {
         let answer = connection.request((subject, headers, payload), options.ack_timeout);
         let expected = self.last_sequence + 1;
         let reason = match Reply::read(&answer.await?, &self.name) {
-            Reply::Stored(sequence) if sequence == expected => {
+            Reply::Stored { sequence, .. } if sequence == expected => {
                 self.last_sequence = expected;
                 return Ok(());
             }
-            Reply::Stored(sequence) => format!("stored at {sequence} instead of {expected}"),
+            Reply::Stored { sequence, .. } => format!("stored at {sequence} instead of {expected}"),
             Reply::Duplicate(_) => "the server calls it a duplicate".to_owned(),
             Reply::Refused(reason) | Reply::Unclear(reason) => reason,
         };
@@ -171,6 +180,34 @@ impl Letter<'_> {
         headers.insert(REASON, self.rejected.reason);
         headers.insert(ERROR, header_text(&self.rejected.error));
         headers
+    }
+}
+
+/// Says that events are dead-lettered: at once, then now and then.
+#[derive(Default)]
+pub(super) struct Buried {
+    events: u64,
+    logged_at: Option<Instant>,
+}
+
+impl Buried {
+    /// A mapping that does not fit rejects every row.
+    const LOG_INTERVAL: Duration = Duration::from_secs(30);
+
+    pub(super) fn log(&mut self, event: &Event, rejected: &Rejected) {
+        self.events += 1;
+        let due = |at: Instant| at.elapsed() >= Self::LOG_INTERVAL;
+        if self.logged_at.is_none_or(due) {
+            self.logged_at = Some(Instant::now());
+            let Event {
+                position,
+                id,
+                table,
+                ..
+            } = event;
+            let (events, cause) = (self.events, &rejected.error);
+            warn!(%table, id, %position, events, cause, "an event went to the dead letters");
+        }
     }
 }
 

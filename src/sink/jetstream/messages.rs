@@ -8,6 +8,9 @@ use async_nats::jetstream::stream::RawMessage;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
+use serde_json::Map;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::error::Error;
 
@@ -24,6 +27,8 @@ pub(super) struct Stored {
     pub(super) sequence: u64,
     /// About how long its body is.
     pub(super) body_bytes: usize,
+    /// When it was stored, by the server's clock.
+    pub(super) time: OffsetDateTime,
     header_block: Vec<u8>,
 }
 
@@ -51,6 +56,29 @@ impl Messages {
         .await
     }
 
+    /// What the stream is at this moment.
+    pub(super) async fn standing(&self) -> Result<Standing, Error> {
+        let broken = |why: String| Error::Broken(format!("look at {}: {why}", self.stream));
+        let subject = format!("STREAM.INFO.{}", self.stream);
+        let answer = self.context.request(subject, &Map::new()).await;
+        let answer: Response<Looked> =
+            answer.map_err(|error| broken(crate::error::chain(&error)))?;
+        match answer {
+            Response::Ok(found) => Ok(Standing {
+                created: time(&found.created)
+                    .ok_or_else(|| broken("created is no time".to_owned()))?,
+                last_sequence: found.state.last_seq,
+                now: time(&found.ts),
+            }),
+            Response::Err { error } => Err(broken(error.to_string())),
+        }
+    }
+
+    /// The name of the stream.
+    pub(super) fn name(&self) -> &str {
+        &self.stream
+    }
+
     async fn ask(&self, question: &Question) -> Result<Option<Stored>, Error> {
         let broken = |why: String| Error::Broken(format!("read message {}: {why}", question.seq));
         let subject = format!("STREAM.MSG.GET.{}", self.stream);
@@ -67,6 +95,33 @@ impl Messages {
 
 const NO_MESSAGE: async_nats::jetstream::ErrorCode =
     async_nats::jetstream::ErrorCode::NO_MESSAGE_FOUND;
+
+/// What tells a stream from one that was put in its place.
+#[derive(Clone, Debug)]
+pub(super) struct Standing {
+    pub(super) created: OffsetDateTime,
+    pub(super) last_sequence: u64,
+    /// By the server's clock.
+    pub(super) now: Option<OffsetDateTime>,
+}
+
+fn time(text: &str) -> Option<OffsetDateTime> {
+    OffsetDateTime::parse(text, &Rfc3339).ok()
+}
+
+/// As much of `JSApiStreamInfoResponse` as is needed.
+#[derive(Debug, Deserialize)]
+struct Looked {
+    created: String,
+    state: State,
+    #[serde(default)]
+    ts: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct State {
+    last_seq: u64,
+}
 
 /// `JSApiMsgGetRequest` of nats-server.
 #[derive(Debug, Serialize)]
@@ -90,6 +145,7 @@ impl Stored {
         Self {
             sequence: message.sequence,
             body_bytes: message.payload.len() / 4 * 3,
+            time: message.time,
             header_block: block.unwrap_or_default(),
         }
     }
@@ -116,6 +172,7 @@ mod tests {
         let stored = Stored {
             sequence: 1,
             body_bytes: 0,
+            time: OffsetDateTime::UNIX_EPOCH,
             header_block: block.to_vec(),
         };
         assert_eq!(stored.header("Outjet-Id"), Some("a:b"));

@@ -12,9 +12,12 @@
 //! `Nats-Msg-Id` is sent for consumers. The server's answer `duplicate` is never believed: ids are
 //! used again, and some servers call what they refused a duplicate.
 
+mod batch;
 mod chain;
 pub mod client;
 mod error;
+mod headers;
+mod hold;
 mod letterbox;
 mod letters;
 mod messages;
@@ -25,24 +28,28 @@ mod tail;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use async_nats::{HeaderMap, HeaderName as NatsHeaderName, HeaderValue, Message};
+use async_nats::{HeaderValue, Message};
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use self::batch::{BATCH_HEADER_BYTES, Batch};
 use self::chain::{Chain, Settled, Waiting};
 use self::client::{Connection, HEADER_BYTES_MAX};
 pub use self::error::Error;
+use self::headers::{headers, wire_len};
+use self::hold::{Hold, Seen, Witness};
 pub use self::letterbox::{DeadLetter, Letterbox};
-use self::letters::{Letter, Letters};
+use self::letters::{Buried, Letter, Letters};
 pub use self::options::{NatsOptions, Options, Storage, StreamOptions};
 use self::reply::Reply;
-use self::tail::{Bounds, MESSAGE_ID, PLAIN_ID, POSITION, Range, SOURCE, Search, Start, Tail};
+use self::tail::{Bounds, Range, Search, Start, Tail};
 use crate::backoff::{self, Backoff};
 use crate::error::Failure;
-use crate::event::{Event, HeaderName, Rejected};
-use crate::guard::{Lineage, Since, Source};
+use crate::event::{Event, Rejected};
+use crate::fault;
+use crate::guard::{Lineage, Mark, Since, Source};
 use crate::route;
 use crate::sink::Report;
 
@@ -63,9 +70,12 @@ pub struct JetStream {
     backoff: Backoff,
     epoch: Option<Epoch>,
     /// What stands at this sequence number or below is known: an event whose outcome is not can
-    /// only stand behind it. `None` until the guard has looked. And `created` of the stream.
+    /// only stand behind it. `None` until the guard has looked.
     anchor: Option<u64>,
-    created: String,
+    /// The stream and its dead letters, which must not become less than they were.
+    seen: Seen,
+    seen_letters: Seen,
+    hold: Hold,
     /// What the term's settled events took lies in these sequence numbers.
     taken: RangeInclusive<u64>,
     buried: Buried,
@@ -88,8 +98,8 @@ pub struct Inspection {
     pub created: bool,
     /// What is worth knowing.
     pub warnings: Vec<&'static str>,
-    /// Whose event the newest of ours is, if one was found near the end.
-    pub writer: Option<Source>,
+    /// The newest event of an outjet, if one was found near the end.
+    pub newest: Option<Mark>,
 }
 
 impl Inspection {
@@ -100,7 +110,7 @@ impl Inspection {
 
     /// Refuses a stream that another slot or another cluster writes.
     pub fn check_writer(&self, ours: &Source) -> Result<(), Error> {
-        check_writer(&self.name, self.writer.as_ref(), ours)
+        check_writer(&self.name, self.newest.as_ref(), ours)
     }
 }
 
@@ -119,16 +129,29 @@ pub async fn inspect(options: &Options) -> Result<Inspection, Error> {
         last_sequence: found.state.last_sequence,
         created: connection.created,
         warnings: client::warnings(&found.config),
-        writer: tail::newest_source(&connection.stream, bounds).await?,
+        newest: tail::newest_mark(&connection.stream, bounds).await?,
     })
 }
 
-fn check_writer(name: &str, writer: Option<&Source>, ours: &Source) -> Result<(), Error> {
-    match writer {
+fn check_writer(name: &str, newest: Option<&Mark>, ours: &Source) -> Result<(), Error> {
+    match newest.map(|mark| &mark.source) {
         Some(found) if !found.same_slot(ours) => Err(Error::OtherSource {
             name: name.to_owned(),
             found: Box::new(found.clone()),
             ours: Box::new(ours.clone()),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses to go on where the cluster was before its last promotion: what lies behind it was
+/// published by the server that was promoted, and this one has another history.
+fn check_timeline(name: &str, newest: Option<&Mark>, ours: &Source) -> Result<(), Error> {
+    match newest.map(|mark| mark.source.timeline) {
+        Some(found) if found > ours.timeline => Err(Error::OlderTimeline {
+            name: name.to_owned(),
+            found,
+            ours: ours.timeline,
         }),
         _ => Ok(()),
     }
@@ -141,7 +164,10 @@ struct Epoch {
     letters: Option<Letters>,
     /// Where the stream ended when the epoch began.
     last_sequence: u64,
+    /// What stood there.
+    newest: Witness,
     message_bytes_max: usize,
+    batch: Batch,
     /// When the last reply came, or the first event went out after a pause.
     progress_at: Instant,
 }
@@ -156,7 +182,9 @@ impl JetStream {
             backoff: Backoff::new(backoff::Options::default()),
             epoch: None,
             anchor: None,
-            created: String::new(),
+            seen: Seen::default(),
+            seen_letters: Seen::default(),
+            hold: Hold::new(options.hold),
             taken: RangeInclusive::new(1, 0),
             buried: Buried::default(),
             careful_until: 0,
@@ -199,6 +227,12 @@ impl JetStream {
         down: &mut bool,
     ) -> Result<(), Failure> {
         let failure = error.failure(&self.options);
+        if let Error::StreamChanged { gap, .. } = *error
+            && gap > 0
+        {
+            let problem = error.gap(&self.options);
+            let _ = reports.send(Report::Gap(gap, problem)).await;
+        }
         let lasting = !matches!(
             error,
             Error::Broken(_) | Error::Connect(_) | Error::ConnectTimeout
@@ -221,28 +255,17 @@ impl JetStream {
 
     async fn open_epoch(&mut self) -> Result<(), Error> {
         let connection = Box::pin(Connection::open(&self.options)).await?;
-        let created = connection.info.created.to_string();
         let bounds = Bounds::of(&connection.info);
-        let changed = |reason: String| Error::StreamChanged {
-            name: self.options.stream.name.clone(),
-            reason,
-        };
+        let first = self.seen.is_new();
+        self.check_seen(&connection)?;
         let tail = match self.anchor {
             None => {
-                let newest = tail::newest_source(&connection.stream, bounds);
-                let writer = connection.unless_broken(Box::pin(newest)).await?;
-                let name = &self.options.stream.name;
-                check_writer(name, writer.as_ref(), self.lineage.source())?;
+                let newest = tail::newest_mark(&connection.stream, bounds);
+                let newest = connection.unless_broken(Box::pin(newest)).await?;
+                let (name, ours) = (&self.options.stream.name, self.lineage.source());
+                check_writer(name, newest.as_ref(), ours)?;
+                check_timeline(name, newest.as_ref(), ours)?;
                 Search::new(bounds)
-            }
-            Some(_) if created != self.created => {
-                return Err(changed("was deleted and created again".to_owned()));
-            }
-            Some(acknowledged) if bounds.last < acknowledged => {
-                return Err(changed(format!(
-                    "lost its end: sequence {acknowledged} was acknowledged, it now ends at {}",
-                    bounds.last
-                )));
             }
             Some(acknowledged) if bounds.last == acknowledged => Search::Finished,
             Some(acknowledged) => {
@@ -257,10 +280,13 @@ impl JetStream {
                 Search::Reading(Box::new(tail))
             }
         };
-        if self.created.is_empty() {
+        if first {
             self.taken = RangeInclusive::new(bounds.last + 1, bounds.last);
         }
-        self.created = created;
+        let newest = match self.hold.holds() {
+            true => hold::newest(&connection, bounds).await?,
+            false => Witness::default(),
+        };
         self.chain.restart(bounds.last);
         let message_bytes_max = connection.message_bytes_max(&connection.info);
         let letters = connection.letters.as_ref();
@@ -272,7 +298,9 @@ impl JetStream {
             tail,
             letters,
             last_sequence: bounds.last,
+            newest,
             message_bytes_max,
+            batch: Batch::default(),
             progress_at,
         });
         Ok(())
@@ -303,6 +331,7 @@ impl JetStream {
                 Action::Closed => return Ok(true),
                 Action::Events(batch) => self.take_events(batch),
                 Action::Reply(message) => self.take_replies(message)?,
+                Action::Look => Box::pin(self.look(reports)).await?,
             }
         }
     }
@@ -317,6 +346,7 @@ impl JetStream {
         let ack_timeout = self.options.ack_timeout;
         let epoch = self.epoch.as_mut().expect("an epoch runs");
         let deadline = epoch.progress_at + ack_timeout;
+        let look_at = self.hold.wake_at();
         let Connection {
             replies, broken, ..
         } = &mut epoch.connection;
@@ -330,6 +360,7 @@ impl JetStream {
             () = tokio::time::sleep_until(deadline), if in_flight > 0 => {
                 Err(Error::Broken(format!("no acknowledgement for {}", seconds(ack_timeout))))
             }
+            () = tokio::time::sleep_until(look_at) => Ok(Action::Look),
             batch = events.recv() => Ok(batch.map_or(Action::Closed, Action::Events)),
         }
     }
@@ -339,9 +370,10 @@ impl JetStream {
             stored,
             known,
             dead_lettered,
-            sequence,
+            newest,
         } = settled;
-        if let Some(sequence) = sequence {
+        self.book(settled);
+        if let Some((sequence, _)) = newest {
             self.taken = RangeInclusive::new(*self.taken.start(), sequence);
             // While the guard is still reading, older entries may lie ahead of it: no anchor yet.
             let finished = self
@@ -360,6 +392,9 @@ impl JetStream {
             dead_lettered,
         };
         let _ = reports.send(settled).await;
+        if self.hold.close() {
+            let _ = reports.send(Report::Held).await;
+        }
         self.recovered(reports, down).await;
     }
 
@@ -375,18 +410,11 @@ impl JetStream {
     /// Sends what may be sent.
     async fn pump(&mut self) -> Result<(), Error> {
         while self.chain.waiting().is_some() {
-            let careful = self.chain.next_number() < self.careful_until;
-            let room = if careful {
-                1
-            } else {
-                self.options.in_flight_max
-            };
-            let full = self.chain.in_flight_bytes() >= IN_FLIGHT_BYTES_MAX;
-            if self.chain.in_flight() >= room || full {
+            if !self.has_room() {
                 break;
             }
             if self.stands_already().await? {
-                self.chain.skip();
+                self.pass(Chain::skip).await?;
                 continue;
             }
             let Waiting {
@@ -394,12 +422,15 @@ impl JetStream {
                 duplicate_of,
                 ..
             } = self.chain.waiting().expect("an event waits");
+            let together = event.followers > 0 || self.chain.staged() > 0;
             let mut headers = headers(event, &self.source, duplicate_of.is_some());
-            headers.insert(
-                EXPECTED_LAST_SEQUENCE,
-                HeaderValue::from(self.chain.last_sequence()),
-            );
-            if let Err(unsendable) = self.check(event, &headers) {
+            let mut headers_bytes = wire_len(&headers) + BATCH_HEADER_BYTES;
+            if !together {
+                let expected = HeaderValue::from(self.chain.last_sequence());
+                headers.insert(EXPECTED_LAST_SEQUENCE, expected);
+                headers_bytes = wire_len(&headers);
+            }
+            if let Err(unsendable) = self.check(event, headers_bytes) {
                 // First everything before this event is stored. The end of the sink would take the
                 // connection along, and what it has not sent yet.
                 if self.chain.in_flight() > 0 {
@@ -409,18 +440,27 @@ impl JetStream {
                 continue;
             }
             let (subject, payload) = (event.subject.clone(), event.payload.clone());
+            if together {
+                epoch_mut(&mut self.epoch)
+                    .batch
+                    .push(subject, headers, payload);
+                self.pass(Chain::stage).await?;
+                continue;
+            }
             if self.chain.in_flight() == 0 {
                 epoch_mut(&mut self.epoch).progress_at = Instant::now();
             }
+            fault::point("judged");
             let (number, _) = self.chain.send();
             let connection = &epoch_mut(&mut self.epoch).connection;
             let reply = format!("{}.{number}", connection.inbox);
             let publish = connection.publish(
-                (subject, reply),
+                (subject, Some(reply)),
                 (headers, payload),
                 self.options.ack_timeout,
             );
             publish.await?;
+            fault::point("published");
         }
         Ok(())
     }
@@ -440,9 +480,9 @@ impl JetStream {
         };
         let appended = letters.append(&epoch.connection, &letter, &self.options);
         Box::pin(appended).await?;
+        fault::point("letter_stored");
         self.buried.log(event, rejected);
-        self.chain.bury();
-        Ok(())
+        self.pass(Chain::bury).await
     }
 
     /// Whether the stream holds the waiting event, or has held it; or it is a dead letter.
@@ -479,7 +519,7 @@ impl JetStream {
     }
 
     /// What no server takes must not be sent: it would close the connection or never answer.
-    fn check(&self, event: &Event, headers: &HeaderMap) -> Result<(), Error> {
+    fn check(&self, event: &Event, headers: usize) -> Result<(), Error> {
         if let Some(rejected) = &event.rejected {
             return Err(unsendable(event, (**rejected).clone()));
         }
@@ -489,13 +529,18 @@ impl JetStream {
             .iter()
             .any(|pattern| route::matches(pattern, &event.subject))
         {
+            if event.replayed {
+                // Its subject may have a prefix that one call of a command chose.
+                let error = format!("the stream does not cover subject {:?}", event.subject);
+                let reason = "uncovered";
+                return Err(unsendable(event, Rejected { reason, error }));
+            }
             return Err(Error::Uncovered {
                 name: self.options.stream.name.clone(),
                 subjects: subjects.join(", "),
                 subject: event.subject.clone(),
             });
         }
-        let headers = wire_len(headers);
         let bytes = headers + event.payload.len();
         let error = if headers > HEADER_BYTES_MAX {
             format!("{headers} bytes of headers, a server takes {HEADER_BYTES_MAX}")
@@ -527,6 +572,7 @@ impl JetStream {
     }
 
     fn take_reply(&mut self, message: &Message) -> Result<(), Error> {
+        fault::point("answered");
         epoch_mut(&mut self.epoch).progress_at = Instant::now();
         let number = message
             .subject
@@ -536,10 +582,12 @@ impl JetStream {
         let number =
             number.ok_or_else(|| Error::Broken(format!("reply to {}", message.subject)))?;
         let reason = match Reply::read(message, &self.options.stream.name) {
-            Reply::Stored(sequence) => match self.chain.acknowledge(number, sequence) {
-                Ok(()) => return Ok(()),
-                Err(mismatch) => mismatch.to_string(),
-            },
+            Reply::Stored { sequence, together } => {
+                match self.chain.acknowledge(number, (sequence, together)) {
+                    Ok(()) => return Ok(()),
+                    Err(mismatch) => mismatch.to_string(),
+                }
+            }
             Reply::Duplicate(sequence) => {
                 // Whether it really stands there, the guard finds out.
                 self.chain.refuse_duplicate(number, sequence);
@@ -579,39 +627,13 @@ impl Epoch {
     }
 }
 
-/// Says that events are dead-lettered: at once, then now and then.
-#[derive(Default)]
-struct Buried {
-    events: u64,
-    logged_at: Option<Instant>,
-}
-
-impl Buried {
-    /// A mapping that does not fit rejects every row.
-    const LOG_INTERVAL: Duration = Duration::from_secs(30);
-
-    fn log(&mut self, event: &Event, rejected: &Rejected) {
-        self.events += 1;
-        let due = |at: Instant| at.elapsed() >= Self::LOG_INTERVAL;
-        if self.logged_at.is_none_or(due) {
-            self.logged_at = Some(Instant::now());
-            let Event {
-                position,
-                id,
-                table,
-                ..
-            } = event;
-            let (events, cause) = (self.events, &rejected.error);
-            warn!(%table, id, %position, events, cause, "an event went to the dead letters");
-        }
-    }
-}
-
 enum Action {
     /// The relay is done.
     Closed,
     Events(Vec<Event>),
     Reply(Box<Message>),
+    /// It is time to see whether the stream is what it was.
+    Look,
 }
 
 fn unsendable(event: &Event, rejected: Rejected) -> Error {
@@ -624,46 +646,6 @@ fn unsendable(event: &Event, rejected: Rejected) -> Error {
 
 fn epoch_mut(epoch: &mut Option<Epoch>) -> &mut Epoch {
     epoch.as_mut().expect("an epoch runs")
-}
-
-/// The bytes of a header block as it is sent; the server counts them with the body.
-fn wire_len(headers: &HeaderMap) -> usize {
-    let lines = headers.iter().flat_map(|(name, values)| {
-        let name: &str = name.as_ref();
-        values
-            .iter()
-            .map(|value| name.len() + value.as_str().len() + ": \r\n".len())
-    });
-    lines.sum::<usize>() + "NATS/1.0\r\n\r\n".len()
-}
-
-/// The headers of a message but for the expectation.
-fn headers(event: &Event, source: &str, anonymous: bool) -> HeaderMap {
-    let mut headers = row_headers(event);
-    headers.insert(NatsHeaderName::from_static(SOURCE), source);
-    headers.insert(
-        NatsHeaderName::from_static(POSITION),
-        event.position.to_string(),
-    );
-    let id = if anonymous { PLAIN_ID } else { MESSAGE_ID };
-    headers.insert(NatsHeaderName::from_static(id), event.id.as_str());
-    headers
-}
-
-/// The headers of the format and of the row.
-fn row_headers(event: &Event) -> HeaderMap {
-    let mut headers = HeaderMap::new();
-    for (name, value) in event.headers.iter() {
-        // Names and values were checked when the event was made; a map that differs from the
-        // row's headers would be our bug.
-        let value: HeaderValue = value.parse().expect("a checked header value");
-        match name {
-            // Ours appear once; asking whether they do would cost a hash each.
-            HeaderName::Known(name) => headers.insert(NatsHeaderName::from_static(name), value),
-            HeaderName::Custom(name) => headers.append(name.as_ref(), value),
-        }
-    }
-    headers
 }
 
 fn seconds(duration: Duration) -> String {

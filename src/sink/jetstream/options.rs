@@ -22,6 +22,8 @@ pub struct Options {
     pub in_flight_bytes_max: usize,
     /// How long events may be in flight without a single acknowledgement.
     pub ack_timeout: Duration,
+    /// How long an event must have been in the stream before it is released; zero: it is at once.
+    pub hold: Duration,
 }
 
 impl Options {
@@ -164,6 +166,8 @@ pub struct StreamOptions {
     pub max_age: Duration,
     /// How many bytes are kept before the server refuses more; `None` without limit.
     pub max_bytes: Option<u64>,
+    /// Whether it must be able to store the events of a transaction together (`allow_atomic`).
+    pub atomic: bool,
 }
 
 impl StreamOptions {
@@ -183,6 +187,7 @@ impl StreamOptions {
             subjects,
             max_age: Duration::ZERO,
             max_bytes: None,
+            atomic: false,
             ..self.clone()
         }
     }

@@ -5,9 +5,10 @@ use async_nats::{Message, StatusCode};
 /// An answer, by what it proves.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Reply {
-    /// Stored at this sequence number of our stream.
-    Stored(u64),
-    /// Not stored: its id was seen before, at this sequence number if the server says so.
+    /// Stored at this sequence number of our stream, the last of so many that were stored together.
+    Stored { sequence: u64, together: u64 },
+    /// Not stored: its id was seen before, at this sequence number if the server says so; or, of a
+    /// batch, the id of some event.
     Duplicate(u64),
     /// Not stored, and why.
     Refused(String),
@@ -29,6 +30,9 @@ impl Reply {
             Err(error) => Self::Unclear(format!("the reply is not understood: {error}")),
             Ok(PubAck {
                 error: Some(error), ..
+            }) if error.err_code == BATCH_WITH_DUPLICATE => Self::Duplicate(0),
+            Ok(PubAck {
+                error: Some(error), ..
             }) => Self::Refused(format!("{} ({})", error.description, error.err_code)),
             Ok(PubAck { stream: other, .. }) if other != stream => {
                 Self::Refused(format!("stream {other:?} took it"))
@@ -38,10 +42,16 @@ impl Reply {
                 seq,
                 ..
             }) => Self::Duplicate(seq),
-            Ok(PubAck { seq, .. }) => Self::Stored(seq),
+            Ok(PubAck { seq, count, .. }) => Self::Stored {
+                sequence: seq,
+                together: count,
+            },
         }
     }
 }
+
+/// `JSAtomicPublishContainsDuplicateMessageErr` of nats-server.
+const BATCH_WITH_DUPLICATE: u64 = 10201;
 
 #[derive(Debug, serde::Deserialize)]
 struct PubAck<'a> {
@@ -51,8 +61,15 @@ struct PubAck<'a> {
     seq: u64,
     #[serde(default)]
     duplicate: bool,
+    /// Of a batch.
+    #[serde(default = "one")]
+    count: u64,
     #[serde(default)]
     error: Option<ApiError>,
+}
+
+fn one() -> u64 {
+    1
 }
 
 #[derive(Debug, serde::Deserialize)]
@@ -71,12 +88,26 @@ mod tests {
         Reply::read_body(body.as_bytes(), "S")
     }
 
+    fn stored(sequence: u64, together: u64) -> Reply {
+        Reply::Stored { sequence, together }
+    }
+
+    #[test]
+    fn a_batch_is_answered_as_a_whole() {
+        let committed = r#"{"stream":"S","seq":12,"batch":"b8","count":3}"#;
+        assert_eq!(read(committed), stored(12, 3));
+        let duplicate = r#"{"error":{"code":400,"err_code":10201,
+            "description":"atomic publish batch contains duplicate message id"},
+            "stream":"S","seq":0}"#;
+        assert_eq!(read(duplicate), Reply::Duplicate(0));
+    }
+
     #[test]
     fn answers_of_every_server_version_are_told_apart() {
-        assert_eq!(read(r#"{"stream":"S","seq":7}"#), Reply::Stored(7));
+        assert_eq!(read(r#"{"stream":"S","seq":7}"#), stored(7, 1));
         // 2.10 and 2.11 put a space there; a domain may follow.
         let spaced = r#"{"stream":"S", "seq":7,"domain":"hub"}"#;
-        assert_eq!(read(spaced), Reply::Stored(7));
+        assert_eq!(read(spaced), stored(7, 1));
         let duplicate = r#"{"stream":"S","seq":2,"duplicate": true}"#;
         assert_eq!(read(duplicate), Reply::Duplicate(2));
         let refused = r#"{"error":{"code":400,"err_code":10071,

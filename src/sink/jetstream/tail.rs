@@ -332,10 +332,7 @@ impl Bounds {
 }
 
 /// Whose event the newest message of ours is, if one is found near the end.
-pub(super) async fn newest_source(
-    stream: &Messages,
-    bounds: Bounds,
-) -> Result<Option<Source>, Error> {
+pub(super) async fn newest_mark(stream: &Messages, bounds: Bounds) -> Result<Option<Mark>, Error> {
     // Enough to look past a few strangers; an older event of another source is found by the guard.
     const LOOK_BACK: u64 = 8;
     let oldest = bounds
@@ -345,7 +342,7 @@ pub(super) async fn newest_source(
     for sequence in (oldest..=bounds.last).rev() {
         let message = stream.at(sequence).await?;
         if let Some(mark) = message.and_then(|message| entry(&message).mark) {
-            return Ok(Some(mark.source));
+            return Ok(Some(mark));
         }
     }
     Ok(None)

@@ -6,11 +6,13 @@ use std::time::Duration;
 use super::STREAM;
 use super::plan::{CopyFault, LinkFault, NatsFault, Plan, PostgresFault, TAKEOVER_AFTER};
 use super::watch::{self, NAMES};
+use crate::harness::cluster::Cluster;
 use crate::harness::postgres::Session;
 use crate::harness::process::{Signal, signal_if_alive};
 use crate::harness::proxy::Upstream;
 use crate::harness::{Mode, Nats, Outjet, Postgres, Proxy, Stop, nats, outjet, postgres};
 use async_nats::jetstream;
+use futures_util::future::join_all;
 use tokio::time::{sleep, timeout};
 
 /// An orderly stop takes `drain_timeout` and what the end of a term takes; debug build, busy cores.
@@ -22,9 +24,21 @@ const FAST_STOP_MAX: Duration = Duration::from_secs(20);
 /// The database, and what can be done to it.
 pub(crate) struct Database(pub(crate) Postgres);
 
-/// The broker, and what can be done to it. A cluster has its place here: outjet and the judge know
-/// no more of it than addresses and a client.
-pub(crate) struct Broker(Nats);
+/// The broker, and what can be done to it. Outjet and the judge know no more of it than addresses
+/// and a client.
+pub(crate) enum Broker {
+    /// A single server.
+    Single(Nats),
+    /// Three, of which one will be down: two are just enough, and faults take these in turn.
+    Three {
+        /// All of them.
+        cluster: Cluster,
+        /// The one that is down, or will be.
+        down: usize,
+        /// How many faults were done.
+        faults: usize,
+    },
+}
 
 /// A copy of outjet that is started again whenever it was ended.
 pub(crate) struct Copy {
@@ -41,8 +55,8 @@ pub(crate) struct Copy {
 pub(crate) struct Links {
     /// To Postgres.
     pub(crate) postgres: Proxy,
-    /// To NATS.
-    pub(crate) nats: Proxy,
+    /// To each server of NATS that is not down.
+    pub(crate) nats: Vec<Proxy>,
 }
 
 impl Database {
@@ -107,39 +121,92 @@ impl Database {
 }
 
 impl Broker {
-    /// A single server.
-    pub(crate) async fn start(nats: nats::Builder) -> Self {
-        Self(nats.start().await)
+    /// As many servers as the plan has replicas.
+    pub(crate) async fn start(nats: nats::Builder, plan: &Plan) -> Self {
+        if plan.replicas == 1 {
+            return Self::Single(nats.start().await);
+        }
+        Self::Three {
+            cluster: Cluster::of(3, &nats).await,
+            down: plan.seed as usize % 3,
+            faults: 0,
+        }
     }
 
-    /// What the server has logged.
+    /// Takes one of three down for good. The stream must have been made.
+    pub(crate) async fn lose_one(&mut self) {
+        if let Self::Three { cluster, down, .. } = self {
+            cluster.nodes[*down].kill().await;
+        }
+    }
+
+    /// What the servers have logged.
     pub(crate) fn log(&self) -> String {
-        fs::read_to_string(self.0.log()).expect("the server's log")
+        let nodes = match self {
+            Self::Single(nats) => std::slice::from_ref(nats),
+            Self::Three { cluster, .. } => &cluster.nodes,
+        };
+        let logs = nodes.iter().map(|nats| fs::read_to_string(nats.log()));
+        logs.map(|log| log.expect("the server's log")).collect()
     }
 
     /// For those who look on: past all links.
     pub(crate) async fn jetstream(&self) -> jetstream::Context {
-        self.0.jetstream().await
+        match self {
+            Self::Single(nats) => nats.jetstream().await,
+            Self::Three { cluster, .. } => cluster.jetstream().await,
+        }
     }
 
-    /// Where a link of one copy leads.
-    fn link(&self) -> Proxy {
-        Proxy::before_port(self.0.port())
+    fn url(&self) -> String {
+        match self {
+            Self::Single(nats) => nats.url(),
+            Self::Three { cluster, .. } => cluster.url(),
+        }
+    }
+
+    /// Where the links of one copy lead.
+    fn links(&self) -> Vec<Proxy> {
+        match self {
+            Self::Single(nats) => vec![Proxy::before_port(nats.port())],
+            Self::Three { cluster, down, .. } => {
+                let nodes = cluster.nodes.iter().enumerate();
+                let up = nodes.filter(|(node, _)| node != down);
+                up.map(|(_, nats)| Proxy::before_port(nats.port()))
+                    .collect()
+            }
+        }
+    }
+
+    /// Whose turn it is.
+    fn next(&mut self) -> &mut Nats {
+        match self {
+            Self::Single(nats) => nats,
+            Self::Three {
+                cluster,
+                down,
+                faults,
+            } => {
+                *faults += 1;
+                &mut cluster.nodes[(*down + 1 + *faults % 2) % 3]
+            }
+        }
     }
 
     /// Does it, waits, and makes up for it.
     pub(crate) async fn strike(&mut self, fault: NatsFault, lasts: Duration) {
+        let nats = self.next();
         match fault {
-            NatsFault::Kill => self.0.kill().await,
-            NatsFault::Stop => self.0.stop().await,
+            NatsFault::Kill => nats.kill().await,
+            NatsFault::Stop => nats.stop().await,
             NatsFault::Pause => {
-                self.0.process().pause().await;
+                nats.process().pause().await;
                 sleep(lasts).await;
-                return self.0.process().resume();
+                return nats.process().resume();
             }
         }
         sleep(lasts).await;
-        self.0.start_again().await;
+        nats.start_again().await;
     }
 }
 
@@ -148,10 +215,14 @@ impl Copy {
     pub(crate) fn start(number: usize, links: &Links, plan: &Plan) -> Self {
         let name = format!("{NAMES}{number}");
         let database = format!("postgres://postgres@{}/postgres", links.postgres.address());
+        let nats = links.nats.iter();
+        let nats: Vec<String> = nats
+            .map(|nats| format!("nats://{}", nats.address()))
+            .collect();
         let environment = vec![
             ("PGAPPNAME", name.clone()),
             ("DATABASE_URL", database),
-            ("NATS_URL", format!("nats://{}", links.nats.address())),
+            ("NATS_URL", nats.join(",")),
         ];
         let yaml = configuration(plan);
         let outjet = call(&environment, &yaml, ["run", "--log-format", "json"]).spawn();
@@ -228,13 +299,17 @@ impl Links {
     pub(crate) fn to(database: &Database, broker: &Broker) -> Self {
         Self {
             postgres: Proxy::start(Upstream::Unix(database.0.socket())),
-            nats: broker.link(),
+            nats: broker.links(),
         }
     }
 }
 
-/// Does it to a link, waits, and makes up for it.
-pub(crate) async fn strike_link(link: &Proxy, fault: LinkFault, lasts: Duration) {
+/// Does it to all links of a kind at once, waits, and makes up for it.
+pub(crate) async fn strike_links(links: &[Proxy], fault: LinkFault, lasts: Duration) {
+    join_all(links.iter().map(|link| strike_link(link, fault, lasts))).await;
+}
+
+async fn strike_link(link: &Proxy, fault: LinkFault, lasts: Duration) {
     match fault {
         LinkFault::Cut => return link.cut(),
         LinkFault::Freeze => {
@@ -256,7 +331,7 @@ pub(crate) async fn strike_link(link: &Proxy, fault: LinkFault, lasts: Duration)
 pub(crate) async fn set_up(database: &Database, broker: &Broker, plan: &Plan) {
     let environment = [
         ("DATABASE_URL", database.0.url()),
-        ("NATS_URL", broker.0.url()),
+        ("NATS_URL", broker.url()),
     ];
     let output = call(&environment, &configuration(plan), ["setup"]).output();
     let output = output.await;
@@ -281,10 +356,13 @@ fn configuration(plan: &Plan) -> String {
         "
 postgres: {{takeover_after: {}s, connect_timeout: 2s}}
 nats: {{connect_timeout: 2s}}
-stream: {{name: {STREAM}, duplicate_window: 100ms}}
-publish: {{ack_timeout: 1s, drain_timeout: 3s, in_flight_max: {}, in_flight_bytes_max: {}}}
+stream: {{name: {STREAM}, replicas: {}, duplicate_window: 100ms}}
+publish: {{transactions: {}, ack_timeout: 1s, drain_timeout: 3s, in_flight_max: {},
+  in_flight_bytes_max: {}}}
 ",
         TAKEOVER_AFTER.as_secs(),
+        plan.replicas,
+        if plan.atomic { "atomic" } else { "pipelined" },
         plan.in_flight_max,
         plan.in_flight_bytes_max,
     )

@@ -52,11 +52,12 @@ pub(crate) async fn play(
     show: impl Fn(&Struck),
 ) -> Report {
     let (mut database, mut broker) =
-        tokio::join!(Database::start(servers.0), Broker::start(servers.1));
+        tokio::join!(Database::start(servers.0), Broker::start(servers.1, &plan));
     let url = database.0.url();
     let judge = Judge::appoint(&database.0).await;
     database.0.connect().await.run(contents::BUSINESS).await;
     arena::set_up(&database, &broker, &plan).await;
+    broker.lose_one().await;
     let links = (0..plan.copies).map(|_| Links::to(&database, &broker));
     let links: Vec<Links> = links.collect();
     let copies = links.iter().enumerate();
@@ -67,8 +68,8 @@ pub(crate) async fn play(
     let writers = Writers::start(&url, plan.seed);
 
     let stage = Stage::new(&plan, &watch, &show);
-    let to_postgres = |copy: usize| &links[copy].postgres;
-    let to_nats = |copy: usize| &links[copy].nats;
+    let to_postgres = |copy: usize| std::slice::from_ref(&links[copy].postgres);
+    let to_nats = |copy: usize| links[copy].nats.as_slice();
     tokio::join!(
         stage.postgres(&plan, &mut database),
         stage.nats(&plan, &mut broker),
@@ -102,6 +103,7 @@ pub(crate) async fn play(
         drained_in,
         verdict: Verdict::of(&committed, &report::ids(&stored)),
         differing: report::differing(&stored),
+        batches: report::batches(&stored),
         rolled_back: known.rolled_back.len(),
         unknown: known.unknown,
         problems,
@@ -218,7 +220,7 @@ impl<'a> Stage<'a> {
         &self,
         track: &[Planned<(Whom, LinkFault)>],
         name: &str,
-        link: impl Fn(usize) -> &'l Proxy,
+        links: impl Fn(usize) -> &'l [Proxy],
     ) {
         for planned in track {
             if self.is_over_before(planned).await {
@@ -228,7 +230,7 @@ impl<'a> Stage<'a> {
             let whom = self.whom(whom);
             let details = format!("{} {}", lasting(planned.lasts), fault.details());
             self.note(format!("{name}: {fault}"), details, Some(whom));
-            arena::strike_link(link(whom), fault, planned.lasts).await;
+            arena::strike_links(links(whom), fault, planned.lasts).await;
         }
     }
 
@@ -293,8 +295,7 @@ mod tests {
     /// Of about 25 faults: a verdict over a stream that never ran would say little.
     const HITS_MIN: usize = 3;
 
-    async fn play_short(seed: u64, nats: nats::Builder) {
-        let plan = Plan::new(seed, LENGTH);
+    async fn play_short(plan: Plan, nats: nats::Builder) {
         let servers = (Postgres::builder(), nats);
         let report = Box::pin(play(plan, servers, |struck| eprintln!("{struck}"))).await;
         eprintln!("{report}");
@@ -309,11 +310,22 @@ mod tests {
 
     #[tokio::test]
     async fn stream_is_what_was_committed_while_everything_fails_at_random() {
-        play_short(1, Nats::builder()).await;
+        play_short(Plan::new(1, LENGTH), Nats::builder()).await;
     }
 
     #[tokio::test]
     async fn stream_is_what_was_committed_while_everything_fails_around_the_oldest_nats() {
-        play_short(2, Nats::builder().version("2.10")).await;
+        let oldest = Nats::builder().version("2.10");
+        play_short(Plan::new(2, LENGTH), oldest).await;
+    }
+
+    #[tokio::test]
+    async fn transactions_are_whole_while_everything_fails_around_two_nodes_of_three() {
+        let plan = Plan {
+            replicas: 3,
+            atomic: true,
+            ..Plan::new(3, LENGTH)
+        };
+        play_short(plan, Nats::builder()).await;
     }
 }

@@ -27,6 +27,10 @@ pub(crate) struct Plan {
     pub(crate) in_flight_max: u32,
     /// Their `publish.in_flight_bytes_max`.
     pub(crate) in_flight_bytes_max: &'static str,
+    /// Copies of the stream, each on a server of its own: 1, or 3 of which one is down.
+    pub(crate) replicas: usize,
+    /// Whether a transaction appears as a whole.
+    pub(crate) atomic: bool,
     /// What happens to the database server.
     pub(crate) postgres: Vec<Planned<PostgresFault>>,
     /// What happens to the broker.
@@ -134,6 +138,8 @@ impl Plan {
             copies,
             in_flight_max: [16, 256, 4096][random.below(3) as usize],
             in_flight_bytes_max: ["256KiB", "32MiB"][random.below(2) as usize],
+            replicas: 1,
+            atomic: false,
             postgres: track(source(2), (500, 4_000), length, &mut postgres_faults()),
             nats: track(source(3), (500, 4_000), length, &mut nats_faults()),
             copy: track(source(4), (300, 3_000), length, &mut copy_faults(copies)),

@@ -44,6 +44,8 @@ pub(crate) struct Report {
     pub(crate) verdict: Verdict,
     /// Ids whose message is not what was written, by subject or by body.
     pub(crate) differing: Vec<String>,
+    /// Transactions that were sent as a whole, and those of them that do not stand there as one.
+    pub(crate) batches: Result<usize, Vec<String>>,
     /// Events that were taken back.
     pub(crate) rolled_back: usize,
     /// Events of transactions that ended with an error.
@@ -61,6 +63,10 @@ impl Report {
             && self.verdict.committed > 0
             && self.differing.is_empty()
             && self.problems.is_empty()
+            && self
+                .batches
+                .as_ref()
+                .is_ok_and(|whole| (*whole > 0) == self.plan.atomic)
             && self.drained_in.is_some()
     }
 
@@ -116,6 +122,11 @@ impl fmt::Display for Report {
         if !self.verdict.is_exact() {
             write!(f, "{}", self.verdict)?;
         }
+        match &self.batches {
+            Ok(0) => {}
+            Ok(whole) => writeln!(f, "{whole} transactions appeared as a whole")?,
+            Err(torn) => writeln!(f, "TORN: {torn:?}")?,
+        }
         for id in self.differing.iter().take(5) {
             writeln!(f, "differs: {id}")?;
         }
@@ -132,13 +143,49 @@ pub(crate) fn ids(stored: &[Stored]) -> Vec<String> {
 }
 
 fn id(message: &Stored) -> String {
-    message.header("Nats-Msg-Id").unwrap_or("no id").to_owned()
+    header_id(message).unwrap_or("no id").to_owned()
+}
+
+/// A batch that the server calls a duplicate goes without message ids.
+fn header_id(message: &Stored) -> Option<&str> {
+    let id = message.header("Nats-Msg-Id");
+    id.or(message.header("Outjet-Id"))
+}
+
+/// How many transactions were sent in a batch; or which of those are torn: not all in the same one,
+/// from its first to its last message, one behind the other. With all events there (the verdict),
+/// such a transaction was never seen in part.
+pub(crate) fn batches(stored: &[Stored]) -> Result<usize, Vec<String>> {
+    let mut transactions: BTreeMap<&str, Vec<&Stored>> = BTreeMap::new();
+    for message in stored {
+        let position = message.header("Outjet-Position").unwrap_or_default();
+        let commit = position.split('-').next().unwrap_or_default();
+        transactions.entry(commit).or_default().push(message);
+    }
+    transactions.retain(|_, events| events.iter().any(|e| e.header("Nats-Batch-Id").is_some()));
+    let whole = |events: &[&Stored]| {
+        let name = events[0].header("Nats-Batch-Id");
+        let in_place = |(index, event): (usize, &&Stored)| {
+            event.header("Nats-Batch-Id") == name
+                && event.sequence == events[0].sequence + index as u64
+                && event.header("Nats-Batch-Sequence") == Some((index + 1).to_string().as_str())
+                && event.header("Nats-Batch-Commit").is_some() == (index + 1 == events.len())
+        };
+        events.iter().enumerate().all(in_place)
+    };
+    let torn = transactions.iter().filter(|(_, events)| !whole(events));
+    let torn: Vec<String> = torn.map(|(commit, _)| (*commit).to_owned()).collect();
+    if torn.is_empty() {
+        Ok(transactions.len())
+    } else {
+        Err(torn)
+    }
 }
 
 /// The ids of messages whose subject or body is not what was written.
 pub(crate) fn differing(stored: &[Stored]) -> Vec<String> {
     let is_as_written = |message: &&Stored| {
-        let event = message.header("Nats-Msg-Id").and_then(Event::of);
+        let event = header_id(message).and_then(Event::of);
         event.is_some_and(|event| {
             event.payload.as_bytes() == message.payload && event.subject() == message.subject
         })

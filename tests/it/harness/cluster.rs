@@ -3,7 +3,7 @@
 use async_nats::jetstream::{self, stream};
 use std::time::Duration;
 
-use super::nats::Nats;
+use super::nats::{self, Nats};
 use super::postgres::free_port;
 use super::wait::{Wait, until};
 
@@ -13,12 +13,20 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 
 /// Servers with routes to each other; `n0`, `n1` and so on are their names.
 pub(crate) struct Cluster {
-    nodes: Vec<Nats>,
+    /// The servers.
+    pub(crate) nodes: Vec<Nats>,
 }
 
 impl Cluster {
     /// Starts them, and waits until they can hold a stream on each of them.
     pub(crate) async fn start(size: usize, version: Option<&str>) -> Self {
+        let nats = Nats::builder();
+        let nats = version.into_iter().fold(nats, nats::Builder::version);
+        Self::of(size, &nats).await
+    }
+
+    /// Of servers with settings of the caller.
+    pub(crate) async fn of(size: usize, nats: &nats::Builder) -> Self {
         let ports: Vec<u16> = (0..size).map(|_| free_port()).collect();
         let route = |port: &u16| format!("\"nats://127.0.0.1:{port}\"");
         let routes = ports.iter().map(route).collect::<Vec<_>>().join(", ");
@@ -28,11 +36,7 @@ impl Cluster {
                  cluster {{name: C, pool_size: -1, listen: \"127.0.0.1:{port}\",\n\
                  routes: [{routes}]}}"
             );
-            let builder = Nats::builder().config(&lines);
-            match version {
-                Some(version) => builder.version(version).start(),
-                None => builder.start(),
-            }
+            nats.clone().config(&lines).start()
         });
         let nodes = futures_util::future::join_all(starts).await;
         let cluster = Self { nodes };

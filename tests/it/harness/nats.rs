@@ -25,7 +25,7 @@ pub(crate) struct Nats {
 }
 
 /// How a server is to be.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Builder {
     version: Option<String>,
     without_jetstream: bool,

@@ -19,10 +19,15 @@ struct Replicated {
     cluster: Cluster,
     judge: Judge,
     session: Session,
+    yaml: String,
 }
 
 impl Replicated {
     async fn ready(version: Option<&str>) -> Self {
+        Self::configured(version, QUICK).await
+    }
+
+    async fn configured(version: Option<&str>, yaml: &str) -> Self {
         let start = (Postgres::start(), Cluster::start(3, version));
         let (postgres, cluster) = tokio::join!(start.0, start.1);
         let judge = Judge::appoint(&postgres).await;
@@ -32,6 +37,7 @@ impl Replicated {
             cluster,
             judge,
             session,
+            yaml: yaml.replace("stream: {", "stream: {replicas: 3, "),
         };
         let output = replicated.outjet("setup").output().await;
         assert_eq!(output.code, Some(0), "{output:?}");
@@ -47,7 +53,7 @@ impl Replicated {
             .args([command, "--log-format", "json"])
             .env("DATABASE_URL", self.postgres.url())
             .env("NATS_URL", self.cluster.url())
-            .config(QUICK.replace("stream: {", "stream: {replicas: 3, "))
+            .config(self.yaml.clone())
     }
 
     async fn lead(&self) -> Outjet {
@@ -105,8 +111,7 @@ async fn leader_of_three_replicas_may_be_killed_under_load_on_the_oldest_server(
     leader_is_killed(OLDEST).await;
 }
 
-async fn leader_steps_down(version: Option<&str>) {
-    let replicated = Box::pin(Replicated::ready(version)).await;
+async fn leader_steps_down(replicated: Replicated) {
     let _outjet = Box::pin(replicated.lead()).await;
     let writers = Writers::start(&replicated.postgres.url(), 3).await;
     let jetstream = replicated.cluster.jetstream().await;
@@ -124,12 +129,19 @@ async fn leader_steps_down(version: Option<&str>) {
 
 #[tokio::test]
 async fn leader_of_three_replicas_may_step_down_under_load() {
-    leader_steps_down(None).await;
+    leader_steps_down(Box::pin(Replicated::ready(None)).await).await;
 }
 
 #[tokio::test]
 async fn leader_of_three_replicas_may_step_down_under_load_on_the_oldest_server() {
-    leader_steps_down(OLDEST).await;
+    leader_steps_down(Box::pin(Replicated::ready(OLDEST)).await).await;
+}
+
+#[tokio::test]
+async fn leader_of_three_replicas_may_step_down_between_the_messages_of_atomic_transactions() {
+    let yaml = QUICK.replace("publish: {", "publish: {transactions: atomic, ");
+    let replicated = Box::pin(Replicated::configured(None, &yaml)).await;
+    leader_steps_down(replicated).await;
 }
 
 async fn one_node_is_down(version: Option<&str>) {

@@ -1,0 +1,54 @@
+//! The headers of a message.
+
+use async_nats::{HeaderMap, HeaderName as NatsHeaderName, HeaderValue};
+
+use super::tail::{MESSAGE_ID, PLAIN_ID, POSITION, SOURCE};
+use crate::event::{Event, HeaderName};
+
+/// On what was published before and goes out again.
+const REPLAY: &str = "Outjet-Replay";
+
+/// The bytes of a header block as it is sent; the server counts them with the body.
+pub(super) fn wire_len(headers: &HeaderMap) -> usize {
+    let lines = headers.iter().flat_map(|(name, values)| {
+        let name: &str = name.as_ref();
+        values
+            .iter()
+            .map(|value| name.len() + value.as_str().len() + ": \r\n".len())
+    });
+    lines.sum::<usize>() + "NATS/1.0\r\n\r\n".len()
+}
+
+/// The headers of a message but for the expectation.
+pub(super) fn headers(event: &Event, source: &str, anonymous: bool) -> HeaderMap {
+    let mut headers = row_headers(event);
+    headers.insert(NatsHeaderName::from_static(SOURCE), source);
+    headers.insert(
+        NatsHeaderName::from_static(POSITION),
+        event.position.to_string(),
+    );
+    // The server would take what goes out again for a duplicate, and so would other streams.
+    let anonymous = anonymous || event.replayed;
+    let id = if anonymous { PLAIN_ID } else { MESSAGE_ID };
+    headers.insert(NatsHeaderName::from_static(id), event.id.as_str());
+    headers
+}
+
+/// The headers of the format and of the row.
+pub(super) fn row_headers(event: &Event) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for (name, value) in event.headers.iter() {
+        // Names and values were checked when the event was made; a map that differs from the
+        // row's headers would be our bug.
+        let value: HeaderValue = value.parse().expect("a checked header value");
+        match name {
+            // Ours appear once; asking whether they do would cost a hash each.
+            HeaderName::Known(name) => headers.insert(NatsHeaderName::from_static(name), value),
+            HeaderName::Custom(name) => headers.append(name.as_ref(), value),
+        }
+    }
+    if event.replayed {
+        headers.insert(NatsHeaderName::from_static(REPLAY), "1");
+    }
+    headers
+}

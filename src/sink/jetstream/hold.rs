@@ -1,0 +1,470 @@
+//! What was stored may be lost again: JetStream acknowledges before it writes to disk, and somebody
+//! may put an older copy of a stream, or a new one, in its place. So it is looked at now and then,
+//! and events can be held back until they have been there for long enough.
+//!
+//! Events are held in portions, each with the newest message that it covers as its *witness*. What
+//! is lost is an end of the stream: while the witness stands where it stood, so does all before it.
+//! Ages are the stream's own (its clock, its timestamps): what a new leader finds stored has waited
+//! already.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use async_nats::jetstream::stream::Info;
+use time::OffsetDateTime;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::JetStream;
+use super::chain::Settled;
+use super::client::Connection;
+use super::error::Error;
+use super::messages::{Messages, Standing};
+use super::tail::{Bounds, POSITION};
+use crate::event::Position;
+use crate::sink::{HELD_MAX, Report};
+
+/// How often a stream is looked at in which nothing happens: about as soon as a dead connection is
+/// noticed, and one small request.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Portions are made no faster than this: a look costs two round trips, in which nothing is sent.
+const PORTION_MIN: Duration = Duration::from_millis(50);
+
+/// Half of the portions that there may be: they are released a little later than they are due.
+const PORTIONS: u32 = HELD_MAX as u32 / 2;
+
+/// A new leader of a replicated stream may not have caught up yet with what it has in its log; it
+/// does within an election or two.
+const BEHIND_MAX: Duration = Duration::from_secs(5);
+
+/// A stream as it was last seen. It may only grow.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    created: Option<OffsetDateTime>,
+    last_sequence: u64,
+    behind: Option<Instant>,
+}
+
+impl Seen {
+    /// Its last sequence number is at least this.
+    pub(super) fn reached(&mut self, sequence: u64) {
+        self.last_sequence = self.last_sequence.max(sequence);
+    }
+
+    /// Refuses a stream that has become less than it was. `gap`: how many released events are lost
+    /// of so many messages that are.
+    pub(super) fn check(
+        &mut self,
+        stream: &Found<'_>,
+        gap: impl Fn(u64) -> u64,
+    ) -> Result<(), Error> {
+        let Found {
+            name,
+            created,
+            last_sequence: last,
+            replicas,
+        } = *stream;
+        let changed = |reason: String, lost: u64| Error::StreamChanged {
+            name: name.to_owned(),
+            reason,
+            gap: gap(lost),
+        };
+        if self.created.is_some_and(|before| before != created) {
+            let reason = "was deleted and created again".to_owned();
+            return Err(changed(reason, self.last_sequence));
+        }
+        if last < self.last_sequence {
+            let since = *self.behind.get_or_insert_with(Instant::now);
+            let reason = format!(
+                "lost its end: it reached sequence {}, it now ends at {last}",
+                self.last_sequence
+            );
+            if replicas > 1 && since.elapsed() < BEHIND_MAX {
+                return Err(Error::Broken(reason));
+            }
+            return Err(changed(reason, self.last_sequence - last));
+        }
+        self.behind = None;
+        self.created = Some(created);
+        Ok(())
+    }
+
+    /// Whether it was never looked at.
+    pub(super) fn is_new(&self) -> bool {
+        self.created.is_none()
+    }
+}
+
+/// A stream as it is found.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Found<'a> {
+    pub(super) name: &'a str,
+    pub(super) created: OffsetDateTime,
+    pub(super) last_sequence: u64,
+    pub(super) replicas: usize,
+}
+
+impl<'a> Found<'a> {
+    fn of(info: &'a Info) -> Self {
+        Self {
+            name: &info.config.name,
+            created: info.created,
+            last_sequence: info.state.last_sequence,
+            replicas: info.config.num_replicas,
+        }
+    }
+
+    fn now(info: &'a Info, standing: &Standing) -> Self {
+        Self {
+            created: standing.created,
+            last_sequence: standing.last_sequence,
+            ..Self::of(info)
+        }
+    }
+}
+
+/// The newest message of a stream; a later one of ours bears a position that is known.
+pub(super) async fn newest(connection: &Connection, bounds: Bounds) -> Result<Witness, Error> {
+    let sequence = bounds.last;
+    if sequence == 0 {
+        return Ok(Witness::default());
+    }
+    let read = Box::pin(connection.stream.at(sequence));
+    let message = connection.unless_broken(read).await?;
+    let position = message.and_then(|message| message.header(POSITION)?.parse().ok());
+    Ok(Witness { sequence, position })
+}
+
+impl JetStream {
+    /// Refuses a connection to a stream that is less than it was.
+    pub(super) fn check_seen(&mut self, connection: &Connection) -> Result<(), Error> {
+        let found = Found::of(&connection.info);
+        self.seen.check(&found, |lost| self.hold.gap(lost))?;
+        self.seen.reached(found.last_sequence);
+        if let Some((_, info)) = &connection.letters {
+            let found = Found::of(info);
+            self.seen_letters.check(&found, |_| 0)?;
+            self.seen_letters.reached(found.last_sequence);
+        }
+        Ok(())
+    }
+
+    /// Takes note of what was settled, to hold it back.
+    pub(super) fn book(&mut self, settled: Settled) {
+        let epoch = self.epoch.as_ref().expect("an epoch runs");
+        let stored = match settled.newest {
+            Some((sequence, position)) => Witness {
+                sequence,
+                position: Some(position),
+            },
+            None if settled.known > 0 => epoch.newest,
+            None => Witness::default(),
+        };
+        self.seen.reached(stored.sequence);
+        let mut buried = Witness::default();
+        if let Some(letters) = &epoch.letters
+            && settled.known + settled.dead_lettered > 0
+        {
+            buried.sequence = letters.last_sequence();
+            self.seen_letters.reached(buried.sequence);
+        }
+        let events = settled.stored + settled.known + settled.dead_lettered;
+        self.hold.settle(events as u64, stored, buried);
+    }
+
+    /// Sees whether the stream is what it was, and releases what has been in it for long enough.
+    pub(super) async fn look(&mut self, reports: &mpsc::Sender<Report>) -> Result<(), Error> {
+        self.hold.looked();
+        let epoch = self.epoch.as_ref().expect("an epoch runs");
+        let connection = &epoch.connection;
+        let standing = Box::pin(connection.stream.standing());
+        let standing = connection.unless_broken(standing).await?;
+        let found = Found::now(&connection.info, &standing);
+        self.seen.check(&found, |lost| self.hold.gap(lost))?;
+        let mut letters = None;
+        if let Some((messages, info)) = &connection.letters {
+            let standing = Box::pin(messages.standing());
+            let standing = connection.unless_broken(standing).await?;
+            self.seen_letters
+                .check(&Found::now(info, &standing), |_| 0)?;
+            letters = Some((messages, standing));
+        }
+        if self.hold.close() {
+            let _ = reports.send(Report::Held).await;
+        }
+        let stored = (&connection.stream, &standing);
+        loop {
+            let buried = letters
+                .as_ref()
+                .map(|(messages, standing)| (*messages, standing));
+            let release = Box::pin(self.hold.release(stored, buried));
+            if !connection.unless_broken(release).await? {
+                return Ok(());
+            }
+            let _ = reports.send(Report::Released).await;
+        }
+    }
+}
+
+/// A message by which one sees that a stream has not lost its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Witness {
+    pub(super) sequence: u64,
+    /// What it bears; `None` if that is not known.
+    pub(super) position: Option<Position>,
+}
+
+impl Witness {
+    /// For how long it has stood there; `None` if another message does.
+    async fn age(&self, of: &Messages, standing: &Standing) -> Result<Option<Age>, Error> {
+        let Some(message) = of.at(self.sequence).await? else {
+            // Somebody took it away, which is not the end of a stream that goes on behind it.
+            return Ok(Some(Age::Unknown));
+        };
+        let found = message.header(POSITION).and_then(|text| text.parse().ok());
+        if self.position.is_some() && self.position != found {
+            return Ok(None);
+        }
+        let age = standing.now.map(|now| now - message.time);
+        Ok(Some(age.map_or(Age::Unknown, |age| {
+            Age::Known(age.try_into().unwrap_or_default())
+        })))
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Age {
+    Known(Duration),
+    Unknown,
+}
+
+/// The events of one term that are held back.
+#[derive(Debug)]
+pub(super) struct Hold {
+    hold: Duration,
+    portions: VecDeque<Portion>,
+    /// Behind the newest portion.
+    open: Portion,
+    looked_at: Instant,
+    /// Events of this term that were settled, and how many of them were released.
+    settled: u64,
+    released: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Portion {
+    /// The events of the term up to its end.
+    settled: u64,
+    stored: Witness,
+    buried: Witness,
+    closed_at: Instant,
+    due: Instant,
+}
+
+impl Hold {
+    pub(super) fn new(hold: Duration) -> Self {
+        let now = Instant::now();
+        Self {
+            hold,
+            portions: VecDeque::new(),
+            open: Portion {
+                settled: 0,
+                stored: Witness::default(),
+                buried: Witness::default(),
+                closed_at: now,
+                due: now,
+            },
+            looked_at: now,
+            settled: 0,
+            released: 0,
+        }
+    }
+
+    /// Whether anything is ever held back.
+    pub(super) fn holds(&self) -> bool {
+        !self.hold.is_zero()
+    }
+
+    /// Events were settled, the newest of them at these places or before them.
+    pub(super) fn settle(&mut self, events: u64, stored: Witness, buried: Witness) {
+        self.settled += events;
+        let newer = |old: Witness, new: Witness| {
+            if new.sequence > old.sequence {
+                new
+            } else {
+                old
+            }
+        };
+        self.open.stored = newer(self.open.stored, stored);
+        self.open.buried = newer(self.open.buried, buried);
+        if !self.holds() {
+            self.released = self.settled;
+        }
+    }
+
+    /// Makes a portion of what was settled since the last one, if it is time for it.
+    pub(super) fn close(&mut self) -> bool {
+        let now = Instant::now();
+        let wanted = self.holds() && self.settled > self.open.settled;
+        if !wanted || self.portions.len() == HELD_MAX || now < self.open.closed_at + self.pace() {
+            return false;
+        }
+        self.open.settled = self.settled;
+        self.open.closed_at = now;
+        // What was found stored may have been there for long.
+        self.open.due = now;
+        self.portions.push_back(self.open);
+        true
+    }
+
+    /// How many of the released events are among so many of the newest of the stream.
+    pub(super) fn gap(&self, lost: u64) -> u64 {
+        lost.saturating_sub(self.settled - self.released)
+    }
+
+    /// When there is something to be seen to.
+    pub(super) fn wake_at(&self) -> Instant {
+        let idle = self.looked_at + LOOK_INTERVAL;
+        let due = self.portions.front().map(|portion| portion.due);
+        let open = (self.holds() && self.settled > self.open.settled)
+            .then(|| self.open.closed_at + self.pace());
+        let paced = |at: Instant| at.max(self.looked_at + PORTION_MIN);
+        [due, open]
+            .into_iter()
+            .flatten()
+            .map(paced)
+            .fold(idle, Instant::min)
+    }
+
+    /// The stream was looked at.
+    pub(super) fn looked(&mut self) {
+        self.looked_at = Instant::now();
+    }
+
+    /// Whether the oldest portion is old enough and still there: then it is released.
+    pub(super) async fn release(
+        &mut self,
+        stored: (&Messages, &Standing),
+        buried: Option<(&Messages, &Standing)>,
+    ) -> Result<bool, Error> {
+        let hold = self.hold;
+        let now = Instant::now();
+        let Some(portion) = self
+            .portions
+            .front_mut()
+            .filter(|portion| portion.due <= now)
+        else {
+            return Ok(false);
+        };
+        let mut age = None;
+        let witnesses = [(portion.stored, Some(stored)), (portion.buried, buried)];
+        for (witness, stream) in witnesses {
+            let Some((messages, standing)) = stream.filter(|_| witness.sequence > 0) else {
+                continue;
+            };
+            let found = witness.age(messages, standing).await?;
+            let found = found.ok_or_else(|| Error::StreamChanged {
+                name: messages.name().to_owned(),
+                reason: format!("bears another message at sequence {}", witness.sequence),
+                gap: 0,
+            })?;
+            let known = match found {
+                Age::Known(known) => known,
+                Age::Unknown => portion.closed_at.elapsed(),
+            };
+            age = Some(age.map_or(known, |age: Duration| age.min(known)));
+        }
+        let age = age.unwrap_or_else(|| portion.closed_at.elapsed());
+        if age < hold {
+            portion.due = now + (hold - age);
+            return Ok(false);
+        }
+        self.released = portion.settled;
+        self.portions.pop_front();
+        Ok(true)
+    }
+
+    fn pace(&self) -> Duration {
+        (self.hold / PORTIONS).max(PORTION_MIN)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOLD: Duration = Duration::from_secs(128);
+
+    fn found(created: i64, last_sequence: u64, replicas: usize) -> Found<'static> {
+        Found {
+            name: "S",
+            created: OffsetDateTime::from_unix_timestamp(created).expect("a time"),
+            last_sequence,
+            replicas,
+        }
+    }
+
+    fn lost(seen: &mut Seen, found: &Found<'_>) -> Option<u64> {
+        match seen.check(found, |lost| lost) {
+            Err(Error::StreamChanged { gap, .. }) => Some(gap),
+            Ok(()) | Err(_) => None,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn stream_that_ends_earlier_or_was_made_anew_has_lost_what_was_there() {
+        let mut seen = Seen::default();
+        assert_eq!(lost(&mut seen, &found(1, 10, 1)), None);
+        seen.reached(20);
+        assert_eq!(lost(&mut seen, &found(1, 20, 1)), None);
+        assert_eq!(lost(&mut seen, &found(1, 19, 1)), Some(1));
+        assert_eq!(lost(&mut seen, &found(2, 30, 1)), Some(20));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn new_leader_of_replicas_is_given_time_to_catch_up() {
+        let mut seen = Seen::default();
+        seen.reached(20);
+        let behind = found(1, 19, 3);
+        assert!(matches!(
+            seen.check(&behind, |lost| lost),
+            Err(Error::Broken(_))
+        ));
+        tokio::time::advance(BEHIND_MAX).await;
+        assert_eq!(lost(&mut seen, &behind), Some(1));
+        assert!(seen.check(&found(1, 20, 3), |lost| lost).is_ok());
+        assert!(matches!(
+            seen.check(&behind, |lost| lost),
+            Err(Error::Broken(_))
+        ));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn portions_are_bounded_and_what_comes_too_soon_joins_the_next() {
+        let mut hold = Hold::new(HOLD);
+        let mut closed = 0;
+        for sequence in 1..=10_000 {
+            let witness = Witness {
+                sequence,
+                position: None,
+            };
+            hold.settle(1, witness, Witness::default());
+            closed += usize::from(hold.close());
+            tokio::time::advance(Duration::from_millis(500)).await;
+        }
+        assert_eq!((closed, hold.portions.len()), (HELD_MAX, HELD_MAX));
+        let first = hold.portions.front().expect("a portion");
+        assert_eq!((first.settled, first.stored.sequence), (3, 3));
+        assert_eq!(hold.gap(10_007), 7);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_holding_all_that_is_settled_is_released() {
+        let mut hold = Hold::new(Duration::ZERO);
+        hold.settle(5, Witness::default(), Witness::default());
+        assert!(!hold.close());
+        assert_eq!(hold.gap(7), 7);
+        assert_eq!(hold.wake_at(), hold.looked_at + LOOK_INTERVAL);
+    }
+}

@@ -1,0 +1,357 @@
+//! The stream is rolled back under us: an older copy of the store, a purge, a deletion. What the
+//! slot still has is sent again, in order and once; what it has not is told.
+
+use std::path::Path;
+use std::time::Duration;
+
+use async_nats::jetstream::stream;
+use serde_json::Value;
+use tokio::time::Instant;
+
+use crate::harness::postgres::Stop;
+use crate::harness::stage::{QUICK, SOON, STREAM, Stage};
+use crate::harness::{Outjet, Verdict, Wait, drain, until};
+use crate::sink::more_stored;
+
+/// Nothing is confirmed while a test runs.
+const FOR_LONG: &str = "1h";
+
+async fn stage(hold: &str) -> Stage {
+    let yaml = QUICK.replace("stream: {", &format!("stream: {{hold: {hold}, "));
+    assert!(yaml.contains(hold));
+    Stage::on(crate::harness::Nats::builder(), &yaml).await
+}
+
+/// An older copy of what JetStream has on disk.
+struct Backup(tempfile::TempDir);
+
+impl Backup {
+    /// Stops the server for it, so that all is on disk.
+    async fn take(stage: &mut Stage) -> Self {
+        stage.world.nats.stop().await;
+        let backup = tempfile::tempdir().expect("a directory");
+        copy(&stage.world.nats.store(), backup.path());
+        stage.world.nats.start_again().await;
+        Self(backup)
+    }
+
+    /// Puts it in the place of what there is.
+    async fn restore(self, stage: &mut Stage) {
+        stage.world.nats.stop().await;
+        let store = stage.world.nats.store();
+        std::fs::remove_dir_all(&store).expect("the store is removed");
+        copy(self.0.path(), &store);
+        stage.world.nats.start_again().await;
+    }
+}
+
+/// `cp -a`: the server may run as somebody else.
+fn copy(from: &Path, to: &Path) {
+    let from = from.join(".");
+    let copied = std::process::Command::new("cp")
+        .arg("-a")
+        .arg(from)
+        .arg(to)
+        .status();
+    assert!(copied.expect("cp").success());
+}
+
+/// All that was committed has been stored; then outjet stops, so that nothing more can come.
+async fn verdict(stage: &Stage, mut outjet: Outjet) -> Verdict {
+    let committed = stage.judge.committed().await;
+    let last = committed.last().expect("something was committed").clone();
+    until("the last event is stored", SOON, async || {
+        let stored = drain::ids(&stage.jetstream().await, STREAM).await;
+        Wait::ready_if(stored.contains(&last), stored.len())
+    })
+    .await;
+    let code = outjet.terminate(SOON).await;
+    assert_eq!(code, Some(0));
+    let stored = drain::messages(&stage.jetstream().await, STREAM).await;
+    let altered = drain::altered(&stage.session, "outbox.events", &stored).await;
+    assert_eq!(altered, Vec::<String>::new());
+    let ids: Vec<String> = stored.iter().map(drain::Stored::row_id).collect();
+    stage.judge.verdict(&ids).await
+}
+
+/// How many confirmed events outjet says are lost.
+fn gap(outjet: &Outjet) -> u64 {
+    let gaps = outjet
+        .log()
+        .into_iter()
+        .filter(|line| line["level"] == "ERROR");
+    let events = gaps.filter_map(|line| line["events"].as_u64());
+    events.sum()
+}
+
+async fn until_gap(outjet: &mut Outjet) -> Value {
+    let message = "gap: stream \"OUTBOX\" lacks events that were confirmed to Postgres";
+    let line = outjet.logged(message, SOON).await;
+    let fix = line["fix"].as_str().expect("a fix");
+    assert!(fix.contains("outjet verify"), "{fix}");
+    line
+}
+
+async fn is_confirmed(stage: &Stage) -> bool {
+    let sql = "SELECT confirmed_flush_lsn >= pg_current_wal_insert_lsn() \
+               FROM pg_replication_slots WHERE slot_name = 'outjet'";
+    stage.session.text(sql).await == "t"
+}
+
+#[tokio::test]
+async fn older_copy_of_the_stream_gets_back_exactly_what_it_lacks() {
+    let mut stage = stage(FOR_LONG).await;
+    let outjet = stage.lead().await;
+    let writers = stage.write(2).await;
+    more_stored(&stage, 50).await;
+    let backup = Backup::take(&mut stage).await;
+    more_stored(&stage, 100).await;
+    backup.restore(&mut stage).await;
+    more_stored(&stage, 50).await;
+    writers.finish().await;
+    assert_eq!(gap(&outjet), 0);
+    let verdict = verdict(&stage, outjet).await;
+    assert!(verdict.committed > 200, "{verdict}");
+    verdict.assert_exact();
+}
+
+#[tokio::test]
+async fn older_copy_of_the_stream_without_hold_is_told_as_a_gap() {
+    let mut stage = stage("0s").await;
+    let mut outjet = stage.lead().await;
+    stage.commit(1..=20).await;
+    stage.confirmed().await;
+    let backup = Backup::take(&mut stage).await;
+    stage.commit(21..=50).await;
+    stage.confirmed().await;
+    backup.restore(&mut stage).await;
+    let line = until_gap(&mut outjet).await;
+    assert_eq!(line["events"], 30, "{line}");
+    stage.commit(51..=60).await;
+    let verdict = verdict(&stage, outjet).await;
+    assert_eq!(
+        (verdict.missing.len(), verdict.stored),
+        (30, 30),
+        "{verdict}"
+    );
+    assert!(
+        verdict.duplicated.is_empty() && verdict.out_of_order.is_empty(),
+        "{verdict}"
+    );
+}
+
+#[tokio::test]
+async fn older_copy_under_load_without_hold_loses_no_more_than_is_told() {
+    let mut stage = stage("0s").await;
+    let mut outjet = stage.lead().await;
+    let writers = stage.write(2).await;
+    more_stored(&stage, 50).await;
+    let backup = Backup::take(&mut stage).await;
+    more_stored(&stage, 100).await;
+    backup.restore(&mut stage).await;
+    until_gap(&mut outjet).await;
+    more_stored(&stage, 50).await;
+    writers.finish().await;
+    let told = gap(&outjet);
+    let verdict = verdict(&stage, outjet).await;
+    assert!(
+        verdict.missing.len() as u64 <= told,
+        "{told} told, {verdict}"
+    );
+    assert!(
+        verdict.duplicated.is_empty() && verdict.out_of_order.is_empty(),
+        "{verdict}"
+    );
+}
+
+/// Deletes the stream and makes it again, as empty as it was once.
+async fn recreate(stage: &Stage) {
+    let jetstream = stage.jetstream().await;
+    let config = stage.stream().await.cached_info().config.clone();
+    jetstream.delete_stream(STREAM).await.expect("deleted");
+    let made = jetstream.create_stream(stream::Config { ..config }).await;
+    made.expect("made again");
+}
+
+#[tokio::test]
+async fn stream_made_again_under_load_gets_back_what_is_held() {
+    let stage = stage(FOR_LONG).await;
+    let outjet = stage.lead().await;
+    let writers = stage.write(2).await;
+    more_stored(&stage, 50).await;
+    recreate(&stage).await;
+    more_stored(&stage, 50).await;
+    writers.finish().await;
+    assert_eq!(gap(&outjet), 0);
+    verdict(&stage, outjet).await.assert_exact();
+}
+
+#[tokio::test]
+async fn stream_made_again_is_noticed_by_an_idle_leader() {
+    let stage = stage("0s").await;
+    let mut outjet = stage.lead().await;
+    stage.commit(1..=20).await;
+    stage.confirmed().await;
+    recreate(&stage).await;
+    let line = until_gap(&mut outjet).await;
+    assert_eq!(line["events"], 20, "{line}");
+    stage.commit(21..=25).await;
+    let verdict = verdict(&stage, outjet).await;
+    assert_eq!(
+        (verdict.missing.len(), verdict.stored),
+        (20, 5),
+        "{verdict}"
+    );
+}
+
+#[tokio::test]
+async fn stream_made_again_is_filled_by_an_idle_leader_that_holds() {
+    let stage = stage(FOR_LONG).await;
+    let outjet = stage.lead().await;
+    stage.commit(1..=20).await;
+    stage.until_sequence(20).await;
+    recreate(&stage).await;
+    stage.until_sequence(20).await;
+    assert_eq!(gap(&outjet), 0);
+    verdict(&stage, outjet).await.assert_exact();
+}
+
+#[tokio::test]
+async fn what_somebody_purges_under_load_is_not_sent_again() {
+    let stage = stage(FOR_LONG).await;
+    let outjet = stage.lead().await;
+    let writers = stage.write(2).await;
+    more_stored(&stage, 50).await;
+    stage.stream().await.purge().await.expect("purged");
+    let purged = stage.stream().await.cached_info().state.first_sequence - 1;
+    more_stored(&stage, 50).await;
+    let events = writers.finish().await;
+    let told = gap(&outjet);
+    let verdict = verdict(&stage, outjet).await;
+    let missing = verdict.missing.len() as u64;
+    assert!(
+        (50..=purged).contains(&missing),
+        "{purged} purged, {verdict}"
+    );
+    assert_eq!(
+        (verdict.stored as u64 + missing, told),
+        (events, 0),
+        "{verdict}"
+    );
+    assert!(
+        verdict.duplicated.is_empty() && verdict.out_of_order.is_empty(),
+        "{verdict}"
+    );
+}
+
+#[tokio::test]
+async fn dead_letters_made_again_get_back_what_is_held() {
+    let stage = stage(FOR_LONG).await;
+    let outjet = stage.lead().await;
+    let letters = "OUTBOX_DLQ";
+    let insert = "INSERT INTO outbox.events (aggregatetype, aggregateid, type, payload, headers) \
+                  VALUES ('order', '1', 'created', '1', '{\"bad name\": \"x\"}')";
+    stage.session.run(insert).await;
+    let jetstream = stage.jetstream().await;
+    drain::until_stored(&jetstream, letters, 1, SOON).await;
+    let config = jetstream
+        .get_stream(letters)
+        .await
+        .expect("letters")
+        .cached_info()
+        .config
+        .clone();
+    jetstream.delete_stream(letters).await.expect("deleted");
+    jetstream.create_stream(config).await.expect("made again");
+    drain::until_stored(&jetstream, letters, 1, SOON).await;
+    drop(outjet);
+}
+
+#[tokio::test]
+async fn event_is_confirmed_once_it_has_been_held() {
+    let hold = Duration::from_secs(3);
+    let stage = stage("3s").await;
+    let _outjet = stage.lead().await;
+    let begun = Instant::now();
+    stage.commit(1..=100).await;
+    stage.confirmed().await;
+    assert!(
+        begun.elapsed() >= hold,
+        "confirmed after {:?}",
+        begun.elapsed()
+    );
+    // Idle again: keepalives are confirmed at once, whatever else is written.
+    stage
+        .session
+        .run("CREATE TABLE other AS SELECT 1 AS n")
+        .await;
+    stage.confirmed().await;
+}
+
+#[tokio::test]
+async fn what_a_new_leader_finds_stored_is_held_by_its_age_in_the_stream() {
+    let mut stage = stage(FOR_LONG).await;
+    let mut outjet = stage.lead().await;
+    stage.commit(1..=20).await;
+    stage.until_sequence(20).await;
+    outjet.kill().await;
+    // Too young: it is skipped, and not confirmed with that.
+    let mut outjet = stage.lead().await;
+    stage.commit(21..=22).await;
+    stage.until_sequence(22).await;
+    assert!(!is_confirmed(&stage).await);
+    outjet.kill().await;
+    // Old enough from the first moment on.
+    let messages = drain::messages(&stage.jetstream().await, STREAM).await;
+    let stored_at = messages.last().expect("22 events").stored_at;
+    until("the last event is two seconds old", SOON, async || {
+        let age = time::OffsetDateTime::now_utc() - stored_at;
+        Wait::ready_if(age > time::Duration::seconds(2), age)
+    })
+    .await;
+    stage.configure(&QUICK.replace("stream: {", "stream: {hold: 1500ms, "));
+    let _outjet = stage.lead().await;
+    stage.confirmed().await;
+    assert_eq!(stage.last_sequence().await, 22);
+}
+
+#[tokio::test]
+async fn stop_does_not_wait_for_what_is_held() {
+    let stage = stage(FOR_LONG).await;
+    let mut outjet = stage.lead().await;
+    stage.commit(1..=20).await;
+    stage.until_sequence(20).await;
+    assert_eq!(outjet.terminate(SOON).await, Some(0));
+    assert!(!is_confirmed(&stage).await);
+    let outjet = stage.lead().await;
+    stage.commit(21..=30).await;
+    verdict(&stage, outjet).await.assert_exact();
+}
+
+#[tokio::test]
+async fn fast_stop_of_postgres_does_not_wait_for_what_is_held() {
+    let mut stage = stage(FOR_LONG).await;
+    let mut outjet = stage.lead().await;
+    // Until something is confirmed, the server is content with what was received.
+    stage
+        .session
+        .run("CREATE TABLE other AS SELECT 1 AS n")
+        .await;
+    stage.confirmed().await;
+    stage.commit(1..=20).await;
+    stage.until_sequence(20).await;
+    // Within the harness's limit for a stop.
+    stage.world.postgres.restart(Stop::Fast).await;
+    let stopping = outjet.log().into_iter().filter_map(|line| {
+        let message = line["message"].as_str()?.to_owned();
+        (message.starts_with("retrying: Postgres") && message.ends_with("is stopping"))
+            .then_some(())
+    });
+    assert_eq!(stopping.count(), 1, "it gave the slot up");
+    outjet.logged("recovered", SOON).await;
+    stage.session = stage.world.postgres.connect().await;
+    stage.commit(21..=30).await;
+    stage.until_sequence(30).await;
+    assert_eq!(outjet.terminate(SOON).await, Some(0));
+    assert_eq!(stage.last_sequence().await, 30);
+}
