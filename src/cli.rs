@@ -1,6 +1,7 @@
 //! The command line: what can be typed, and nothing about what it does.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, ColorChoice, Parser, Subcommand};
 
@@ -69,6 +70,8 @@ pub enum Command {
     Check,
     /// Show the slot, the stream and how far publishing has come
     Status(Status),
+    /// Find out how an outbox table that is there already can be read
+    Inspect(Inspect),
     /// Write test events into the outbox
     Emit(Emit),
     /// Look after the events that could not be published
@@ -115,10 +118,32 @@ pub struct Setup {
 
 /// `status`.
 #[derive(Args, Debug)]
+#[command(after_help = "\
+Exit codes: 0 shown, 69 a server cannot be reached. What the fields of --json mean stands in
+docs/status.md. With --watch it looks again and again, on a terminal in place, elsewhere a line for
+each look; only the first look may fail.")]
 pub struct Status {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// Look again and again, until interrupted
+    #[arg(long)]
+    pub watch: bool,
+    /// Time between looks
+    #[arg(long, value_name = "TIME", value_parser = interval)]
+    #[arg(requires = "watch", default_value = "1s")]
+    pub interval: Duration,
+}
+
+/// `inspect`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+It prints lines for outjet.yaml and, as a comment, what the newest row would become.
+Example: outjet inspect public.outboxes > outjet.yaml")]
+pub struct Inspect {
+    /// Name of the table, with its schema
+    #[arg(value_name = "TABLE")]
+    pub table: String,
 }
 
 /// `emit`.
@@ -310,6 +335,22 @@ fn rate(text: &str) -> Result<u32, String> {
     let number = text.strip_suffix("/s").unwrap_or(text).parse().ok();
     let number = number.filter(|number| *number > 0);
     number.ok_or_else(|| "write a number of events a second, as in 500/s".to_owned())
+}
+
+/// `500ms`, `2s` or `1m`; each look connects anew, so not too often.
+fn interval(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_lowercase());
+    let unit = match &text[digits.len()..] {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        _ => 0,
+    };
+    let parsed = digits.parse::<u32>().ok();
+    match parsed.map(|number| Duration::from_millis(u64::from(number) * unit)) {
+        Some(interval) if interval >= Duration::from_millis(100) => Ok(interval),
+        _ => Err("write a number and a unit: 500ms, 2s or 1m; at least 100ms".to_owned()),
+    }
 }
 
 /// `KEY=VALUE`.

@@ -128,8 +128,8 @@ impl Relay {
     /// The longest that WAL is left to gather for a portion.
     const GATHER_MAX: Duration = Duration::from_millis(1);
 
-    /// A server that goes on asks at most twice in `wal_sender_timeout`, and hardly ever, because it
-    /// hears from us before; one that is to shut down asks again after each answer (WalSndDone).
+    /// A server that goes on asks at most twice in `wal_sender_timeout`, and hardly ever, because
+    /// it hears from us before; one that is to shut down asks again after each answer (WalSndDone).
     const ASKED_MIN: u32 = 16;
 
     /// For a stream that was just started at `start`, the slot's confirmed position.
@@ -214,7 +214,9 @@ impl Relay {
         match action {
             Action::Stop => {
                 debug!(events = self.window.events(), "stopping");
-                self.vitals.set(State::Draining, None);
+                let problem = self.down.as_ref();
+                let problem = problem.map(|(_, failure)| failure.problem.clone());
+                self.vitals.set(State::Draining, problem);
                 self.stop_at = Some(Instant::now() + self.options.drain_timeout);
                 Ok(())
             }
@@ -336,10 +338,12 @@ impl Relay {
             Report::Down(failure) => {
                 self.vitals.metrics.nats_connected.set(0);
                 self.vitals.metrics.nats_disconnects.inc();
+                self.vitals.held_up(Some(failure.problem.clone()));
                 self.down = Some((Instant::now(), failure));
             }
             Report::Up => {
                 self.vitals.metrics.nats_connected.set(1);
+                self.vitals.held_up(None);
                 self.down = None;
             }
         }

@@ -183,6 +183,11 @@ impl Vitals {
         }
     }
 
+    /// What keeps events from getting through while it leads, or that nothing does any more.
+    pub fn held_up(&self, problem: Option<Problem>) {
+        self.lock().problem = problem;
+    }
+
     /// The loop turns: something was read, or a connection was tried.
     pub fn beat(&self) {
         self.lock().beat = Instant::now();

@@ -1,5 +1,9 @@
 //! What a copy says of itself over HTTP: probes for each role, metrics, status.
 
+mod page;
+mod prometheus;
+mod status;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
@@ -34,14 +38,14 @@ impl Copy {
     }
 
     async fn ask(&self, method: &str, path: &str) -> (u16, String) {
-        let mut stream = TcpStream::connect(self.address).await.expect("connect");
-        let request = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.expect("write");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.expect("read");
+        let answer = ask(self.address, method, path).await.expect("an answer");
         let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
         let status = head.split(' ').nth(1).expect("a status");
         (status.parse().expect("a number"), body.to_owned())
+    }
+
+    async fn status(&self) -> Value {
+        serde_json::from_str(&self.get("/status").await.1).expect("JSON")
     }
 
     /// The answers of /livez, /readyz, /leaderz and /startupz.
@@ -85,6 +89,16 @@ impl Copy {
     }
 }
 
+/// A request and its whole answer. HTTP/1.0, so that the body comes in one piece.
+async fn ask(address: SocketAddr, method: &str, path: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(address).await?;
+    let request = format!("{method} {path} HTTP/1.0\r\nHost: x\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
+}
+
 #[tokio::test]
 async fn leader_and_standby_are_ready_and_one_of_them_leads() {
     let delivery = Delivery::ready().await;
@@ -120,8 +134,7 @@ async fn halted_copy_is_alive_and_not_ready_and_says_why() {
     assert_eq!(copy.probes().await, [200, 503, 503, 503]);
     let (_, why) = copy.get("/readyz").await;
     assert!(why.contains("\n  fix:   "), "{why}");
-    let (_, status) = copy.get("/status").await;
-    let status: Value = serde_json::from_str(&status).expect("JSON");
+    let status = copy.status().await;
     assert_eq!(status["state"], "halted");
     assert!(status["problem"]["fix"].is_string(), "{status}");
 }
@@ -133,8 +146,7 @@ async fn servers_that_are_away_do_not_make_it_dead_or_at_once_unready() {
     copy.until_probes([200, 200, 200, 200]).await;
     delivery.world.postgres.stop(Stop::Immediate).await;
     copy.until_probes([200, 200, 503, 200]).await;
-    let (_, status) = copy.get("/status").await;
-    let status: Value = serde_json::from_str(&status).expect("JSON");
+    let status = copy.status().await;
     assert_eq!(status["state"], "retrying");
     let starting = Copy::run(&delivery).await;
     starting
@@ -253,11 +265,7 @@ async fn every_metric_of_the_readme_exists_with_help_and_type() {
         .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
         .filter(|name| name.starts_with("outjet_"))
         .collect();
-    let readme = include_str!("../../README.md");
-    let (_, readme) = readme
-        .split_once("### Metrics")
-        .expect("a section on metrics");
-    let readme = readme.split("\n#").next().expect("its text");
+    let readme = readme_metrics();
     for name in &described {
         assert!(
             body.contains(&format!("# HELP {name} ")),
@@ -278,6 +286,15 @@ async fn every_metric_of_the_readme_exists_with_help_and_type() {
             "{name} does not exist"
         );
     }
+}
+
+/// The section of the README.
+fn readme_metrics() -> &'static str {
+    let readme = include_str!("../../README.md");
+    let (_, readme) = readme
+        .split_once("### Metrics")
+        .expect("a section on metrics");
+    readme.split("\n#").next().expect("its text")
 }
 
 #[tokio::test]
