@@ -69,6 +69,8 @@ pub enum Command {
     Check,
     /// Show the slot, the stream and how far publishing has come
     Status(Status),
+    /// Find out how an outbox table that is there already can be read
+    Inspect(Inspect),
     /// Write test events into the outbox
     Emit(Emit),
     /// Look after the events that could not be published
@@ -119,6 +121,17 @@ pub struct Status {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `inspect`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+It prints lines for outjet.yaml and, as a comment, what the newest row would become.
+Example: outjet inspect public.outboxes > outjet.yaml")]
+pub struct Inspect {
+    /// Name of the table, with its schema
+    #[arg(value_name = "TABLE")]
+    pub table: String,
 }
 
 /// `emit`.

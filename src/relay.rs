@@ -128,8 +128,8 @@ impl Relay {
     /// The longest that WAL is left to gather for a portion.
     const GATHER_MAX: Duration = Duration::from_millis(1);
 
-    /// A server that goes on asks at most twice in `wal_sender_timeout`, and hardly ever, because it
-    /// hears from us before; one that is to shut down asks again after each answer (WalSndDone).
+    /// A server that goes on asks at most twice in `wal_sender_timeout`, and hardly ever, because
+    /// it hears from us before; one that is to shut down asks again after each answer (WalSndDone).
     const ASKED_MIN: u32 = 16;
 
     /// For a stream that was just started at `start`, the slot's confirmed position.

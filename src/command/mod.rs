@@ -7,6 +7,7 @@ mod dead_letters;
 pub mod drop;
 pub mod emit;
 mod handover;
+mod inspect;
 mod replay;
 mod retry;
 mod run;
@@ -41,6 +42,7 @@ pub fn dispatch(
         | Command::Setup(_)
         | Command::Check
         | Command::Status(_)
+        | Command::Inspect(_)
         | Command::Emit(_)
         | Command::DeadLetters(_)
         | Command::Replay(_)
@@ -101,6 +103,9 @@ async fn one_shot(
             .await
             .map(|()| true),
         Command::Status(typed) => status::status_all(config, params, typed.json, out)
+            .await
+            .map(|()| true),
+        Command::Inspect(typed) => inspect::inspect(typed, config, params, out)
             .await
             .map(|()| true),
         Command::Emit(typed) => emit::emit_all(typed, params, out).await.map(|()| true),
