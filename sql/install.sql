@@ -19,7 +19,7 @@ SELECT pg_advisory_xact_lock(hashtextextended('outbox', 0));
 DO $install$
 DECLARE
   version_found int;
-  version_known CONSTANT int := 1;
+  version_known CONSTANT int := 2;
 BEGIN
   IF to_regclass('outbox.schema_version') IS NOT NULL THEN
     EXECUTE 'SELECT max(version) FROM outbox.schema_version' INTO version_found;
@@ -57,7 +57,7 @@ BEGIN
   -- a bad event is outjet's to reject, not a reason to fail a business transaction. No status
   -- columns: the slot's confirmed_flush_lsn says what is published. The defaults of tenant_id,
   -- correlation_id and traceparent take what the application has SET for its session or
-  -- transaction: SET LOCAL outbox.tenant_id = '…'.
+  -- transaction: SET LOCAL outbox.tenant_id = '...'.
   EXECUTE format($create$
     CREATE TABLE outbox.events (
       id             uuid        NOT NULL DEFAULT %s,
@@ -104,7 +104,7 @@ COMMENT ON COLUMN outbox.events.topic IS
 -- Inserts one event and returns its id. Context that is not given comes from the settings
 -- outbox.tenant_id, outbox.correlation_id and outbox.traceparent.
 --
--- Not INSERT … RETURNING, which needs SELECT on the table. Names are qualified instead of a
+-- Not INSERT ... RETURNING, which needs SELECT on the table. Names are qualified instead of a
 -- SET search_path clause, which would cost every call.
 CREATE OR REPLACE FUNCTION outbox.emit(
   aggregatetype  text,
@@ -137,6 +137,44 @@ BEGIN
     coalesce(emit.traceparent,
       nullif(pg_catalog.current_setting('outbox.traceparent', true), ''))
   );
+  RETURN event_id;
+END
+$function$;
+
+-- The same event without a row: a logical message, which stands in the write-ahead log alone. It
+-- needs no privilege on any table, and cannot be looked up, replayed or recovered later.
+CREATE OR REPLACE FUNCTION outbox.emit_wal(
+  aggregatetype  text,
+  aggregateid    text,
+  type           text,
+  payload        jsonb       DEFAULT NULL,
+  topic          text        DEFAULT NULL,
+  headers        jsonb       DEFAULT NULL,
+  id             uuid        DEFAULT NULL,
+  dedup_key      text        DEFAULT NULL,
+  payload_raw    bytea       DEFAULT NULL,
+  content_type   text        DEFAULT NULL,
+  tenant_id      text        DEFAULT NULL,
+  correlation_id text        DEFAULT NULL,
+  traceparent    text        DEFAULT NULL
+) RETURNS uuid LANGUAGE plpgsql VOLATILE AS $function$
+DECLARE
+  event_id CONSTANT uuid := coalesce(emit_wal.id, outbox.new_id());
+BEGIN
+  -- Messages are sent as they are, where rows are sent in the client's encoding.
+  PERFORM pg_catalog.pg_logical_emit_message(true, 'outbox', pg_catalog.convert_to(
+    pg_catalog.json_build_object(
+    'id', event_id, 'aggregatetype', emit_wal.aggregatetype, 'aggregateid', emit_wal.aggregateid,
+    'type', emit_wal.type, 'payload', emit_wal.payload, 'topic', emit_wal.topic,
+    'headers', emit_wal.headers, 'dedup_key', emit_wal.dedup_key,
+    'payload_raw', pg_catalog.encode(emit_wal.payload_raw, 'base64'),
+    'content_type', emit_wal.content_type,
+    'tenant_id', coalesce(emit_wal.tenant_id,
+      nullif(pg_catalog.current_setting('outbox.tenant_id', true), '')),
+    'correlation_id', coalesce(emit_wal.correlation_id,
+      nullif(pg_catalog.current_setting('outbox.correlation_id', true), '')),
+    'traceparent', coalesce(emit_wal.traceparent,
+      nullif(pg_catalog.current_setting('outbox.traceparent', true), '')))::text, 'UTF8'));
   RETURN event_id;
 END
 $function$;
@@ -179,7 +217,7 @@ BEGIN
       CONTINUE;
     END IF;
 
-    -- LIKE and ATTACH, as CREATE TABLE … PARTITION OF waits for every open writer of the outbox,
+    -- LIKE and ATTACH, as CREATE TABLE ... PARTITION OF waits for every open writer of the outbox,
     -- and every later writer waits behind it. ATTACH locks DEFAULT alone.
     BEGIN
       EXECUTE format(
@@ -388,6 +426,6 @@ CROSS JOIN LATERAL (
 ) wal
 WHERE s.slot_type = 'logical' AND s.database = current_database();
 
-INSERT INTO outbox.schema_version (version) VALUES (1) ON CONFLICT DO NOTHING;
+INSERT INTO outbox.schema_version (version) VALUES (2) ON CONFLICT DO NOTHING;
 SELECT outbox.ensure_partitions();
 COMMIT;

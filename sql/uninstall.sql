@@ -27,6 +27,8 @@ DROP FUNCTION IF EXISTS
   outbox.wait_published(interval, name),
   outbox.expire_partitions(interval, name),
   outbox.ensure_partitions(int),
+  outbox.emit_wal(text, text, text, jsonb, text, jsonb, uuid, text, bytea,
+    text, text, text, text),
   outbox.emit(text, text, text, jsonb, text, jsonb, uuid, text, bytea,
     text, text, text, text),
   outbox.new_id();

@@ -69,11 +69,15 @@ pub enum Command {
     Check,
     /// Show the slot, the stream and how far publishing has come
     Status(Status),
+    /// Find out how an outbox table that is there already can be read
+    Inspect(Inspect),
     /// Write test events into the outbox
     Emit(Emit),
     /// Look after the events that could not be published
     #[command(subcommand)]
     DeadLetters(DeadLetters),
+    /// Publish rows of the outbox once more
+    Replay(Replay),
     /// Show the configuration
     #[command(subcommand)]
     Config(Config),
@@ -117,6 +121,17 @@ pub struct Status {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `inspect`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+It prints lines for outjet.yaml and, as a comment, what the newest row would become.
+Example: outjet inspect public.outboxes > outjet.yaml")]
+pub struct Inspect {
+    /// Name of the table, with its schema
+    #[arg(value_name = "TABLE")]
+    pub table: String,
 }
 
 /// `emit`.
@@ -188,11 +203,16 @@ pub enum DeadLetters {
     List(ListDeadLetters),
     /// Show one: its headers and what was kept of its body
     Show(ShowDeadLetter),
+    /// Publish their rows again, as they are now, and delete the letters once that is done
+    #[command(after_help = "\
+What goes out again is marked with the header Outjet-Replay. A letter stays if its row is gone, or
+if publishing it is not seen within a minute; ended at any moment, it may be published twice.")]
+    Retry(NamedDeadLetters),
     /// Delete them for good
     #[command(after_help = "\
 A letter that was stored within the last minutes may come back: Postgres sends its row again
 after a crash.")]
-    Drop(DropDeadLetters),
+    Drop(NamedDeadLetters),
 }
 
 /// `dead-letters list`.
@@ -217,15 +237,67 @@ pub struct ShowDeadLetter {
     pub sequence: u64,
 }
 
-/// `dead-letters drop`.
+/// `dead-letters retry` and `drop`.
 #[derive(Args, Debug)]
-pub struct DropDeadLetters {
+pub struct NamedDeadLetters {
     /// Their sequence numbers, as `list` shows them
     #[arg(value_name = "SEQ", required_unless_present = "all")]
     pub sequences: Vec<u64>,
     /// All of them
     #[arg(long, conflicts_with = "sequences")]
     pub all: bool,
+}
+
+/// `replay`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+The rows go to whoever leads, who publishes them in their turn, oldest first, marked with the header
+Outjet-Replay and with the same ids. Several conditions must hold together.
+
+Examples:
+  outjet replay --since '2026-11-20 08:00' --until '2026-11-20 09:00' --dry-run
+  outjet replay --aggregate order:42
+  outjet replay --where \"payload->>'state' = 'placed'\" --rate 500/s
+  outjet replay --all --subject-prefix events.replay.")]
+#[group(skip)]
+#[command(group = clap::ArgGroup::new("selection").required(true).multiple(true)
+    .args(["since", "until", "id", "aggregate", "condition", "all"]))]
+pub struct Replay {
+    /// Table, if several are configured
+    #[arg(long, value_name = "SCHEMA.TABLE")]
+    pub table: Option<String>,
+    /// Rows created then or later; UTC unless it says otherwise
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// Rows created before then
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<String>,
+    /// The row with this id (repeatable)
+    #[arg(long, value_name = "ID")]
+    pub id: Vec<String>,
+    /// Rows of one aggregate
+    #[arg(long, value_name = "TYPE:ID", value_parser = aggregate)]
+    pub aggregate: Option<(String, String)>,
+    /// Rows for which this holds, in SQL
+    #[arg(long = "where", value_name = "CONDITION")]
+    pub condition: Option<String>,
+    /// Every row
+    #[arg(long, conflicts_with_all = ["since", "until", "id", "aggregate", "condition"])]
+    pub all: bool,
+    /// At most so many a second, so that others are not kept waiting
+    #[arg(long, value_name = "N/s", value_parser = rate)]
+    pub rate: Option<u32>,
+    /// What stands before each subject, with its dot; the stream must cover it
+    #[arg(
+        long,
+        value_name = "PREFIX",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub subject_prefix: String,
+    /// Say how many rows and which come first; publish nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// `completions`.
@@ -237,6 +309,20 @@ pub struct Completions {
 
 fn at_least_one() -> clap::builder::RangedU64ValueParser {
     clap::value_parser!(u64).range(1..)
+}
+
+/// `TYPE:ID`.
+fn aggregate(text: &str) -> Result<(String, String), String> {
+    let parts = text.split_once(':');
+    let (kind, id) = parts.ok_or_else(|| "write TYPE:ID, as in order:42".to_owned())?;
+    Ok((kind.to_owned(), id.to_owned()))
+}
+
+/// `500/s`, or `500`.
+fn rate(text: &str) -> Result<u32, String> {
+    let number = text.strip_suffix("/s").unwrap_or(text).parse().ok();
+    let number = number.filter(|number| *number > 0);
+    number.ok_or_else(|| "write a number of events a second, as in 500/s".to_owned())
 }
 
 /// `KEY=VALUE`.
@@ -288,6 +374,32 @@ mod tests {
             panic!("not emit: {:?}", cli.command);
         };
         assert_eq!(emit.headers, [("a".to_owned(), "b=c".to_owned())]);
+    }
+
+    #[test]
+    fn replay_wants_to_be_told_what_and_never_guesses_that_it_is_everything() {
+        let typed = |words: &[&str]| {
+            let words = ["outjet", "replay"].iter().chain(words);
+            match Cli::try_parse_from(words).map(|cli| cli.command) {
+                Ok(Command::Replay(replay)) => Some(replay),
+                _ => None,
+            }
+        };
+        assert!(typed(&[]).is_none());
+        assert!(typed(&["--rate", "5", "--dry-run"]).is_none());
+        assert!(typed(&["--all", "--id", "7"]).is_none());
+        assert!(typed(&["--all", "--rate", "0/s"]).is_none());
+        let both = typed(&[
+            "--since",
+            "yesterday",
+            "--aggregate",
+            "a:b:c",
+            "--rate",
+            "5/s",
+        ]);
+        let both = both.unwrap();
+        assert_eq!(both.aggregate, Some(("a".to_owned(), "b:c".to_owned())));
+        assert_eq!(both.rate, Some(5));
     }
 
     #[test]

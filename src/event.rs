@@ -21,8 +21,10 @@ pub struct Event {
     pub headers: Headers,
     /// The body, as it stood in the row.
     pub payload: Bytes,
-    /// `schema.table` of the row.
+    /// `schema.table` of the row, or the prefix of a message.
     pub table: Arc<str>,
+    /// It was published before and goes out again, on purpose.
+    pub replayed: bool,
     /// Why it cannot be published: it belongs to the dead letters. The other fields then hold what
     /// could be read; the subject may be empty.
     pub rejected: Option<Box<Rejected>>,

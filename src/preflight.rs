@@ -10,6 +10,7 @@ mod table;
 
 pub use self::slot::{free_slot, gone as slot_gone};
 use crate::error::{Exit, Failure, Problem};
+use crate::mapping::Mapping;
 use crate::pg::catalog::{Facts, TableName};
 
 /// What is wanted of Postgres.
@@ -46,6 +47,18 @@ pub struct RequiredColumn {
     pub field: String,
     /// The table's.
     pub column: String,
+}
+
+impl RequiredColumn {
+    /// The columns that a mapping cannot do without.
+    pub fn of(mapping: &Mapping) -> Vec<Self> {
+        let columns = mapping.columns();
+        let columns = columns.map(|(field, column)| Self {
+            field: field.to_owned(),
+            column: column.to_owned(),
+        });
+        columns.collect()
+    }
 }
 
 /// One thing that was looked at.

@@ -128,8 +128,8 @@ impl Relay {
     /// The longest that WAL is left to gather for a portion.
     const GATHER_MAX: Duration = Duration::from_millis(1);
 
-    /// A server that goes on asks at most twice in `wal_sender_timeout`, and hardly ever, as it
-    /// hears from us before; one that is to shut down asks again after each answer (WalSndDone).
+    /// A server that goes on asks at most twice in `wal_sender_timeout`, and hardly ever, because
+    /// it hears from us before; one that is to shut down asks again after each answer (WalSndDone).
     const ASKED_MIN: u32 = 16;
 
     /// For a stream that was just started at `start`, the slot's confirmed position.
@@ -563,7 +563,13 @@ impl Relay {
             warn!("the publication sends more than inserts: updates and deletes are passed over");
         }
         if before.messages == 0 && passed.messages > 0 {
-            debug!("the slot sends logical messages: they are passed over");
+            debug!("the slot sends logical messages of others: they are passed over");
+        }
+        if before.loose_messages == 0 && passed.loose_messages > 0 {
+            warn!(
+                "logical messages were emitted outside of their transaction, where nothing is \
+                 committed: they are passed over; call pg_logical_emit_message(true, …)"
+            );
         }
     }
 }

@@ -1,19 +1,24 @@
 //! Claims about rows and the events that become of them, on the bytes that a server would send.
 
 mod headers;
+mod mapped;
+mod messages;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::mapping::Origin;
-use crate::mapping::tests::{Columns, described};
+use crate::mapping::tests::described;
+use crate::mapping::{Columns, Origin, Preset};
 use crate::pg::pgoutput::encode::{self, encode};
 use crate::pg::pgoutput::{LogicalMessage, TupleValue};
 
 const ID: &str = "0b5e3a52-5f2e-4d6e-8f4f-6a6d7f0c1d2e";
 const UUID: u32 = 2950;
 const TIMESTAMPTZ: u32 = 1184;
+const TEXT: u32 = 25;
+const VARCHAR: u32 = 1043;
+const XML: u32 = 142;
 
 /// The oid by which the outbox is described.
 const OUTBOX: u32 = 16_400;
@@ -53,9 +58,11 @@ type Values<'a> = &'a [(&'a str, Option<&'a [u8]>)];
 
 fn options() -> Options {
     Options {
-        tables: vec![Mapping::native("outbox", "events")],
+        tables: vec![Preset::Native.mapping("outbox", "events")],
+        prefixes: vec!["outbox".to_owned()],
         subject: Options::default_subject().unwrap(),
         routes: Vec::new(),
+        subject_prefix: None,
         format: Format::CloudEvents,
         source: None,
         database: "app".to_owned(),
@@ -75,6 +82,13 @@ impl Server {
         let mut server = Self::silent(options);
         server.begin();
         server.describe(COLUMNS);
+        server
+    }
+
+    /// With a transaction open and no table described.
+    fn new_undescribed(options: &Options) -> Self {
+        let mut server = Self::silent(options.clone());
+        server.begin();
         server
     }
 
@@ -158,12 +172,17 @@ fn commit_at(commit: u64, end: u64) -> Vec<u8> {
     })
 }
 
+/// A message that is none of ours.
 fn logical(transactional: bool) -> Vec<u8> {
+    emitted(transactional, ("heartbeat", b"x"))
+}
+
+fn emitted(transactional: bool, (prefix, content): (&str, &[u8])) -> Vec<u8> {
     encode(&Message::Logical(LogicalMessage {
         transactional,
         lsn: Lsn::new(1),
-        prefix: "outbox",
-        content: b"x",
+        prefix,
+        content,
     }))
 }
 
@@ -228,6 +247,7 @@ fn positions_count_everything_the_slot_sends_whatever_is_mapped() {
     let passed = Passed {
         headers: 0,
         messages: 2,
+        loose_messages: 0,
         changes: 1,
     };
     assert_eq!(server.assembler.passed(), passed);

@@ -15,22 +15,16 @@ pub(super) async fn dead_letters(
     config: &Config,
     out: Out<'_>,
 ) -> Result<bool, Failure> {
-    let options = config.sink_options();
-    let letterbox = match Letterbox::open(&options).await {
-        Ok(letterbox) => Some(letterbox),
-        // Nobody has needed it yet.
-        Err(Error::StreamMissing(_)) => None,
-        Err(error) => return Err(error.failure(&options)),
-    };
-    let letters = Letters { letterbox, options };
+    let letters = Letters::open(config).await?;
     match typed {
         cli::DeadLetters::List(typed) => letters.list(typed, out).await,
         cli::DeadLetters::Show(typed) => letters.show(typed.sequence, out).await,
         cli::DeadLetters::Drop(typed) => letters.drop(typed, out).await,
+        cli::DeadLetters::Retry(_) => unreachable!("dispatched before"),
     }
 }
 
-struct Letters {
+pub(super) struct Letters {
     letterbox: Option<Letterbox>,
     options: Options,
 }
@@ -49,6 +43,22 @@ struct Line<'a> {
 }
 
 impl Letters {
+    pub(super) async fn open(config: &Config) -> Result<Self, Failure> {
+        let options = config.sink_options();
+        let letterbox = match Letterbox::open(&options).await {
+            Ok(letterbox) => Some(letterbox),
+            // Nobody has needed it yet.
+            Err(Error::StreamMissing(_)) => None,
+            Err(error) => return Err(error.failure(&options)),
+        };
+        Ok(Self { letterbox, options })
+    }
+
+    /// The sequence number of the newest when it was opened.
+    pub(super) fn last_sequence(&self) -> u64 {
+        self.letterbox.as_ref().map_or(0, Letterbox::last_sequence)
+    }
+
     async fn list(&self, typed: &cli::ListDeadLetters, out: Out<'_>) -> Result<bool, Failure> {
         let mut from = typed.from;
         let mut listed = 0;
@@ -107,7 +117,7 @@ impl Letters {
         Ok(true)
     }
 
-    async fn drop(&self, typed: &cli::DropDeadLetters, out: Out<'_>) -> Result<bool, Failure> {
+    async fn drop(&self, typed: &cli::NamedDeadLetters, out: Out<'_>) -> Result<bool, Failure> {
         let mut dropped_all = true;
         for sequence in &typed.sequences {
             dropped_all &= self.drop_one(*sequence, out).await?;
@@ -123,19 +133,23 @@ impl Letters {
     }
 
     async fn drop_one(&self, sequence: u64, out: Out<'_>) -> Result<bool, Failure> {
-        let dropped = match &self.letterbox {
-            None => false,
-            Some(letterbox) => letterbox
-                .drop_letter(sequence)
-                .await
-                .map_err(|error| error.failure(&self.options))?,
-        };
+        let dropped = self.delete(sequence).await?;
         let done = if dropped { "dropped" } else { "absent " };
         writeln!(out, "{done}  dead letter {sequence}").map_err(unwritten)?;
         Ok(dropped)
     }
 
-    async fn next(&self, from: u64) -> Result<Option<DeadLetter>, Failure> {
+    /// Says whether there was one.
+    pub(super) async fn delete(&self, sequence: u64) -> Result<bool, Failure> {
+        let Some(letterbox) = &self.letterbox else {
+            return Ok(false);
+        };
+        let deleted = letterbox.drop_letter(sequence).await;
+        deleted.map_err(|error| error.failure(&self.options))
+    }
+
+    /// The first at or behind a sequence number.
+    pub(super) async fn next(&self, from: u64) -> Result<Option<DeadLetter>, Failure> {
         let Some(letterbox) = &self.letterbox else {
             return Ok(None);
         };

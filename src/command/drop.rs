@@ -136,7 +136,7 @@ fn refuse_active(slot: &Slot) -> Result<(), Failure> {
     ))
 }
 
-/// Looks into the slot. It may be dropped only if all of what it holds was seen, and no insert.
+/// Looks into the slot. It may be dropped only if all of what it holds was seen, and no event.
 async fn refuse_unconfirmed(client: &Client, slot: &Slot, facts: &Facts) -> Result<(), Failure> {
     let name = &slot.name;
     let refused = |cause: String| {
@@ -168,7 +168,7 @@ async fn refuse_unconfirmed(client: &Client, slot: &Slot, facts: &Facts) -> Resu
 /// Why not to drop a slot that holds this.
 fn judge(found: Unconfirmed) -> Option<String> {
     let all_seen = found.changes < i64::from(CHANGES_MAX);
-    match (found.inserts, all_seen) {
+    match (found.events, all_seen) {
         (0, true) => None,
         (0, false) => Some(format!(
             "it holds more than {CHANGES_MAX} changes, too many to look through"
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn slot_is_free_of_events_only_if_all_of_it_was_seen() {
-        let judge = |changes, inserts| judge(Unconfirmed { changes, inserts });
+        let judge = |changes, events| judge(Unconfirmed { changes, events });
         let full = i64::from(CHANGES_MAX);
         assert_eq!(judge(0, 0), None);
         assert_eq!(judge(full - 1, 0), None);

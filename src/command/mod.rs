@@ -6,6 +6,10 @@ pub mod config;
 mod dead_letters;
 pub mod drop;
 pub mod emit;
+mod handover;
+mod inspect;
+mod replay;
+mod retry;
 mod run;
 pub mod setup;
 pub mod shell;
@@ -16,7 +20,7 @@ use std::io::{self, IsTerminal, Write};
 
 use clap::ColorChoice;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{self, Cli, Command};
 use crate::config::Config;
 use crate::error::{Exit, Failure, Problem};
 use crate::pg::control::Control;
@@ -38,8 +42,10 @@ pub fn dispatch(
         | Command::Setup(_)
         | Command::Check
         | Command::Status(_)
+        | Command::Inspect(_)
         | Command::Emit(_)
         | Command::DeadLetters(_)
+        | Command::Replay(_)
         | Command::Drop(_) => connected(cli, environment, out),
     }
 }
@@ -71,6 +77,10 @@ fn connected(
     let color = colored(cli.global.color, environment);
     let done = runtime.block_on(async {
         match &cli.command {
+            Command::DeadLetters(cli::DeadLetters::Retry(typed)) => {
+                let params = config.params(environment)?;
+                retry::retry(typed, &config, &params, out).await
+            }
             Command::DeadLetters(typed) => dead_letters::dead_letters(typed, &config, out).await,
             Command::Run(typed) => run::run(typed, &config, environment, color).await,
             command => one_shot(command, &config, &config.params(environment)?, out).await,
@@ -95,7 +105,13 @@ async fn one_shot(
         Command::Status(typed) => status::status_all(config, params, typed.json, out)
             .await
             .map(|()| true),
+        Command::Inspect(typed) => inspect::inspect(typed, config, params, out)
+            .await
+            .map(|()| true),
         Command::Emit(typed) => emit::emit_all(typed, params, out).await.map(|()| true),
+        Command::Replay(typed) => replay::replay(typed, config, params, out)
+            .await
+            .map(|()| true),
         Command::Drop(typed) => drop::drop_all(typed, config, params, out)
             .await
             .map(|()| true),

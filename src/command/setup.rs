@@ -337,7 +337,7 @@ mod tests {
         assert_eq!(
             whats(&steps),
             [
-                "+ schema outbox, version 1",
+                "+ schema outbox, version 2",
                 "+ publication outjet",
                 "+ replication slot outjet"
             ]
@@ -346,11 +346,11 @@ mod tests {
 
     #[test]
     fn second_setup_looks_after_the_partitions_alone() {
-        let steps = plan(&facts(), Some(1), &options()).expect("a plan");
+        let steps = plan(&facts(), Some(2), &options()).expect("a plan");
         assert_eq!(
             whats(&steps),
             [
-                "= schema outbox, version 1",
+                "= schema outbox, version 2",
                 "+ partitions of the days ahead",
                 "= publication outjet",
                 "= replication slot outjet"
@@ -364,7 +364,7 @@ mod tests {
         if let Some(slot) = &mut facts.slot {
             slot.active = true;
         }
-        assert!(plan(&facts, Some(1), &options()).is_ok());
+        assert!(plan(&facts, Some(2), &options()).is_ok());
     }
 
     #[test]
@@ -373,7 +373,7 @@ mod tests {
         if let Some(table) = &mut facts.tables[0] {
             table.published = false;
         }
-        let steps = plan(&facts, Some(1), &options()).expect("a plan");
+        let steps = plan(&facts, Some(2), &options()).expect("a plan");
         let add = "ALTER PUBLICATION \"outjet\" ADD TABLE \"outbox\".\"events\";";
         assert!(
             steps
@@ -387,7 +387,7 @@ mod tests {
     fn publication_is_not_made_beside_an_older_slot() {
         let mut facts = facts();
         facts.publication = None;
-        let failure = plan(&facts, Some(1), &options()).expect_err("no plan");
+        let failure = plan(&facts, Some(2), &options()).expect_err("no plan");
         assert!(failure.problem.cause.contains("slot \"outjet\" exists"));
     }
 
@@ -397,7 +397,7 @@ mod tests {
         if let Some(publication) = &mut facts.publication {
             publication.insert = false;
         }
-        let failure = plan(&facts, Some(1), &options()).expect_err("no plan");
+        let failure = plan(&facts, Some(2), &options()).expect_err("no plan");
         assert!(failure.problem.problem.contains("does not publish inserts"));
     }
 
@@ -413,9 +413,15 @@ mod tests {
     }
 
     #[test]
+    fn older_schema_is_brought_up() {
+        let steps = plan(&facts(), Some(1), &options()).expect("a plan");
+        assert_eq!(whats(&steps)[0], "+ schema outbox, version 2");
+    }
+
+    #[test]
     fn newer_schema_is_left_alone() {
-        let failure = plan(&facts(), Some(2), &options()).expect_err("no plan");
-        assert_eq!(failure.problem.problem, "schema outbox is at version 2");
+        let failure = plan(&facts(), Some(3), &options()).expect_err("no plan");
+        assert_eq!(failure.problem.problem, "schema outbox is at version 3");
     }
 
     #[test]

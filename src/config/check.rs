@@ -11,7 +11,8 @@ use super::names::{check_pattern, check_prefix, check_publication, check_slot, c
 use super::problem::{Source, config_failure, origin_place};
 use super::raw::{Given, Raw};
 use super::value::{Bytes, Refusal, Setting, Url, duration_text, redact_url};
-use super::{Config, Http, Log, Nats, Postgres, Publish, Stream, Table, Tls};
+use super::{Config, Http, Log, Messages, Nats, Postgres, Publish, Stream, Table, Tls};
+use crate::assemble;
 use crate::error::Failure;
 
 /// Limits of the durations that the world has to keep. Below, networks are slower than that; above,
@@ -36,7 +37,7 @@ const REPLICAS: RangeInclusive<u32> = 1..=5;
 pub(super) fn config(raw: Raw, source: Option<&Source>) -> Result<Config, Failure> {
     let check = Check { raw: &raw, source };
     let (postgres, nats, stream) = (check.postgres()?, check.nats()?, check.stream()?);
-    let (tables, publish) = (check.tables()?, check.publish()?);
+    let (tables, messages, publish) = (check.tables()?, check.messages()?, check.publish()?);
     let (http, log) = (check.http()?, check.log()?);
     if tables.is_empty() {
         return Err(config_failure(
@@ -48,6 +49,7 @@ pub(super) fn config(raw: Raw, source: Option<&Source>) -> Result<Config, Failur
     Ok(Config {
         postgres,
         tables,
+        messages,
         nats,
         stream,
         publish,
@@ -109,6 +111,13 @@ impl Check<'_> {
             }
         };
         Ok(read!(self.tables).and(twice)?.required().0)
+    }
+
+    fn messages(&self) -> Result<Messages, Failure> {
+        let Texts(prefixes) = read!(self.messages.prefixes)
+            .and(check_prefixes)?
+            .required();
+        Ok(Messages { prefixes })
     }
 
     fn nats(&self) -> Result<Nats, Failure> {
@@ -198,6 +207,9 @@ impl Check<'_> {
         Ok(Publish {
             subject: read!(self.publish.subject).and_text(not_empty)?.required(),
             routes: read!(self.publish.routes).and(check_routes)?.required().0,
+            subject_prefix: read!(self.publish.subject_prefix)
+                .and_text(check_prefix)?
+                .optional(),
             format: read!(self.publish.format).required(),
             source: read!(self.publish.source).and_text(not_empty)?.optional(),
             on_reject: read!(self.publish.on_reject).required(),
@@ -399,6 +411,20 @@ fn check_subjects(Texts(subjects): &Texts) -> Result<(), Refusal> {
     subjects
         .iter()
         .try_for_each(|subject| named(subject, check_pattern(subject)))
+}
+
+fn check_prefixes(Texts(prefixes): &Texts) -> Result<(), Refusal> {
+    let reserved = |prefix: &&String| *prefix == assemble::HANDOVER;
+    if prefixes.iter().any(|prefix| prefix.is_empty()) {
+        return Err(Refusal::new("has an empty prefix", "remove it"));
+    }
+    match prefixes.iter().find(reserved) {
+        Some(prefix) => Err(Refusal::new(
+            format!("has `{prefix}`, which outjet itself uses for `outjet replay`"),
+            "choose another prefix",
+        )),
+        None => Ok(()),
+    }
 }
 
 fn check_routes(Routes(routes): &Routes) -> Result<(), Refusal> {

@@ -59,6 +59,8 @@ pub struct Config {
     pub postgres: Postgres,
     /// The outbox tables, each once.
     pub tables: Vec<Table>,
+    /// Events without a table.
+    pub messages: Messages,
     /// The NATS server.
     pub nats: Nats,
     /// The JetStream stream.
@@ -97,6 +99,13 @@ pub struct Postgres {
     pub halt_retry: Duration,
     /// Goes before what the connection string says.
     pub connect_timeout: Option<Duration>,
+}
+
+/// Events without a table.
+#[derive(Debug)]
+pub struct Messages {
+    /// Of the logical messages that are events.
+    pub prefixes: Vec<String>,
 }
 
 /// The NATS server and how to sign in there.
@@ -167,6 +176,8 @@ pub struct Publish {
     pub subject: String,
     /// In the order in which they are tried. Their syntax has not been checked.
     pub routes: Vec<Route>,
+    /// Before every subject.
+    pub subject_prefix: Option<String>,
     /// How an event is written.
     pub format: Format,
     /// `ce-source`.

@@ -210,6 +210,8 @@ section! {
         postgres: Postgres,
         /// The outbox tables.
         tables: Leaf<Tables>,
+        /// Events without a table.
+        messages: Messages,
         /// The NATS server.
         nats: Nats,
         /// The JetStream stream.
@@ -248,6 +250,14 @@ section! {
         halt_retry: Leaf<Duration>,
         /// How long connecting to one host may take; goes before what the URL says.
         connect_timeout: Leaf<Duration>,
+    }
+}
+
+section! {
+    /// `messages`.
+    Messages {
+        /// Prefixes of the logical messages that are events.
+        prefixes: Leaf<Texts>,
     }
 }
 
@@ -332,6 +342,8 @@ section! {
         subject: Leaf<String>,
         /// Subjects to change: the first match wins.
         routes: Leaf<Routes>,
+        /// Tokens before every subject, for a run beside an old relay.
+        subject_prefix: Leaf<String>,
         /// How an event is written as a message.
         format: Leaf<Format>,
         /// The attribute ce-source; without it, `/<database>/<schema>.<table>`.

@@ -470,6 +470,16 @@ impl Column {
     }
 }
 
+/// The columns of a table with the oids of their types, as an Insert's description has them.
+pub async fn described(client: &Client, name: &TableName) -> Result<Vec<(String, u32)>, Error> {
+    let sql = include_str!("../../sql/catalog/described.sql");
+    let doing = || format!("read the columns of table {name}");
+    let rows = client.query(sql, &[&name.schema, &name.name]).await;
+    let parse = |row: &Row| Ok((row.try_get("name")?, row.try_get("type_oid")?));
+    rows.and_then(|rows| rows.iter().map(parse).collect())
+        .map_err(wrap(doing))
+}
+
 /// An open transaction that has written: creating a slot waits for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenWriter {
@@ -515,8 +525,8 @@ pub async fn schema_version(client: &Client, server: &Server) -> Result<Option<i
 pub struct Unconfirmed {
     /// Changes looked at, of every kind.
     pub changes: i64,
-    /// Inserts among them.
-    pub inserts: i64,
+    /// Inserts and messages of transactions among them.
+    pub events: i64,
 }
 
 /// Looks into a slot without consuming anything, until about `changes_max` changes were seen. The
@@ -536,7 +546,7 @@ pub async fn unconfirmed(
     let parse = |row: Row| {
         Ok(Unconfirmed {
             changes: row.try_get("changes")?,
-            inserts: row.try_get("inserts")?,
+            events: row.try_get("events")?,
         })
     };
     row.and_then(parse).map_err(wrap(doing))

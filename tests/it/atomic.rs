@@ -124,7 +124,7 @@ async fn nobody_sees_a_part_of_a_transaction_while_outjet_and_the_server_are_kil
     let mut random = Random(11);
     let mut last = 0;
     for round in 0..6 {
-        for _ in 0..8 {
+        for _ in 0..3 {
             let size = SIZES[random.below(SIZES.len() as u64) as usize];
             commit(&delivery.session, size).await;
         }
@@ -153,14 +153,14 @@ async fn killed_in_the_middle_of_a_batch_nothing_of_it_appears_and_all_of_it_lat
     for (point, passage) in [
         ("published_in_part", 1),
         ("published_in_part", 2),
-        ("published_in_part", 900),
-        ("published_in_part", 1500),
+        ("published_in_part", 250),
+        ("published_in_part", 500),
         ("answered", 1),
         ("answered", 3),
         ("published", 2),
         ("settled", 1),
     ] {
-        for events in [2, 999, 1, 1000, 3] {
+        for events in [2, 300, 1, 300, 3] {
             commit(&delivery.session, events).await;
         }
         die_at(&delivery, point, passage).await;

@@ -58,6 +58,11 @@ impl Delivery {
         delivery
     }
 
+    /// What outjet is told from now on.
+    pub(crate) fn configure(&mut self, yaml: &str) {
+        yaml.clone_into(&mut self.config);
+    }
+
     /// A call of outjet with this configuration.
     pub(crate) fn outjet<'a>(
         &self,

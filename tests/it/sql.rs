@@ -72,7 +72,7 @@ async fn installing_again_or_twice_at_once_changes_nothing() {
     let found = "SELECT (SELECT count(*) FROM outbox.events) || ' ' ||
         (SELECT count(*) FROM pg_inherits WHERE inhparent = 'outbox.events'::regclass) || ' ' ||
         (SELECT string_agg(version::text, ',') FROM outbox.schema_version)";
-    assert_eq!(one.text(found).await, "1 9 1");
+    assert_eq!(one.text(found).await, "1 9 2");
 }
 
 #[tokio::test]
@@ -84,7 +84,7 @@ async fn newer_schema_and_foreign_table_are_left_alone() {
     let (_, message) = refusal(&client, INSTALL).await;
     assert_eq!(
         message,
-        "schema \"outbox\" is at version 99, this file installs version 1"
+        "schema \"outbox\" is at version 99, this file installs version 2"
     );
     client.run("CREATE DATABASE other; ").await;
     let other = Session::connect(&postgres.url_as("postgres", "other")).await;

@@ -39,13 +39,21 @@ const BORDERS: &[(&str, Border)] = &[
     ("event", Border::Only(&[])),
     ("route", Border::Only(&[])),
     ("format", Border::Only(&["event"])),
-    ("mapping", Border::Only(&["pg::pgoutput"])),
+    ("mapping", Border::Only(&["mapping", "pg::pgoutput"])),
     ("guard", Border::Only(&["event"])),
     ("window", Border::Only(&["lsn"])),
     // The only module that knows both pgoutput and events.
     (
         "assemble",
-        Border::Only(&["event", "format", "lsn", "mapping", "pg::pgoutput", "route"]),
+        Border::Only(&[
+            "assemble",
+            "event",
+            "format",
+            "lsn",
+            "mapping",
+            "pg::pgoutput",
+            "route",
+        ]),
     ),
     // What a slot sends; never what becomes of it. Of the window only the proof of storage.
     (

@@ -381,6 +381,7 @@ mod tests {
             headers: Headers::default(),
             payload: Bytes::new(),
             table: "outbox.events".into(),
+            replayed: false,
             rejected: None,
             followers: 0,
         }

@@ -5,6 +5,9 @@ use async_nats::{HeaderMap, HeaderName as NatsHeaderName, HeaderValue};
 use super::tail::{MESSAGE_ID, PLAIN_ID, POSITION, SOURCE};
 use crate::event::{Event, HeaderName};
 
+/// On what was published before and goes out again.
+const REPLAY: &str = "Outjet-Replay";
+
 /// The bytes of a header block as it is sent; the server counts them with the body.
 pub(super) fn wire_len(headers: &HeaderMap) -> usize {
     let lines = headers.iter().flat_map(|(name, values)| {
@@ -24,6 +27,8 @@ pub(super) fn headers(event: &Event, source: &str, anonymous: bool) -> HeaderMap
         NatsHeaderName::from_static(POSITION),
         event.position.to_string(),
     );
+    // The server would take what goes out again for a duplicate, and so would other streams.
+    let anonymous = anonymous || event.replayed;
     let id = if anonymous { PLAIN_ID } else { MESSAGE_ID };
     headers.insert(NatsHeaderName::from_static(id), event.id.as_str());
     headers
@@ -41,6 +46,9 @@ pub(super) fn row_headers(event: &Event) -> HeaderMap {
             HeaderName::Known(name) => headers.insert(NatsHeaderName::from_static(name), value),
             HeaderName::Custom(name) => headers.append(name.as_ref(), value),
         }
+    }
+    if event.replayed {
+        headers.insert(NatsHeaderName::from_static(REPLAY), "1");
     }
     headers
 }

@@ -94,6 +94,11 @@ impl Letterbox {
         self.connection.unless_broken(Box::pin(read)).await
     }
 
+    /// The sequence number of the newest dead letter when it was opened.
+    pub fn last_sequence(&self) -> u64 {
+        self.connection.info.state.last_sequence
+    }
+
     /// Deletes a dead letter. Says whether there was one.
     pub async fn drop_letter(&self, sequence: u64) -> Result<bool, Error> {
         let letter = self.next(sequence).await?;

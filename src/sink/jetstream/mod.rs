@@ -529,6 +529,12 @@ impl JetStream {
             .iter()
             .any(|pattern| route::matches(pattern, &event.subject))
         {
+            if event.replayed {
+                // Its subject may have a prefix that one call of a command chose.
+                let error = format!("the stream does not cover subject {:?}", event.subject);
+                let reason = "uncovered";
+                return Err(unsendable(event, Rejected { reason, error }));
+            }
             return Err(Error::Uncovered {
                 name: self.options.stream.name.clone(),
                 subjects: subjects.join(", "),

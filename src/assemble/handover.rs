@@ -1,0 +1,83 @@
+//! A row that is to go out again, as outjet itself writes it into the log: a message of the prefix
+//! [`HANDOVER`] that whoever leads reads as an Insert of that row. It brings the columns along,
+//! because the server describes a table only before a row of it.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::{AssembleError, HANDOVER, Options, Reason, Rejection, RowReader, Step, Transaction};
+use crate::event::Position;
+use crate::mapping::Plan;
+
+/// The content of such a message, in JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Handover {
+    /// The table's schema.
+    pub schema: String,
+    /// The table's name.
+    pub table: String,
+    /// The row's id, for whoever cannot map it.
+    pub id: String,
+    /// What stands before the subject; may be empty.
+    pub subject_prefix: String,
+    /// For each column its name, the oid of its type, and its value in text form, as an Insert has
+    /// it.
+    pub row: Vec<(String, u32, Option<String>)>,
+}
+
+/// Makes the event of it; what cannot be one is a rejection, since the message may be anybody's.
+pub(super) fn take(
+    options: &Options,
+    (open, position): (&mut Transaction, Position),
+    (content, reserved): (Bytes, &mut u64),
+) -> Result<Step, AssembleError> {
+    let reject = |(table, id): (String, String), reason: String| {
+        Ok(Step::Rejected(Box::new(Rejection {
+            position,
+            table: table.into(),
+            id,
+            reason: Reason::Message(reason),
+            subject: String::new(),
+            payload: content.clone(),
+        })))
+    };
+    let handed: Handover = match serde_json::from_slice(&content) {
+        Ok(handed) => handed,
+        Err(error) => {
+            let reason = format!("not outjet's (at character {})", error.column());
+            return reject((HANDOVER.to_owned(), String::new()), reason);
+        }
+    };
+    let table = format!("{}.{}", handed.schema, handed.table);
+    let named = (table, handed.id.clone());
+    if options.prefixes.is_empty() {
+        return reject(named, "messages.prefixes is empty".to_owned());
+    }
+    let mut tables = options.tables.iter();
+    let mapping = tables.find(|t| t.schema() == handed.schema && t.table() == handed.table);
+    let Some(mapping) = mapping else {
+        let reason = format!("{} is not among the tables of whoever leads", named.0);
+        return reject(named, reason);
+    };
+    let columns: Vec<_> = handed
+        .row
+        .iter()
+        .map(|(name, oid, _)| (&**name, *oid))
+        .collect();
+    let plan = match Plan::resolve(mapping, &columns, options.subject.fields()) {
+        Ok(plan) => plan,
+        Err(error) => return reject(named, error.to_string()),
+    };
+    let values = handed.row.iter();
+    let values = values.map(|(_, _, value)| value.as_deref().map(str::as_bytes));
+    let reader = RowReader {
+        options,
+        plan: &plan,
+        source: &options.source_of(&plan.table),
+        row: plan.row(values.collect()),
+        body: &content,
+        again: Some(&handed.subject_prefix),
+    };
+    Ok(reader.step(position, open.committed(), reserved))
+}
