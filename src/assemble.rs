@@ -6,6 +6,8 @@
 
 mod handover;
 mod message;
+mod sample;
+mod values;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -18,9 +20,9 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::event::{Event, Headers, Position, Rejected, header_is_sound};
-use crate::format::{Fields, Format, rfc3339};
+use crate::format::{Body, Fields, Format, Json, rfc3339};
 use crate::lsn::Lsn;
-use crate::mapping::{Field, Mapping, MappingError, Plan, Row, Value};
+use crate::mapping::{Fault, Field, Mapping, MappingError, Plan, Row, Value};
 use crate::pg::pgoutput::{DecodeError, Message, PgTime, Relation, Tuple, decode};
 use crate::route::{Route, RouteError, Template, check_subject};
 pub use handover::Handover;
@@ -28,6 +30,8 @@ use message::MessageTable;
 
 /// The prefix of the messages by which outjet itself hands a row to whoever leads.
 pub const HANDOVER: &str = "outjet";
+pub use sample::sample;
+use values::{flag, in_json, is_json, media_type, texts, unhex};
 
 /// What events are made of.
 #[derive(Clone, Debug)]
@@ -40,6 +44,8 @@ pub struct Options {
     pub subject: Template,
     /// What becomes of subjects; the first match wins.
     pub routes: Vec<Route>,
+    /// What stands before every subject, whatever it was made of.
+    pub subject_prefix: Option<String>,
     /// The headers.
     pub format: Format,
     /// `ce-source`; `/<database>/<schema>.<table>` if `None`.
@@ -141,8 +147,17 @@ pub enum Reason {
     /// A logical message does not hold what a row of `outbox.events` would.
     #[error("the message is not an event: {0}")]
     Message(String),
+    /// What is inside a column cannot be had.
+    #[error(transparent)]
+    Inside(#[from] Fault),
+    /// A payload that a JSON body cannot hold.
+    #[error("the payload is not well-formed JSON, as its content type says")]
+    Payload,
+    /// A list of another shape.
+    #[error("{0} is not a list of texts")]
+    List(&'static str),
     /// No server takes this subject.
-    #[error("subject {subject:?} cannot be published to: {why}")]
+    #[error("its subject cannot be published to, {why}: {subject:?}")]
     Subject {
         /// The subject.
         subject: String,
@@ -161,6 +176,9 @@ impl Reason {
             Self::Bytea(_) => "bytea",
             Self::Headers(_) | Self::Header(_) => "header",
             Self::Message(_) => "message",
+            Self::Inside(_) => "inside_column",
+            Self::Payload => "payload",
+            Self::List(_) => "list",
             Self::Subject { .. } => "subject",
         }
     }
@@ -216,7 +234,7 @@ pub struct Assembler {
 
 #[derive(Debug)]
 enum Known {
-    Outbox { plan: Plan, source: String },
+    Outbox { plan: Box<Plan>, source: String },
     Other(String),
 }
 
@@ -308,8 +326,11 @@ impl Assembler {
         let mapping = tables.find(|known| known.schema() == schema && known.table() == table);
         let known = match mapping {
             Some(mapping) => {
-                let plan = Plan::resolve(mapping, relation, self.options.subject.fields())?;
+                let columns = relation.columns.iter();
+                let columns: Vec<_> = columns.map(|c| (c.name, c.type_oid)).collect();
+                let plan = Plan::resolve(mapping, &columns, self.options.subject.fields())?;
                 let source = self.options.source_of(&plan.table);
+                let plan = Box::new(plan);
                 Known::Outbox { plan, source }
             }
             // Leaf partitions are described, too; their rows come as the root's.
@@ -377,6 +398,13 @@ fn timestamp(time: PgTime) -> String {
         .unwrap_or_default()
 }
 
+/// What fields are that do not stand in the row as they are sent.
+struct Made<'a> {
+    created: Option<String>,
+    pii_fields: Option<Vec<String>>,
+    extra: Vec<(&'a str, &'a str)>,
+}
+
 /// One row on its way to an event.
 struct RowReader<'a> {
     options: &'a Options,
@@ -409,28 +437,32 @@ impl RowReader<'_> {
         committed: &str,
         reserved: &mut u64,
     ) -> Result<Event, Reason> {
+        if let Some(fault) = &self.row.fault {
+            return Err(fault.clone().into());
+        }
         let id = self.text(Field::Id)?.ok_or(Reason::NoId)?;
-        let (payload, content_type) = self.payload()?;
-        let created = self.text(Field::CreatedAt)?.and_then(rfc3339);
+        let (payload, type_oid) = self.payload()?;
+        let made = Made {
+            created: self.text(Field::CreatedAt)?.and_then(rfc3339),
+            pii_fields: self.value(Field::PiiFields).map(texts).transpose()?,
+            extra: self.extra()?,
+        };
         let fields = Fields {
             id,
-            source: self.source,
-            kind: self.text(Field::Type)?,
-            aggregatetype: self.text(Field::AggregateType)?,
-            aggregateid: self.text(Field::AggregateId)?,
-            created: created.as_deref(),
             committed,
-            content_type: self.text(Field::ContentType)?.or(content_type),
-            tenant: self.text(Field::TenantId)?,
-            correlation: self.text(Field::CorrelationId)?,
-            dedup_key: self.text(Field::DedupKey)?,
-            traceparent: self.text(Field::Traceparent)?,
-            tracestate: self.text(Field::Tracestate)?,
-            baggage: self.text(Field::Baggage)?,
+            ..self.fields(type_oid, &made)?
         };
         let mut headers = Headers::with_capacity(16, 512);
-        self.options.format.dress(&mut headers, &fields);
+        let format = self.options.format;
+        format.dress(&mut headers, &fields);
         self.custom_headers(&mut headers, reserved)?;
+        let payload = match format.wraps() {
+            true => {
+                let body = body(&payload, type_oid, fields.content_type)?;
+                format.body(&fields, body).unwrap_or_default()
+            }
+            false => payload,
+        };
         let id = message_id(&self.plan.table, id);
         if let Some((name, _)) = headers
             .iter()
@@ -454,9 +486,60 @@ impl RowReader<'_> {
         })
     }
 
+    fn fields<'s>(
+        &'s self,
+        type_oid: Option<u32>,
+        made: &'s Made<'_>,
+    ) -> Result<Fields<'s>, Reason> {
+        let suggested = type_oid.and_then(media_type);
+        Ok(Fields {
+            id: "",
+            committed: "",
+            source: self.source,
+            kind: self.text(Field::Type)?,
+            aggregatetype: self.text(Field::AggregateType)?,
+            aggregateid: self.text(Field::AggregateId)?,
+            created: made.created.as_deref(),
+            content_type: self.text(Field::ContentType)?.or(suggested),
+            tenant: self.text(Field::TenantId)?,
+            correlation: self.text(Field::CorrelationId)?,
+            dedup_key: self.text(Field::DedupKey)?,
+            traceparent: self.text(Field::Traceparent)?,
+            tracestate: self.text(Field::Tracestate)?,
+            baggage: self.text(Field::Baggage)?,
+            schema_version: self.json(Field::SchemaVersion)?,
+            trace_id: self.text(Field::TraceId)?,
+            producer: self.text(Field::Producer)?,
+            pii: self.text(Field::Pii)?.map(flag),
+            pii_fields: made.pii_fields.as_deref(),
+            consent: self.json(Field::Consent)?,
+            metadata: self.json(Field::Metadata)?,
+            extra: &made.extra,
+        })
+    }
+
+    fn value(&self, field: Field) -> Option<Value<'_>> {
+        self.plan.value(&self.row, field)
+    }
+
     fn text(&self, field: Field) -> Result<Option<&str>, Reason> {
-        let value = self.plan.value(&self.row, field);
+        let value = self.value(field);
         value.map(|value| utf8(value, field.key())).transpose()
+    }
+
+    fn json(&self, field: Field) -> Result<Option<Json<'_>>, Reason> {
+        let Some(value) = self.value(field) else {
+            return Ok(None);
+        };
+        let text = utf8(value, field.key())?;
+        Ok(Some(in_json(text, value.type_oid)))
+    }
+
+    /// Columns that become headers.
+    fn extra(&self) -> Result<Vec<(&str, &str)>, Reason> {
+        let extra = self.plan.extra(&self.row);
+        let texts = extra.map(|(header, value)| Ok((header, utf8(value, "an extra column")?)));
+        texts.collect()
     }
 
     fn lossy_id(&self) -> String {
@@ -477,9 +560,13 @@ impl RowReader<'_> {
             });
         }
         let mut routes = self.options.routes.iter();
-        let subject = routes
+        let mut subject = routes
             .find_map(|route| route.apply(&subject))
             .unwrap_or(subject);
+        if let Some(prefix) = &self.options.subject_prefix {
+            subject.insert(0, '.');
+            subject.insert_str(0, prefix);
+        }
         let subject = match self.again {
             Some(prefix) => format!("{prefix}{subject}"),
             None => subject,
@@ -490,10 +577,10 @@ impl RowReader<'_> {
         }
     }
 
-    /// The body and the media type that its column's type suggests.
-    fn payload(&self) -> Result<(Bytes, Option<&'static str>), Reason> {
-        let payload = self.plan.value(&self.row, Field::Payload);
-        let raw = self.plan.value(&self.row, Field::PayloadRaw);
+    /// The payload, and the oid of its type; none if it is NULL.
+    fn payload(&self) -> Result<(Bytes, Option<u32>), Reason> {
+        let payload = self.value(Field::Payload);
+        let raw = self.value(Field::PayloadRaw);
         let (value, key) = match (payload, raw) {
             (Some(_), Some(_)) => return Err(Reason::TwoPayloads),
             (Some(value), None) => (value, Field::Payload.key()),
@@ -505,7 +592,7 @@ impl RowReader<'_> {
             _ if holds(self.body, value.text) => self.body.slice_ref(value.text),
             _ => Bytes::copy_from_slice(value.text),
         };
-        Ok((bytes, media_type(value.type_oid)))
+        Ok((bytes, Some(value.type_oid)))
     }
 
     /// The first body there is, as Postgres prints it.
@@ -519,13 +606,14 @@ impl RowReader<'_> {
     /// Passes the row's own headers on, except those that the server, a format or we give a
     /// meaning: `Nats-Rollup` would purge the stream.
     fn custom_headers(&self, headers: &mut Headers, reserved: &mut u64) -> Result<(), Reason> {
-        let Some(value) = self.plan.value(&self.row, Field::Headers) else {
+        let Some(value) = self.value(Field::Headers) else {
             return Ok(());
         };
         // As they are written: a number is passed on with all of its digits.
         let object: Option<BTreeMap<String, &RawValue>> = json(value.text)?;
         for (name, value) in object.iter().flatten() {
-            if is_reserved(name) || headers.find(name).is_some() {
+            let reserved_here = is_reserved(name) || self.options.format.reserves(name);
+            if reserved_here || headers.find(name).is_some() {
                 *reserved += 1;
                 continue;
             }
@@ -546,6 +634,29 @@ fn holds(body: &Bytes, value: &[u8]) -> bool {
     body.as_ptr_range().contains(&value.as_ptr())
 }
 
+/// A payload as a body of JSON can hold it.
+fn body<'a>(
+    payload: &'a Bytes,
+    type_oid: Option<u32>,
+    content_type: Option<&str>,
+) -> Result<Body<'a>, Reason> {
+    let Some(type_oid) = type_oid else {
+        return Ok(Body::Absent);
+    };
+    if type_oid == BYTEA {
+        return Ok(Body::Bytes(payload));
+    }
+    let text = std::str::from_utf8(payload).map_err(|_| Reason::NotUtf8("payload"))?;
+    Ok(Body::Json(match type_oid {
+        JSON | JSONB => Json::Raw(text),
+        _ if content_type.is_some_and(is_json) => {
+            let checked: Result<&RawValue, _> = serde_json::from_str(text);
+            Json::Raw(checked.map_err(|_| Reason::Payload)?.get())
+        }
+        _ => Json::Text(text),
+    }))
+}
+
 /// Reads JSON of a row's headers. What is wrong with it is told without a word of it.
 fn json<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T, Reason> {
     serde_json::from_slice(text).map_err(|error| {
@@ -561,11 +672,8 @@ fn json<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T, Reason> {
 fn push_custom(headers: &mut Headers, name: &str, json_text: &str) -> Result<(), Reason> {
     match json_text.as_bytes().first() {
         Some(b'"') => headers.push_custom(name, &json::<String>(json_text.as_bytes())?),
-        Some(b'{' | b'[') => {
-            let reason = format!("{name:?} is neither text nor an array of texts");
-            return Err(Reason::Headers(reason));
-        }
         Some(b'n') => {}
+        // An object too: pollers that put JSON into headers write it as text.
         _ => headers.push_custom(name, json_text),
     }
     Ok(())
@@ -607,38 +715,7 @@ fn is_uuid(text: &str) -> bool {
 /// `pg_type.oid` of the types that matter (`pg_type.dat`).
 const BYTEA: u32 = 17;
 const JSON: u32 = 114;
-const XML: u32 = 142;
 const JSONB: u32 = 3802;
-const TEXT: u32 = 25;
-const VARCHAR: u32 = 1043;
-
-fn media_type(type_oid: u32) -> Option<&'static str> {
-    match type_oid {
-        JSON | JSONB => Some("application/json"),
-        BYTEA => Some("application/octet-stream"),
-        XML => Some("application/xml"),
-        TEXT | VARCHAR => Some("text/plain"),
-        _ => None,
-    }
-}
-
-/// Reads the hex form of bytea: `\x` and two digits a byte.
-fn unhex(text: &[u8]) -> Option<Bytes> {
-    let digits = text.strip_prefix(b"\\x")?;
-    let digit = |byte: u8| {
-        char::from(byte)
-            .to_digit(16)
-            .and_then(|value| u8::try_from(value).ok())
-    };
-    let (pairs, rest) = digits.as_chunks::<2>();
-    let bytes = pairs
-        .iter()
-        .map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?));
-    rest.is_empty()
-        .then(|| bytes.collect::<Option<Vec<u8>>>())
-        .flatten()
-        .map(Bytes::from)
-}
 
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,7 @@
 //! The command line: what can be typed, and nothing about what it does.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, ColorChoice, Parser, Subcommand};
 
@@ -69,8 +70,14 @@ pub enum Command {
     Check,
     /// Show the slot, the stream and how far publishing has come
     Status(Status),
+    /// Find out how an outbox table that is there already can be read
+    Inspect(Inspect),
     /// Write test events into the outbox
     Emit(Emit),
+    /// Compare the outbox tables with the stream; exit with 1 if they differ
+    Verify(Verify),
+    /// Come back from a lost or missing slot: publish what the stream lacks, from the tables
+    Recover(Recover),
     /// Look after the events that could not be published
     #[command(subcommand)]
     DeadLetters(DeadLetters),
@@ -111,14 +118,39 @@ pub struct Setup {
     /// Print the SQL and the stream's configuration; change nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// With a new slot, publish the rows that are in the tables already
+    #[arg(long, conflicts_with = "dry_run")]
+    pub backfill: bool,
 }
 
 /// `status`.
 #[derive(Args, Debug)]
+#[command(after_help = "\
+Exit codes: 0 shown, 69 a server cannot be reached. What the fields of --json mean stands in
+docs/status.md. With --watch it looks again and again, on a terminal in place, elsewhere a line for
+each look; only the first look may fail.")]
 pub struct Status {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// Look again and again, until interrupted
+    #[arg(long)]
+    pub watch: bool,
+    /// Time between looks
+    #[arg(long, value_name = "TIME", value_parser = interval)]
+    #[arg(requires = "watch", default_value = "1s")]
+    pub interval: Duration,
+}
+
+/// `inspect`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+It prints lines for outjet.yaml and, as a comment, what the newest row would become.
+Example: outjet inspect public.outboxes > outjet.yaml")]
+pub struct Inspect {
+    /// Name of the table, with its schema
+    #[arg(value_name = "TABLE")]
+    pub table: String,
 }
 
 /// `emit`.
@@ -181,6 +213,34 @@ pub struct Drop {
     /// Do not ask
     #[arg(short, long)]
     pub yes: bool,
+}
+
+/// `verify`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+It reads the whole stream, and wants SELECT on the tables and TEMPORARY on the database.
+Rows that were dropped from the tables cannot be compared.")]
+pub struct Verify {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Compare rows that were created at this time or later [default: what the stream reaches back]
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// Give outjet this long to publish what was committed just now
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub wait: u64,
+}
+
+/// `recover`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Rows that are no more in the tables cannot be published. It can be interrupted at any time,
+and finishes when it is run again.")]
+pub struct Recover {
+    /// Rows that were created before this time were published [default: what the stream tells]
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
 }
 
 /// `dead-letters`.
@@ -310,6 +370,22 @@ fn rate(text: &str) -> Result<u32, String> {
     let number = text.strip_suffix("/s").unwrap_or(text).parse().ok();
     let number = number.filter(|number| *number > 0);
     number.ok_or_else(|| "write a number of events a second, as in 500/s".to_owned())
+}
+
+/// `500ms`, `2s` or `1m`; each look connects anew, so not too often.
+fn interval(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_lowercase());
+    let unit = match &text[digits.len()..] {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        _ => 0,
+    };
+    let parsed = digits.parse::<u32>().ok();
+    match parsed.map(|number| Duration::from_millis(u64::from(number) * unit)) {
+        Some(interval) if interval >= Duration::from_millis(100) => Ok(interval),
+        _ => Err("write a number and a unit: 500ms, 2s or 1m; at least 100ms".to_owned()),
+    }
 }
 
 /// `KEY=VALUE`.

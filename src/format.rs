@@ -1,9 +1,15 @@
-//! What an event's headers say: CloudEvents in binary mode, or the least that consumers need. Pure;
-//! gets the fields of a row as text and knows neither tables nor NATS.
+//! What an event says of itself, and how: CloudEvents in binary or structured mode, an envelope, or
+//! the least that consumers need. Pure; gets the fields of a row as text and knows neither tables
+//! nor NATS. JSON from a row is never written anew: its bytes stand in a body as they came.
 //!
-//! CloudEvents NATS binding 1.0.3: attributes are headers `ce-…`, their values percent-encoded.
+//! CloudEvents NATS binding 1.0.3: attributes are headers `ce-…`, their values percent-encoded; or
+//! members of a JSON object under `Content-Type: application/cloudevents+json`.
 
 use std::fmt::Write as _;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
 
 use crate::event::Headers;
 
@@ -14,6 +20,10 @@ pub enum Format {
     CloudEvents,
     /// The body as it is; id, position and trace context as headers.
     Minimal,
+    /// CloudEvents 1.0, structured mode: attributes and payload as one JSON object.
+    Structured,
+    /// A JSON object with the payload in it and, around it, version, tenant, producer, privacy.
+    Envelope,
 }
 
 /// The fields of a row that a format can use. Text as Postgres gives it.
@@ -21,7 +31,7 @@ pub enum Format {
 pub struct Fields<'a> {
     /// The row's id.
     pub id: &'a str,
-    /// `ce-source`.
+    /// `ce-source`, where the row names no producer.
     pub source: &'a str,
     /// The event type.
     pub kind: Option<&'a str>,
@@ -47,38 +57,125 @@ pub struct Fields<'a> {
     pub tracestate: Option<&'a str>,
     /// W3C baggage, unchanged.
     pub baggage: Option<&'a str>,
+    /// The version of the payload's schema.
+    pub schema_version: Option<Json<'a>>,
+    /// The trace, where there is no trace context.
+    pub trace_id: Option<&'a str>,
+    /// Who made the event.
+    pub producer: Option<&'a str>,
+    /// Whether the payload holds personal data.
+    pub pii: Option<bool>,
+    /// Which members of it do.
+    pub pii_fields: Option<&'a [String]>,
+    /// What the person agreed to.
+    pub consent: Option<Json<'a>>,
+    /// JSON beside the payload.
+    pub metadata: Option<Json<'a>>,
+    /// Headers from columns of their own; those that begin with `ce-` are attributes.
+    pub extra: &'a [(&'a str, &'a str)],
+}
+
+/// A value as it stands in JSON.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Json<'a> {
+    /// JSON already: a number, `true`, an object.
+    Raw(&'a str),
+    /// A text, without quotes.
+    Text(&'a str),
+}
+
+impl<'a> Json<'a> {
+    fn text(self) -> &'a str {
+        match self {
+            Self::Raw(text) | Self::Text(text) => text,
+        }
+    }
+}
+
+/// A payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Body<'a> {
+    /// NULL.
+    Absent,
+    /// JSON, or text that is none.
+    Json(Json<'a>),
+    /// Bytes of any kind.
+    Bytes(&'a [u8]),
 }
 
 impl Format {
+    /// Whether the body is one that this format writes around the payload.
+    pub fn wraps(self) -> bool {
+        match self {
+            Self::CloudEvents | Self::Minimal => false,
+            Self::Structured | Self::Envelope => true,
+        }
+    }
+
+    /// Whether a row cannot have a header of this name, because of what it means in this format:
+    /// by `Content-Type` a consumer tells the modes of CloudEvents apart.
+    pub fn reserves(self, name: &str) -> bool {
+        self != Self::Minimal && name.eq_ignore_ascii_case("content-type")
+    }
+
     /// Adds the headers of this format.
     pub fn dress(self, headers: &mut Headers, fields: &Fields<'_>) {
-        if self == Self::CloudEvents {
-            cloudevents(headers, fields);
+        match self {
+            Self::CloudEvents => cloudevents(headers, fields),
+            Self::Structured => headers.push_str("Content-Type", "application/cloudevents+json"),
+            Self::Envelope => headers.push_str("Content-Type", "application/json"),
+            Self::Minimal => {}
         }
         let plain = [
             ("Outjet-Dedup-Key", fields.dedup_key),
             ("traceparent", fields.traceparent),
             ("tracestate", fields.tracestate),
             ("baggage", fields.baggage),
+            ("Outjet-Pii", fields.pii.filter(|pii| *pii).map(|_| "true")),
+            ("Outjet-Consent", fields.consent.map(Json::text)),
         ];
         for (name, value) in plain {
             if let Some(value) = value {
                 headers.push_str(name, value);
             }
         }
+        if let Some(names) = fields.pii_fields {
+            headers.push_with("Outjet-Pii-Fields", |text| text.push_str(&names.join(",")));
+        }
+        for (name, value) in fields.extra {
+            if !name.starts_with(ATTRIBUTE) {
+                headers.push_custom(name, value);
+            } else if self == Self::CloudEvents && !value.is_empty() {
+                headers.push_custom(name, &percent_encoded(value));
+            }
+        }
+    }
+
+    /// The body, if this format writes one.
+    pub fn body(self, fields: &Fields<'_>, payload: Body<'_>) -> Option<Bytes> {
+        match self {
+            Self::CloudEvents | Self::Minimal => None,
+            Self::Structured => Some(structured(fields, payload)),
+            Self::Envelope => Some(envelope(fields, payload)),
+        }
     }
 }
 
-fn cloudevents(headers: &mut Headers, fields: &Fields<'_>) {
-    headers.push_str("ce-specversion", "1.0");
+/// What the header of an attribute begins with.
+pub const ATTRIBUTE: &str = "ce-";
+
+/// Every attribute that has a value, by the name of its header; the value in parts.
+fn attributes(fields: &Fields<'_>, mut put: impl FnMut(&'static str, &[&str])) {
+    // An attribute that is absent or empty is not sent (CloudEvents 1.0, "Attributes").
     let mut attribute = |name, value: Option<&str>| {
-        // An attribute that is absent or empty is not sent (CloudEvents 1.0, "Attributes").
         if let Some(value) = value.filter(|value| !value.is_empty()) {
-            headers.push_with(name, |text| percent_encode(text, value));
+            put(name, &[value]);
         }
     };
+    let producer = fields.producer.filter(|producer| !producer.is_empty());
+    attribute("ce-specversion", Some("1.0"));
     attribute("ce-id", Some(fields.id));
-    attribute("ce-source", Some(fields.source));
+    attribute("ce-source", Some(producer.unwrap_or(fields.source)));
     attribute("ce-type", fields.kind);
     attribute("ce-subject", fields.aggregateid);
     attribute("ce-time", fields.created);
@@ -86,13 +183,138 @@ fn cloudevents(headers: &mut Headers, fields: &Fields<'_>) {
     attribute("ce-datacontenttype", fields.content_type);
     attribute("ce-correlationid", fields.correlation);
     attribute("ce-tenantid", fields.tenant);
+    attribute("ce-schemaversion", fields.schema_version.map(Json::text));
+    attribute("ce-traceid", fields.trace_id);
     if let (Some(kind), Some(id)) = (fields.aggregatetype, fields.aggregateid) {
-        headers.push_with("ce-partitionkey", |text| {
-            percent_encode(text, kind);
-            text.push(':');
-            percent_encode(text, id);
-        });
+        put("ce-partitionkey", &[kind, ":", id]);
     }
+}
+
+fn cloudevents(headers: &mut Headers, fields: &Fields<'_>) {
+    attributes(fields, |name, parts| {
+        headers.push_with(name, |text| {
+            parts.iter().for_each(|part| percent_encode(text, part));
+        });
+    });
+}
+
+/// CloudEvents JSON format 1.0: bytes are `data_base64`; JSON is `data`, and so is text, a string.
+fn structured(fields: &Fields<'_>, payload: Body<'_>) -> Bytes {
+    let mut object = Object::new(payload);
+    attributes(fields, |name, parts| {
+        let value = parts.concat();
+        object.member(&name[ATTRIBUTE.len()..], Some(Json::Text(&value)));
+    });
+    for (name, value) in fields.extra {
+        if let Some(name) = name.strip_prefix(ATTRIBUTE).filter(|_| !value.is_empty()) {
+            object.member(name, Some(Json::Text(value)));
+        }
+    }
+    object.payload(["data", "data_base64"], payload);
+    object.end()
+}
+
+fn envelope(fields: &Fields<'_>, payload: Body<'_>) -> Bytes {
+    let mut object = Object::new(payload);
+    let text = |value: Option<_>| value.map(Json::Text);
+    object.member("event", text(fields.kind));
+    object.member("schema_version", fields.schema_version);
+    object.member("idempotency_key", text(fields.dedup_key));
+    object.member("trace_id", text(fields.trace_id));
+    object.member("correlation_id", text(fields.correlation));
+    object.member("tenant_id", text(fields.tenant));
+    object.member("occurred_at", text(fields.created));
+    object.member("producer", text(fields.producer));
+    let privacy = privacy(fields);
+    object.member("privacy", privacy.as_deref().map(Json::Raw));
+    match payload {
+        // A consumer of the envelope reads the member whether or not there is something in it.
+        Body::Absent => object.member("payload", Some(Json::Raw("null"))),
+        payload => object.payload(["payload", "payload_base64"], payload),
+    }
+    object.member("metadata", fields.metadata);
+    object.end()
+}
+
+fn privacy(fields: &Fields<'_>) -> Option<String> {
+    let mut object = Object::new(Body::Absent);
+    let pii = fields.pii.map(|pii| if pii { "true" } else { "false" });
+    object.member("pii", pii.map(Json::Raw));
+    let names = fields
+        .pii_fields
+        .map(|names| serde_json::json!(names).to_string());
+    object.member("fields", names.as_deref().map(Json::Raw));
+    object.member("consent", fields.consent);
+    (object.text.len() > 1).then(|| object.close())
+}
+
+/// A JSON object in the making.
+struct Object {
+    text: String,
+}
+
+impl Object {
+    /// With room for a payload and what usually stands around it.
+    fn new(payload: Body<'_>) -> Self {
+        let room = match payload {
+            Body::Absent => 0,
+            Body::Json(json) => json.text().len(),
+            Body::Bytes(bytes) => bytes.len() * 4 / 3,
+        };
+        let mut text = String::with_capacity(room + 512);
+        text.push('{');
+        Self { text }
+    }
+
+    fn member(&mut self, name: &str, value: Option<Json<'_>>) {
+        let Some(value) = value else { return };
+        if self.text.len() > 1 {
+            self.text.push(',');
+        }
+        self.string(name);
+        self.text.push(':');
+        match value {
+            Json::Raw(json) => self.text.push_str(json),
+            Json::Text(text) => self.string(text),
+        }
+    }
+
+    fn payload(&mut self, [name, encoded]: [&str; 2], payload: Body<'_>) {
+        match payload {
+            Body::Absent => {}
+            Body::Json(json) => self.member(name, Some(json)),
+            Body::Bytes(bytes) => {
+                let text = BASE64.encode(bytes);
+                self.member(encoded, Some(Json::Text(&text)));
+            }
+        }
+    }
+
+    fn string(&mut self, text: &str) {
+        let plain = |byte: u8| byte >= b' ' && !matches!(byte, b'"' | b'\\');
+        if text.bytes().all(plain) {
+            self.text.push('"');
+            self.text.push_str(text);
+            self.text.push('"');
+        } else {
+            self.text.push_str(&serde_json::json!(text).to_string());
+        }
+    }
+
+    fn close(mut self) -> String {
+        self.text.push('}');
+        self.text
+    }
+
+    fn end(self) -> Bytes {
+        self.close().into()
+    }
+}
+
+fn percent_encoded(value: &str) -> String {
+    let mut text = String::new();
+    percent_encode(&mut text, value);
+    text
 }
 
 /// Appends a header value as the binding wants it (3.1.3.2): space, double quote, percent and all
@@ -139,92 +361,4 @@ fn looks_like(text: &str, pattern: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const FIELDS: Fields<'static> = Fields {
-        id: "42",
-        source: "/app/outbox.events",
-        kind: Some("order placed"),
-        aggregatetype: Some("order"),
-        aggregateid: Some("ä\"%"),
-        created: Some("2026-11-21T05:26:15Z"),
-        committed: "2026-11-21T05:26:16Z",
-        content_type: Some("application/json"),
-        tenant: Some(""),
-        correlation: None,
-        dedup_key: Some("k"),
-        traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
-        tracestate: None,
-        baggage: Some("a=1"),
-    };
-
-    fn headers(format: Format) -> Vec<(String, String)> {
-        let mut headers = Headers::default();
-        format.dress(&mut headers, &FIELDS);
-        headers
-            .iter()
-            .map(|(name, value)| (name.as_str().to_owned(), value.to_owned()))
-            .collect()
-    }
-
-    #[test]
-    fn cloudevents_attributes_are_percent_encoded_headers() {
-        let expected = [
-            ("ce-specversion", "1.0"),
-            ("ce-id", "42"),
-            ("ce-source", "/app/outbox.events"),
-            ("ce-type", "order%20placed"),
-            ("ce-subject", "%C3%A4%22%25"),
-            ("ce-time", "2026-11-21T05:26:15Z"),
-            ("ce-recordedtime", "2026-11-21T05:26:16Z"),
-            ("ce-datacontenttype", "application/json"),
-            ("ce-partitionkey", "order:%C3%A4%22%25"),
-            ("Outjet-Dedup-Key", "k"),
-            (
-                "traceparent",
-                "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-            ),
-            ("baggage", "a=1"),
-        ];
-        let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        assert_eq!(headers(Format::CloudEvents), expected);
-    }
-
-    #[test]
-    fn minimal_leaves_the_attributes_out() {
-        let names: Vec<_> = headers(Format::Minimal)
-            .into_iter()
-            .map(|(name, _)| name)
-            .collect();
-        assert_eq!(names, ["Outjet-Dedup-Key", "traceparent", "baggage"]);
-    }
-
-    #[test]
-    fn timestamps_become_rfc_3339_or_nothing() {
-        let of = |text| rfc3339(text);
-        assert_eq!(
-            of("2026-11-21 05:26:15+00").as_deref(),
-            Some("2026-11-21T05:26:15Z")
-        );
-        assert_eq!(
-            of("2026-11-21 05:26:15.5+00").as_deref(),
-            Some("2026-11-21T05:26:15.5Z")
-        );
-        for text in [
-            "infinity",
-            "0044-03-15 12:00:00+00 BC",
-            "2026-11-21 05:26:15",
-            "12026-11-21 05:26:15+00",
-            "2026-11-21 05:26:15.+00",
-            "2026-11-21 05:26:15.1234567+00",
-            "2026-11-21 05:26:15x5+00",
-            "yesterday, 05:26:15+00",
-            "2026-11-21 5:26:15+00",
-            "2026-11-21 ü5:26:5+00",
-            "+00",
-        ] {
-            assert_eq!(of(text), None, "{text:?}");
-        }
-    }
-}
+mod tests;

@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::event::{Event, Position, header_is_sound};
 use crate::format::Format;
 use crate::lsn::Lsn;
-use crate::mapping::Mapping;
+use crate::mapping::Preset;
 use crate::pg::params::Params;
 use crate::pg::pgoutput::{decode, encode::encode};
 use crate::route::{self, Route, Template, check_subject, contains, matches, overlap};
@@ -69,10 +69,11 @@ pub fn pgoutput(body: &[u8]) {
 /// only, in order, and can be sent.
 pub fn assemble(input: &[u8]) {
     let mut assembler = Assembler::new(Options {
-        tables: vec![Mapping::native("outbox", "events")],
+        tables: vec![Preset::Native.mapping("outbox", "events")],
         prefixes: vec!["outbox".to_owned()],
         subject: Options::default_subject().expect("the default"),
         routes: vec![Route::parse("events.order.>", "orders.{1}").expect("a route")],
+        subject_prefix: None,
         format: Format::CloudEvents,
         source: None,
         database: "app".to_owned(),

@@ -1,10 +1,12 @@
-//! Answers to those who watch: probes, metrics, status. Only reads; knows neither Postgres nor
-//! NATS, and a slow client costs one connection of a few, for a while.
+//! Answers to those who watch: a page, probes, metrics, status. Only reads; knows neither Postgres
+//! nor NATS, and a slow client costs one connection of a few, for a while.
+
+mod page;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -23,6 +25,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tracing::{debug, info};
 
+use self::page::Page;
 use crate::error::Problem;
 use crate::vitals::{Reading, SlotSample, State, Vitals};
 
@@ -43,6 +46,7 @@ const TEXT: &str = "text/plain; charset=utf-8";
 pub struct Site {
     vitals: Arc<Vitals>,
     registry: Registry,
+    page: Page,
 }
 
 impl Site {
@@ -50,7 +54,11 @@ impl Site {
     pub fn new(vitals: Arc<Vitals>) -> Self {
         let mut registry = Registry::default();
         vitals.metrics.register(&mut registry);
-        Self { vitals, registry }
+        Self {
+            vitals,
+            registry,
+            page: Page::default(),
+        }
     }
 }
 
@@ -113,6 +121,7 @@ fn answer(site: &Site, method: &Method, path: &str) -> Response<Full<Bytes>> {
     }
     let reading = site.vitals.read();
     match path {
+        "/" => site.page.answer(),
         "/livez" | "/healthz" | "/health" => {
             probe(reading.alive, &reading, "the loop stands still")
         }
@@ -150,27 +159,35 @@ fn metrics(site: &Site) -> Response<Full<Bytes>> {
     }
 }
 
-/// Fields are added, never renamed.
+/// Fields are added, never renamed; docs/status.md says what each means.
 fn status(site: &Site, reading: &Reading) -> Value {
     let metrics = &site.vitals.metrics;
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "state": reading.state.name(),
-        "since": rfc3339(reading.since.into()),
+        "since": rfc3339(reading.since),
+        "now": rfc3339(SystemTime::now()),
         "leader": reading.leads(),
         "problem": reading.problem.as_ref().map(problem),
         "gap": reading.gap.as_ref().map(|gap| json!({
             "events": gap.events,
-            "at": rfc3339(gap.at.into()),
+            "at": rfc3339(gap.at),
             "problem": problem(&gap.problem),
         })),
         "slot": reading.slot.as_ref().map(slot),
         "events": {
+            "decoded": metrics.events_decoded.get(),
+            "decoded_bytes": metrics.decoded_bytes.get(),
             "in_flight": metrics.events_in_flight.get(),
+            "in_flight_bytes": metrics.in_flight_bytes.get(),
             "published": metrics.events_published.get(),
             "known": metrics.events_known.get(),
             "dead_lettered": metrics.events_dead_lettered.get(),
         },
+        "transactions_decoded": metrics.transactions_decoded.get(),
+        "oldest_unpublished": known(metrics.oldest_unpublished.get()),
+        "last_published": known(metrics.last_published.get()),
+        "last_wal_message": known(metrics.last_wal_message.get()),
         "nats_connected": reading.state == State::Streaming && metrics.nats_connected.get() == 1,
     })
 }
@@ -189,12 +206,24 @@ fn slot(sample: &SlotSample) -> Value {
         "lag_bytes": sample.lag_bytes,
         "retained_wal_bytes": sample.retained_wal_bytes,
         "safe_wal_bytes": sample.safe_wal_bytes,
-        "at": rfc3339(sample.at.into()),
+        "lag_seconds": sample.lag.map(|lag| lag.as_secs_f64()),
+        "held_wal_bytes": sample.held_wal_bytes,
+        "inactive_since": sample.inactive_since.and_then(rfc3339),
+        "invalidation_reason": sample.invalidation_reason,
+        "spill": {"transactions": sample.spilled.0, "bytes": sample.spilled.1},
+        "stream": {"transactions": sample.streamed.0, "bytes": sample.streamed.1},
+        "at": rfc3339(sample.at),
     })
 }
 
-fn rfc3339(time: OffsetDateTime) -> Option<String> {
-    time.format(&Rfc3339).ok()
+/// Seconds since 1970, of which 0 says that there is no such time.
+fn known(seconds: f64) -> Option<String> {
+    let since = Duration::try_from_secs_f64(seconds).ok()?;
+    (!since.is_zero()).then(|| rfc3339(UNIX_EPOCH + since))?
+}
+
+fn rfc3339(time: SystemTime) -> Option<String> {
+    OffsetDateTime::from(time).format(&Rfc3339).ok()
 }
 
 fn respond(status: StatusCode, content_type: &str, body: String) -> Response<Full<Bytes>> {

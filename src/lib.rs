@@ -101,6 +101,7 @@ pub mod route;
 pub mod sampler;
 pub mod shutdown;
 pub mod sink;
+pub mod systemd;
 pub mod term;
 pub mod vitals;
 pub mod window;

@@ -1,9 +1,20 @@
 //! Which columns of an outbox table mean what, by name; resolved to column numbers whenever the
 //! server describes the table. Pure.
 
+mod detect;
+mod inside;
+mod presets;
+#[cfg(test)]
+pub(crate) mod tests;
+
 use std::sync::Arc;
 
-use crate::pg::pgoutput::{Relation, Tuple, TupleValue};
+pub use detect::{Detected, detect};
+pub use inside::{Inside, Syntax};
+pub use presets::Preset;
+
+use crate::pg::pgoutput::{Tuple, TupleValue};
+use inside::Found;
 
 /// What a column can mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -40,11 +51,25 @@ pub enum Field {
     CreatedAt,
     /// A business key by which consumers may drop repeats.
     DedupKey,
+    /// The version of the payload's schema.
+    SchemaVersion,
+    /// The trace that the event belongs to, where there is no trace context.
+    TraceId,
+    /// Who made the event: the source of CloudEvents, where it is not NULL.
+    Producer,
+    /// Whether the payload holds personal data.
+    Pii,
+    /// Which members of it are personal data.
+    PiiFields,
+    /// What the person agreed to.
+    Consent,
+    /// JSON beside the payload, for the format `envelope`.
+    Metadata,
 }
 
 impl Field {
     /// Every field, with the key it has in the configuration and in templates.
-    pub const ALL: [(Self, &'static str); 16] = [
+    pub const ALL: [(Self, &'static str); 23] = [
         (Self::Id, "id"),
         (Self::Topic, "topic"),
         (Self::AggregateType, "aggregatetype"),
@@ -61,6 +86,13 @@ impl Field {
         (Self::Baggage, "baggage"),
         (Self::CreatedAt, "created_at"),
         (Self::DedupKey, "dedup_key"),
+        (Self::SchemaVersion, "schema_version"),
+        (Self::TraceId, "trace_id"),
+        (Self::Producer, "producer"),
+        (Self::Pii, "pii"),
+        (Self::PiiFields, "pii_fields"),
+        (Self::Consent, "consent"),
+        (Self::Metadata, "metadata"),
     ];
 
     /// The field with this key.
@@ -87,6 +119,27 @@ pub enum Origin {
     Column(String),
     /// The same for every row.
     Constant(String),
+    /// A place inside a column.
+    Inside(Inside),
+}
+
+impl Origin {
+    fn column(&self) -> Option<&str> {
+        match self {
+            Self::Column(name) => Some(name),
+            Self::Inside(inside) => Some(&inside.column),
+            Self::Constant(_) => None,
+        }
+    }
+}
+
+/// A header that a column becomes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExtraColumn {
+    /// The column.
+    pub column: String,
+    /// The header. `ce-…` is an attribute of CloudEvents, and only sent in its formats.
+    pub header: Arc<str>,
 }
 
 /// How the rows of one table are read.
@@ -95,6 +148,10 @@ pub struct Mapping {
     schema: String,
     table: String,
     fields: Vec<(Field, Origin)>,
+    /// Fields of a preset whose column need not exist.
+    dispensable: Vec<Field>,
+    /// Columns that become headers.
+    pub extra: Vec<ExtraColumn>,
 }
 
 impl Mapping {
@@ -104,30 +161,16 @@ impl Mapping {
             schema: schema.into(),
             table: table.into(),
             fields: Vec::new(),
+            dispensable: Vec::new(),
+            extra: Vec::new(),
         }
-    }
-
-    /// A table with the columns of `outbox.events` as `sql/install.sql` makes it.
-    pub fn native(schema: impl Into<String>, table: impl Into<String>) -> Self {
-        let mut mapping = Self::new(schema, table);
-        let absent = [Field::Tracestate, Field::Baggage];
-        for (field, key) in Field::ALL {
-            if !absent.contains(&field) {
-                mapping.set(field, Origin::Column(key.to_owned()));
-            }
-        }
-        mapping
     }
 
     /// Says where a field comes from, instead of what was said before.
     pub fn set(&mut self, field: Field, origin: Origin) {
         self.fields.retain(|(known, _)| *known != field);
+        self.dispensable.retain(|known| *known != field);
         self.fields.push((field, origin));
-    }
-
-    /// Whether anything is said of a field.
-    pub fn has(&self, field: Field) -> bool {
-        self.fields.iter().any(|(known, _)| *known == field)
     }
 
     /// The schema.
@@ -140,22 +183,42 @@ impl Mapping {
         &self.table
     }
 
-    /// The columns that must exist, with what they are for.
-    pub fn columns(&self) -> impl Iterator<Item = (Field, &str)> {
-        self.fields
-            .iter()
-            .filter_map(|(field, origin)| match origin {
-                Origin::Column(name) => Some((*field, name.as_str())),
-                Origin::Constant(_) => None,
-            })
+    /// The columns that must exist, with what they are for: the key of a field, or a header.
+    pub fn columns(&self) -> impl Iterator<Item = (&str, &str)> {
+        let fields = self.fields.iter();
+        let needed = fields.filter(|(field, _)| !self.dispensable.contains(field));
+        let needed = needed.filter_map(|(field, origin)| {
+            // Whatever is looked up in it, the column itself holds an object, as headers do.
+            let key = match origin {
+                Origin::Inside(_) => Field::Metadata.key(),
+                Origin::Column(_) | Origin::Constant(_) => field.key(),
+            };
+            origin.column().map(|column| (key, column))
+        });
+        let extra = self.extra.iter();
+        needed.chain(extra.map(|extra| (extra.header.as_ref(), extra.column.as_str())))
     }
 
-    fn origin(&self, key: &str) -> Option<Origin> {
+    /// Whether anything is taken from a column.
+    pub fn reads(&self, column: &str) -> bool {
+        let mut origins = self.fields.iter().filter_map(|(_, origin)| origin.column());
+        origins.any(|read| read == column) || self.extra.iter().any(|extra| extra.column == column)
+    }
+
+    /// The column that is a field.
+    pub fn column_of(&self, field: Field) -> Option<&str> {
+        let mut fields = self.fields.iter();
+        match fields.find(|(known, _)| *known == field)? {
+            (_, Origin::Column(name)) if !self.dispensable.contains(&field) => Some(name),
+            _ => None,
+        }
+    }
+
+    fn origin(&self, key: &str) -> Option<(Field, &Origin)> {
         let field = Field::named(key)?;
-        self.fields
-            .iter()
-            .find(|(known, _)| *known == field)
-            .map(|(_, origin)| origin.clone())
+        let mut fields = self.fields.iter();
+        let (_, origin) = fields.find(|(known, _)| *known == field)?;
+        Some((field, origin))
     }
 }
 
@@ -173,21 +236,44 @@ pub struct MappingError {
     pub found: String,
 }
 
+/// The columns that a table has now: name and oid of the type, in order.
+pub type Columns<'a> = &'a [(&'a str, u32)];
+
 /// A mapping, resolved against the columns that a table has now.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// `schema.table`.
     pub table: Arc<str>,
     columns: usize,
-    picks: Vec<(Field, Pick)>,
+    /// By [`Field`].
+    picks: [Option<Pick>; Field::ALL.len()],
     subject: Vec<Option<Pick>>,
+    extra: Vec<(Arc<str>, Pick)>,
+    /// What is looked up in columns of every row.
+    inside: Vec<Lookup>,
 }
 
 /// Where a value stands in a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Pick {
-    Column { number: usize, type_oid: u32 },
+    Column {
+        number: usize,
+        type_oid: u32,
+    },
     Constant(String),
+    /// By its number among what is looked up.
+    Inside(usize),
+}
+
+/// A value inside a column.
+#[derive(Clone, Debug)]
+struct Lookup {
+    number: usize,
+    inside: Inside,
+    /// The field, for messages.
+    field: Box<str>,
+    /// JSON is taken as it stands, not as the text in it.
+    raw: bool,
 }
 
 /// A value of a row: its text form and the oid of its type.
@@ -199,54 +285,53 @@ pub struct Value<'a> {
     pub type_oid: u32,
 }
 
+/// `pg_type.oid` of what is found inside columns (`pg_type.dat`).
+const JSON: u32 = 114;
+const TEXT: u32 = 25;
+
 impl Plan {
     /// Resolves a mapping, and the fields of the subject template: fields of the mapping or, where
     /// there is no such field, columns of the table.
     pub fn resolve<'t>(
         mapping: &Mapping,
-        relation: &Relation<'_>,
+        columns: Columns<'_>,
         template: impl Iterator<Item = &'t str>,
     ) -> Result<Self, MappingError> {
-        let columns = relation.columns.iter();
-        let columns: Vec<_> = columns.map(|c| (c.name, c.type_oid)).collect();
-        Self::of_columns(mapping, &columns, template)
-    }
-
-    /// The same for columns that no relation describes: name and type, in the order of the values.
-    pub fn of_columns<'t>(
-        mapping: &Mapping,
-        columns: &[(&str, u32)],
-        template: impl Iterator<Item = &'t str>,
-    ) -> Result<Self, MappingError> {
-        let table = format!("{}.{}", mapping.schema, mapping.table);
-        let pick = |origin: &Origin, field: &str| match origin {
-            Origin::Constant(value) => Ok(Pick::Constant(value.clone())),
-            Origin::Column(name) => find(columns, name).ok_or_else(|| MappingError {
-                table: table.clone(),
-                column: name.clone(),
-                field: field.to_owned(),
-                found: columns
-                    .iter()
-                    .map(|(name, _)| *name)
-                    .collect::<Vec<_>>()
-                    .join(", "),
-            }),
+        let mut resolver = Resolver {
+            table: format!("{}.{}", mapping.schema, mapping.table),
+            columns,
+            inside: Vec::new(),
         };
-        let picks = mapping.fields.iter();
-        let picks = picks.map(|(field, origin)| Ok((*field, pick(origin, field.key())?)));
-        let picks = picks.collect::<Result<_, _>>()?;
-        let subject = template.map(|name| match mapping.origin(name) {
-            Some(origin) => pick(&origin, name).map(Some),
-            // A field that this table does not map is an empty value, not a missing column.
-            None if Field::named(name).is_some() => Ok(find(columns, name)),
-            None => pick(&Origin::Column(name.to_owned()), "the subject").map(Some),
+        let mut picks = [const { None }; Field::ALL.len()];
+        for (field, origin) in &mapping.fields {
+            let missing = |column| resolver.find(column).is_none();
+            let dispensable = mapping.dispensable.contains(field);
+            if dispensable && origin.column().is_some_and(missing) {
+                continue;
+            }
+            picks[*field as usize] = Some(resolver.pick(origin, field.key())?);
+        }
+        let mut subject = Vec::new();
+        for name in template {
+            subject.push(match mapping.origin(name) {
+                Some((field, _)) => picks[field as usize].clone(),
+                // A field that this table does not map is an empty value, not a missing column.
+                None if Field::named(name).is_some() => resolver.find(name),
+                None => Some(resolver.column(name, "the subject")?),
+            });
+        }
+        let extra = mapping.extra.iter();
+        let extra = extra.map(|ExtraColumn { column, header }| {
+            Ok((header.clone(), resolver.column(column, header)?))
         });
-        let subject = subject.collect::<Result<_, _>>()?;
+        let extra = extra.collect::<Result<_, _>>()?;
         Ok(Self {
-            table: table.into(),
+            table: resolver.table.into(),
             columns: columns.len(),
             picks,
             subject,
+            extra,
+            inside: resolver.inside,
         })
     }
 
@@ -264,224 +349,154 @@ impl Plan {
                 TupleValue::Unchanged | TupleValue::Binary(_) => return None,
             });
         }
-        self.row(values)
+        Some(self.row(values))
     }
 
-    /// Takes values that came otherwise, in the order of the columns.
-    pub fn row<'a>(&self, values: Vec<Option<&'a [u8]>>) -> Option<Row<'a>> {
-        (values.len() == self.columns).then_some(Row { values })
+    /// Takes the values of the columns, one for each.
+    pub fn row<'a>(&self, values: Vec<Option<&'a [u8]>>) -> Row<'a> {
+        debug_assert_eq!(values.len(), self.columns);
+        let mut row = Row {
+            values,
+            inside: Vec::new(),
+            fault: None,
+        };
+        for lookup in &self.inside {
+            let found = lookup.find(&row.values).unwrap_or_else(|fault| {
+                row.fault.get_or_insert(fault);
+                None
+            });
+            row.inside.push(found);
+        }
+        row
     }
 
     /// The value of a field; `None` if NULL or not mapped.
-    pub fn value<'a>(&'a self, row: &Row<'a>, field: Field) -> Option<Value<'a>> {
-        let (_, pick) = self.picks.iter().find(|(known, _)| *known == field)?;
-        row.value(pick)
+    pub fn value<'a>(&'a self, row: &'a Row<'a>, field: Field) -> Option<Value<'a>> {
+        row.value(self.picks[field as usize].as_ref()?)
     }
 
     /// The value of a field of the subject template, by its number.
-    pub fn subject_value<'a>(&'a self, row: &Row<'a>, number: usize) -> Option<Value<'a>> {
+    pub fn subject_value<'a>(&'a self, row: &'a Row<'a>, number: usize) -> Option<Value<'a>> {
         row.value(self.subject.get(number)?.as_ref()?)
+    }
+
+    /// The headers that columns become, but those that are NULL.
+    pub fn extra<'a>(&'a self, row: &'a Row<'a>) -> impl Iterator<Item = (&'a str, Value<'a>)> {
+        let extra = self.extra.iter();
+        extra.filter_map(|(header, pick)| Some((header.as_ref(), row.value(pick)?)))
     }
 }
 
-fn find(columns: &[(&str, u32)], name: &str) -> Option<Pick> {
-    let mut columns = columns.iter().enumerate();
-    let (number, (_, type_oid)) = columns.find(|(_, (column, _))| *column == name)?;
-    Some(Pick::Column {
-        number,
-        type_oid: *type_oid,
-    })
+/// Finds columns by their names, and gathers what is to be looked up in them.
+struct Resolver<'a> {
+    table: String,
+    columns: Columns<'a>,
+    inside: Vec<Lookup>,
+}
+
+impl Resolver<'_> {
+    fn pick(&mut self, origin: &Origin, field: &str) -> Result<Pick, MappingError> {
+        match origin {
+            Origin::Constant(value) => Ok(Pick::Constant(value.clone())),
+            Origin::Column(name) => self.column(name, field),
+            Origin::Inside(inside) => {
+                let Pick::Column { number, .. } = self.column(&inside.column, field)? else {
+                    unreachable!("a column is picked as a column");
+                };
+                let json = [
+                    "payload",
+                    "payload_raw",
+                    "headers",
+                    "pii_fields",
+                    "metadata",
+                ];
+                self.inside.push(Lookup {
+                    number,
+                    inside: inside.clone(),
+                    field: field.into(),
+                    raw: json.contains(&field),
+                });
+                Ok(Pick::Inside(self.inside.len() - 1))
+            }
+        }
+    }
+
+    fn column(&self, name: &str, field: &str) -> Result<Pick, MappingError> {
+        self.find(name).ok_or_else(|| {
+            let found: Vec<_> = self.columns.iter().map(|(name, _)| *name).collect();
+            MappingError {
+                table: self.table.clone(),
+                column: name.to_owned(),
+                field: field.to_owned(),
+                found: found.join(", "),
+            }
+        })
+    }
+
+    fn find(&self, wanted: &str) -> Option<Pick> {
+        let mut columns = self.columns.iter().enumerate();
+        let (number, (_, type_oid)) = columns.find(|(_, (name, _))| *name == wanted)?;
+        Some(Pick::Column {
+            number,
+            type_oid: *type_oid,
+        })
+    }
+}
+
+impl Lookup {
+    fn find(&self, values: &[Option<&[u8]>]) -> Result<Option<Found>, Fault> {
+        let fault = |why| Fault {
+            field: self.field.clone(),
+            path: self.inside.to_string(),
+            why,
+        };
+        let found = match values.get(self.number).copied().flatten() {
+            Some(text) => self.inside.find(text).map_err(fault)?,
+            None => None,
+        };
+        match found {
+            None if self.inside.optional => Ok(None),
+            None => Err(fault("there is no value")),
+            Some(found) if self.raw => Ok(Some(found)),
+            Some(found) => found.plain().map(Some).map_err(fault),
+        }
+    }
+}
+
+/// A value that cannot be had from inside a column.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field} cannot be read from {path}: {why}")]
+pub struct Fault {
+    field: Box<str>,
+    path: String,
+    why: &'static str,
 }
 
 /// The values of one inserted row.
 #[derive(Debug)]
 pub struct Row<'a> {
     values: Vec<Option<&'a [u8]>>,
+    inside: Vec<Option<Found>>,
+    /// The first value that cannot be had; it counts as NULL.
+    pub fault: Option<Fault>,
 }
 
 impl<'a> Row<'a> {
-    fn value(&self, pick: &'a Pick) -> Option<Value<'a>> {
+    fn value(&'a self, pick: &'a Pick) -> Option<Value<'a>> {
+        let copy = |text: &'a str, type_oid| Value {
+            text: text.as_bytes(),
+            type_oid,
+        };
         match pick {
-            Pick::Constant(text) => Some(Value {
-                text: text.as_bytes(),
-                type_oid: 0,
+            Pick::Constant(text) => Some(copy(text, 0)),
+            Pick::Column { number, type_oid } => Some(Value {
+                text: (*self.values.get(*number)?)?,
+                type_oid: *type_oid,
             }),
-            Pick::Column { number, type_oid } => {
-                let text = (*self.values.get(*number)?)?;
-                Some(Value {
-                    text,
-                    type_oid: *type_oid,
-                })
-            }
+            Pick::Inside(number) => match self.inside.get(*number)?.as_ref()? {
+                Found::Json(json) => Some(copy(json, JSON)),
+                Found::Text(text) => Some(copy(text, TEXT)),
+            },
         }
-    }
-}
-
-#[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-    use crate::pg::pgoutput::{Column, Message, decode, encode};
-
-    /// `(name, type oid)` of a table's columns.
-    pub(crate) type Columns<'a> = &'a [(&'a str, u32)];
-
-    /// The bytes by which the server describes a table.
-    pub(crate) fn described(oid: u32, (schema, name): (&str, &str), columns: Columns) -> Vec<u8> {
-        let nothing = [&b"R"[..], &oid.to_be_bytes(), b"\0\0d\0\0"].concat();
-        let Ok(Message::Relation(nothing)) = decode(&nothing) else {
-            panic!("a relation without columns is one");
-        };
-        let relation = Relation {
-            namespace: schema,
-            name,
-            ..nothing
-        };
-        let columns: Vec<_> = columns
-            .iter()
-            .map(|&(name, type_oid)| Column {
-                key: false,
-                name,
-                type_oid,
-                typmod: -1,
-            })
-            .collect();
-        encode::relation(&relation, &columns)
-    }
-
-    fn resolve(
-        mapping: &Mapping,
-        columns: Columns,
-        template: &[&str],
-    ) -> Result<Plan, MappingError> {
-        let described = described(1, ("app", "outbox"), columns);
-        let Ok(Message::Relation(relation)) = decode(&described) else {
-            panic!("not a relation");
-        };
-        Plan::resolve(mapping, &relation, template.iter().copied())
-    }
-
-    fn read(plan: &Plan, values: &[TupleValue<'_>], check: impl FnOnce(Option<Row<'_>>)) {
-        let insert = encode::insert(1, values);
-        let Ok(Message::Insert { tuple, .. }) = decode(&insert) else {
-            panic!("not an insert");
-        };
-        check(plan.read(tuple));
-    }
-
-    fn mapped(fields: &[(Field, &str)]) -> Mapping {
-        let mut mapping = Mapping::new("app", "outbox");
-        for (field, column) in fields {
-            mapping.set(*field, Origin::Column((*column).to_owned()));
-        }
-        mapping
-    }
-
-    #[test]
-    fn every_field_has_a_key_of_its_own() {
-        for (field, key) in Field::ALL {
-            assert_eq!(field.key(), key);
-            assert_eq!(Field::named(key), Some(field));
-        }
-        assert_eq!(Field::named("Id"), None);
-        assert_eq!(Field::named(""), None);
-    }
-
-    #[test]
-    fn native_wants_every_column_that_the_schema_has_and_no_other() {
-        let install = include_str!("../sql/install.sql");
-        for (field, column) in Mapping::native("outbox", "events").columns() {
-            assert_eq!(field.key(), column);
-            assert!(install.contains(&format!("      {column} ")), "{column}");
-        }
-    }
-
-    #[test]
-    fn what_is_said_last_of_a_field_counts() {
-        let mut mapping = mapped(&[(Field::Id, "a"), (Field::Id, "b")]);
-        assert_eq!(mapping.columns().collect::<Vec<_>>(), [(Field::Id, "b")]);
-        mapping.set(Field::Id, Origin::Constant("c".to_owned()));
-        assert_eq!(mapping.columns().count(), 0);
-        assert!(mapping.has(Field::Id));
-    }
-
-    #[test]
-    fn columns_are_found_by_name_wherever_they_stand() {
-        let mapping = mapped(&[(Field::Id, "key"), (Field::Payload, "body")]);
-        let plan = resolve(&mapping, &[("body", 114), ("x", 23), ("key", 20)], &[]).unwrap();
-        let values = [
-            TupleValue::Text(b"{}"),
-            TupleValue::Null,
-            TupleValue::Text(b"7"),
-        ];
-        read(&plan, &values, |row| {
-            let row = row.unwrap();
-            let id = plan.value(&row, Field::Id).unwrap();
-            assert_eq!((id.text, id.type_oid), (&b"7"[..], 20));
-            let body = plan.value(&row, Field::Payload).unwrap();
-            assert_eq!((body.text, body.type_oid), (&b"{}"[..], 114));
-            assert_eq!(plan.value(&row, Field::Topic), None);
-        });
-    }
-
-    #[test]
-    fn missing_column_is_named_with_those_that_there_are() {
-        let mapping = mapped(&[(Field::Type, "event_type")]);
-        let error = resolve(&mapping, &[("id", 20), ("kind", 25)], &[]).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "table app.outbox has no column \"event_type\", which is mapped to type; \
-             it has id, kind"
-        );
-    }
-
-    #[test]
-    fn constant_has_no_type_and_needs_no_column() {
-        let mut mapping = Mapping::new("app", "outbox");
-        mapping.set(Field::AggregateType, Origin::Constant("order".to_owned()));
-        let plan = resolve(&mapping, &[("id", 20)], &["aggregatetype"]).unwrap();
-        read(&plan, &[TupleValue::Null], |row| {
-            let row = row.unwrap();
-            let wanted = Some(Value {
-                text: b"order",
-                type_oid: 0,
-            });
-            assert_eq!(plan.value(&row, Field::AggregateType), wanted);
-            assert_eq!(plan.subject_value(&row, 0), wanted);
-        });
-    }
-
-    #[test]
-    fn template_takes_fields_then_columns_and_leaves_a_field_without_column_empty() {
-        let mapping = mapped(&[(Field::Type, "kind")]);
-        let columns = [("kind", 25), ("region", 25), ("tenant_id", 25)];
-        let template = ["type", "region", "tenant_id", "aggregatetype"];
-        let plan = resolve(&mapping, &columns, &template).unwrap();
-        let values = [b"paid", &b"eu"[..], b"acme"].map(TupleValue::Text);
-        read(&plan, &values, |row| {
-            let row = row.unwrap();
-            let texts = [0, 1, 2, 3, 4].map(|number| plan.subject_value(&row, number));
-            let texts = texts.map(|value| value.map(|value| value.text));
-            let wanted = [Some(&b"paid"[..]), Some(b"eu"), Some(b"acme"), None, None];
-            assert_eq!(texts, wanted);
-        });
-        let error = resolve(&mapping, &columns, &["country"]).unwrap_err();
-        assert_eq!(error.field, "the subject");
-        assert_eq!(error.column, "country");
-    }
-
-    #[test]
-    fn row_that_does_not_fit_its_description_is_not_read() {
-        let mapping = mapped(&[(Field::Id, "id")]);
-        let plan = resolve(&mapping, &[("id", 20), ("x", 25)], &[]).unwrap();
-        let text = TupleValue::Text(b"1");
-        let fits = |values: &[TupleValue<'_>], fits| {
-            read(&plan, values, |row| assert_eq!(row.is_some(), fits));
-        };
-        fits(&[text, text], true);
-        fits(&[text, TupleValue::Null], true);
-        fits(&[text], false);
-        fits(&[text, text, text], false);
-        fits(&[text, TupleValue::Unchanged], false);
-        fits(&[text, TupleValue::Binary(b"1")], false);
     }
 }

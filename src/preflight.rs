@@ -5,10 +5,12 @@
 mod publication;
 mod server;
 mod slot;
+mod standbys;
 mod table;
 
 pub use self::slot::{free_slot, gone as slot_gone};
 use crate::error::{Exit, Failure, Problem};
+use crate::mapping::Mapping;
 use crate::pg::catalog::{Facts, TableName};
 
 /// What is wanted of Postgres.
@@ -47,10 +49,22 @@ pub struct RequiredColumn {
     pub column: String,
 }
 
+impl RequiredColumn {
+    /// The columns that a mapping cannot do without.
+    pub fn of(mapping: &Mapping) -> Vec<Self> {
+        let columns = mapping.columns();
+        let columns = columns.map(|(field, column)| Self {
+            field: field.to_owned(),
+            column: column.to_owned(),
+        });
+        columns.collect()
+    }
+}
+
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
-    /// What it belongs to: `server`, `table`, `publication`, `slot`.
+    /// What it belongs to: `server`, `table`, `publication`, `slot`, `standbys`.
     pub group: &'static str,
     /// What was looked at.
     pub name: &'static str,
@@ -95,12 +109,14 @@ impl Verdict {
     }
 }
 
-/// Everything, in the order in which it must be put right: server, tables, publication, slot.
+/// Everything, in the order in which it must be put right: server, tables, publication, slot; and
+/// what would be after a failover.
 pub fn judge(facts: &Facts, options: &Options) -> Vec<Check> {
     let mut checks = judge_server(facts);
     checks.extend(judge_tables(facts, options));
     checks.extend(judge_publication(facts, options));
     checks.extend(judge_slot(facts, options));
+    checks.extend(standbys::judge(facts, options));
     checks
 }
 
@@ -152,7 +168,9 @@ pub(crate) mod tests {
     use super::*;
     use crate::error::Disposition;
     use crate::lsn::Lsn;
-    use crate::pg::catalog::{Column, Publication, Server, Slot, Table};
+    use crate::pg::catalog::{
+        Column, Decoding, Partitions, Publication, Server, Slot, Standbys, Table,
+    };
 
     pub(crate) fn options() -> Options {
         let column = |field: &str| RequiredColumn {
@@ -236,6 +254,8 @@ pub(crate) mod tests {
                 holder: None,
                 wal_status: Some("reserved".to_owned()),
                 invalidation_reason: None,
+                inactive_since: None,
+                decoding: Decoding::default(),
                 two_phase: false,
                 failover: true,
                 restart: Some(Lsn::new(0x100)),
@@ -251,6 +271,8 @@ pub(crate) mod tests {
             }),
             tables: vec![Some(table())],
             other_tables: Vec::new(),
+            standbys: Standbys::default(),
+            partitions: Partitions::default(),
         }
     }
 

@@ -214,7 +214,9 @@ impl Relay {
         match action {
             Action::Stop => {
                 debug!(events = self.window.events(), "stopping");
-                self.vitals.set(State::Draining, None);
+                let problem = self.down.as_ref();
+                let problem = problem.map(|(_, failure)| failure.problem.clone());
+                self.vitals.set(State::Draining, problem);
                 self.stop_at = Some(Instant::now() + self.options.drain_timeout);
                 Ok(())
             }
@@ -336,10 +338,12 @@ impl Relay {
             Report::Down(failure) => {
                 self.vitals.metrics.nats_connected.set(0);
                 self.vitals.metrics.nats_disconnects.inc();
+                self.vitals.held_up(Some(failure.problem.clone()));
                 self.down = Some((Instant::now(), failure));
             }
             Report::Up => {
                 self.vitals.metrics.nats_connected.set(1);
+                self.vitals.held_up(None);
                 self.down = None;
             }
         }

@@ -5,6 +5,10 @@
 /// line of 4096 bytes by default (`max_control_line`) and closes the connection on more.
 pub const SUBJECT_BYTES_MAX: usize = 1024;
 
+/// Most tokens of a subject that is sent. A server takes more, and works for each of them wherever
+/// it looks a subject up; its documentation advises 16. What has hundreds is text gone astray.
+pub const SUBJECT_TOKENS_MAX: usize = 256;
+
 /// Why a template or a route cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RouteError {
@@ -153,6 +157,9 @@ pub fn check_subject(subject: &str) -> Result<(), &'static str> {
     }
     if subject.split('.').any(str::is_empty) {
         return Err("it has an empty token");
+    }
+    if subject.split('.').count() > SUBJECT_TOKENS_MAX {
+        return Err("it has more than 256 tokens");
     }
     if subject.split('.').any(|token| token == "*" || token == ">") {
         return Err("it has a wildcard");
@@ -329,6 +336,13 @@ mod tests {
                 "{text:?}"
             );
         }
+    }
+
+    #[test]
+    fn subject_of_too_many_tokens_cannot_be_published_to() {
+        let subject = |tokens: usize| vec!["a"; tokens].join(".");
+        assert_eq!(check_subject(&subject(256)), Ok(()));
+        assert!(check_subject(&subject(257)).is_err());
     }
 
     #[test]

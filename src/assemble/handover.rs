@@ -65,7 +65,7 @@ pub(super) fn take(
         .iter()
         .map(|(name, oid, _)| (&**name, *oid))
         .collect();
-    let plan = match Plan::of_columns(mapping, &columns, options.subject.fields()) {
+    let plan = match Plan::resolve(mapping, &columns, options.subject.fields()) {
         Ok(plan) => plan,
         Err(error) => return reject(named, error.to_string()),
     };
@@ -75,7 +75,7 @@ pub(super) fn take(
         options,
         plan: &plan,
         source: &options.source_of(&plan.table),
-        row: (plan.row(values.collect())).ok_or(AssembleError::Row(named.0))?,
+        row: plan.row(values.collect()),
         body: &content,
         again: Some(&handed.subject_prefix),
     };

@@ -17,14 +17,15 @@ use time::{OffsetDateTime, UtcOffset};
 
 use super::{
     AssembleError, Assembler, BYTEA, HANDOVER, JSON, Options, Reason, Rejection, RowReader, Step,
-    TEXT, handover,
+    handover,
 };
 use crate::event::Position;
-use crate::mapping::{Field, Mapping, MappingError, Origin, Plan};
+use crate::mapping::{Field, MappingError, Origin, Plan, Preset};
 use crate::pg::pgoutput::LogicalMessage;
 
-/// `pg_type.oid` of timestamptz.
+/// `pg_type.oid` (`pg_type.dat`).
 const TIMESTAMPTZ: u32 = 1184;
+const TEXT: u32 = 25;
 
 /// What the table declares NOT NULL, but for the id, which every row must have.
 const WANTED: [Field; 3] = [Field::AggregateType, Field::AggregateId, Field::Type];
@@ -90,7 +91,7 @@ impl Assembler {
             options: &self.options,
             plan: &table.plan,
             source: &table.source,
-            row: (table.plan.row(row)).ok_or_else(|| AssembleError::Row(prefix.to_owned()))?,
+            row: table.plan.row(row),
             body,
             again: None,
         };
@@ -102,16 +103,17 @@ type Object<'a> = BTreeMap<String, &'a RawValue>;
 
 impl MessageTable {
     pub(super) fn new(prefix: &str, options: &Options) -> Result<Self, MappingError> {
-        let mut mapping = Mapping::new("", prefix);
-        let mut columns = Vec::new();
-        for (field, key) in Field::ALL {
-            mapping.set(field, Origin::Column(key.to_owned()));
-            columns.push((key, type_oid(field)));
+        let mut mapping = Preset::Native.mapping("", prefix);
+        for field in [Field::Tracestate, Field::Baggage] {
+            mapping.set(field, Origin::Column(field.key().to_owned()));
         }
+        let fields = Field::ALL.into_iter();
+        let fields = fields.filter(|(field, _)| mapping.column_of(*field).is_some());
+        let mut columns: Vec<_> = fields.map(|(field, key)| (key, type_oid(field))).collect();
         let others = options.subject.fields();
         let others = others.filter(|name| Field::named(name).is_none());
         columns.extend(others.map(|name| (name, TEXT)));
-        let mut plan = Plan::of_columns(&mapping, &columns, options.subject.fields())?;
+        let mut plan = Plan::resolve(&mapping, &columns, options.subject.fields())?;
         plan.table = prefix.into();
         Ok(Self {
             plan,

@@ -1,20 +1,24 @@
 //! Claims about rows and the events that become of them, on the bytes that a server would send.
 
 mod headers;
+mod mapped;
 mod messages;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::mapping::Origin;
-use crate::mapping::tests::{Columns, described};
+use crate::mapping::tests::described;
+use crate::mapping::{Columns, Origin, Preset};
 use crate::pg::pgoutput::encode::{self, encode};
 use crate::pg::pgoutput::{LogicalMessage, TupleValue};
 
 const ID: &str = "0b5e3a52-5f2e-4d6e-8f4f-6a6d7f0c1d2e";
 const UUID: u32 = 2950;
 const TIMESTAMPTZ: u32 = 1184;
+const TEXT: u32 = 25;
+const VARCHAR: u32 = 1043;
+const XML: u32 = 142;
 
 /// The oid by which the outbox is described.
 const OUTBOX: u32 = 16_400;
@@ -54,10 +58,11 @@ type Values<'a> = &'a [(&'a str, Option<&'a [u8]>)];
 
 fn options() -> Options {
     Options {
-        tables: vec![Mapping::native("outbox", "events")],
+        tables: vec![Preset::Native.mapping("outbox", "events")],
         prefixes: vec!["outbox".to_owned()],
         subject: Options::default_subject().unwrap(),
         routes: Vec::new(),
+        subject_prefix: None,
         format: Format::CloudEvents,
         source: None,
         database: "app".to_owned(),

@@ -165,6 +165,12 @@ async fn refuse_unconfirmed(client: &Client, slot: &Slot, facts: &Facts) -> Resu
     judge(found).map_or(Ok(()), |cause| Err(refused(cause)))
 }
 
+/// Whether a slot that nobody uses holds no event. `false` also if that cannot be told.
+pub(super) async fn holds_nothing(client: &Client, slot: &str, publication: &str) -> bool {
+    let found = catalog::unconfirmed(client, slot, publication, CHANGES_MAX).await;
+    found.is_ok_and(|found| judge(found).is_none())
+}
+
 /// Why not to drop a slot that holds this.
 fn judge(found: Unconfirmed) -> Option<String> {
     let all_seen = found.changes < i64::from(CHANGES_MAX);

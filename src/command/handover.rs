@@ -84,9 +84,7 @@ impl<'a> Rows<'a> {
 
     /// The quoted column that a field comes from.
     pub(super) fn column(&self, field: Field) -> Option<String> {
-        let mut columns = self.mapping.columns();
-        let found = columns.find(|(known, _)| *known == field);
-        found.map(|(_, column)| quote(column))
+        self.mapping.column_of(field).map(quote)
     }
 
     /// A query for rows; `rest` is what follows the table's name.
@@ -112,8 +110,7 @@ impl<'a> Rows<'a> {
 
     /// The value of the column that a field comes from.
     pub(super) fn value<'r>(&self, row: &'r Row, field: Field) -> Option<&'r str> {
-        let mut columns = self.mapping.columns();
-        let (_, column) = columns.find(|(known, _)| *known == field)?;
+        let column = self.mapping.column_of(field)?;
         let at = self.columns.iter().position(|(name, _)| name == column)?;
         row.get(at)?.as_deref()
     }

@@ -1,18 +1,23 @@
 //! What the commands do, each in a module of its own. They write to where they are told and return
 //! a failure; the program turns that into an exit code.
 
+mod append;
 pub mod check;
 pub mod config;
 mod dead_letters;
 pub mod drop;
 pub mod emit;
 mod handover;
+mod inspect;
+mod recover;
 mod replay;
 mod retry;
 mod run;
 pub mod setup;
 pub mod shell;
 pub mod status;
+mod stored;
+mod verify;
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
@@ -41,7 +46,10 @@ pub fn dispatch(
         | Command::Setup(_)
         | Command::Check
         | Command::Status(_)
+        | Command::Inspect(_)
         | Command::Emit(_)
+        | Command::Verify(_)
+        | Command::Recover(_)
         | Command::DeadLetters(_)
         | Command::Replay(_)
         | Command::Drop(_) => connected(cli, environment, out),
@@ -97,13 +105,30 @@ async fn one_shot(
 ) -> Result<bool, Failure> {
     match command {
         Command::Check => check::check_all(config, params, out).await,
+        Command::Setup(typed) if typed.backfill => {
+            Box::pin(setup::backfill_all(config, params, out))
+                .await
+                .map(|()| true)
+        }
         Command::Setup(typed) => setup::setup_all(config, params, typed.dry_run, out)
             .await
             .map(|()| true),
-        Command::Status(typed) => status::status_all(config, params, typed.json, out)
+        Command::Status(typed) => status::status_all(typed, config, params, out)
+            .await
+            .map(|()| true),
+        Command::Inspect(typed) => inspect::inspect(typed, config, params, out)
             .await
             .map(|()| true),
         Command::Emit(typed) => emit::emit_all(typed, params, out).await.map(|()| true),
+        Command::Verify(typed) => verify::verify(typed, config, params, out).await,
+        Command::Recover(typed) => Box::pin(recover::recover(
+            typed.since.as_deref(),
+            config,
+            params,
+            out,
+        ))
+        .await
+        .map(|()| true),
         Command::Replay(typed) => replay::replay(typed, config, params, out)
             .await
             .map(|()| true),

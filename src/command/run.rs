@@ -15,6 +15,7 @@ use crate::http::{self, Site};
 use crate::log;
 use crate::sampler;
 use crate::shutdown::Signals;
+use crate::systemd::Systemd;
 use crate::term;
 use crate::vitals::Vitals;
 
@@ -55,7 +56,11 @@ pub(super) async fn run(
     };
     let work = term::run(&options, before, &stop);
     let slot = &options.preflight.slot;
+    let systemd = Systemd::of(environment);
     tokio::select! {
+        // First, so that an end that comes at once is told, too.
+        biased;
+        () = tell(systemd, &options.vitals, &stop) => unreachable!("it tells for ever"),
         end = work => end.map(|()| true),
         () = signals.watch(&stop) => Ok(false),
         () = answer(config.http.listen, &options.vitals) => unreachable!("it answers for ever"),
@@ -63,6 +68,13 @@ pub(super) async fn run(
             unreachable!("it looks for ever")
         }
     }
+}
+
+async fn tell(systemd: Option<Systemd>, vitals: &Vitals, stop: &CancellationToken) {
+    if let Some(systemd) = systemd {
+        systemd.run(vitals, stop).await;
+    }
+    std::future::pending().await
 }
 
 /// Publishing matters more than being watched: an address that cannot be had is no reason to stop.

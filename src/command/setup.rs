@@ -69,6 +69,24 @@ async fn set_up_stream(
     writeln!(out, "{done}  stream {name}").map_err(unwritten)
 }
 
+/// Sets up all but the slot, and makes that with the rows that are in the tables already.
+pub async fn backfill_all(config: &Config, params: &Params, out: Out<'_>) -> Result<(), Failure> {
+    let control = super::connect(params).await?;
+    let how = How {
+        dry_run: false,
+        slot: false,
+    };
+    let done = set_up(control.client(), &config.preflight_options(), how, out).await;
+    control.close().await;
+    done?;
+    let options = config.sink_options();
+    set_up_stream(&options.of_stream(), false, out).await?;
+    if options.dead_letters.is_some() {
+        set_up_stream(&options.of_dead_letters(), false, out).await?;
+    }
+    Box::pin(super::recover::recover(None, config, params, out)).await
+}
+
 /// Sets up what is missing, or only prints the SQL that would do it. What is found wrong stops it
 /// before anything is changed.
 pub async fn setup(
@@ -77,6 +95,20 @@ pub async fn setup(
     dry_run: bool,
     out: Out<'_>,
 ) -> Result<(), Failure> {
+    let slot = true;
+    set_up(client, options, How { dry_run, slot }, out).await
+}
+
+/// What of it is done.
+#[derive(Clone, Copy)]
+struct How {
+    dry_run: bool,
+    /// Whether a missing slot is made.
+    slot: bool,
+}
+
+async fn set_up(client: &Client, options: &Options, how: How, out: Out<'_>) -> Result<(), Failure> {
+    let How { dry_run, slot } = how;
     let facts = read(client, options).await?;
     refuse(&preflight::judge_server(&facts))?;
     let native = options
@@ -92,6 +124,7 @@ pub async fn setup(
         match step {
             Step::Exists(what) if dry_run => writeln!(out, "-- {what}: exists"),
             Step::Exists(what) => writeln!(out, "exists   {what}"),
+            Step::Execute { what, .. } if !slot && what.starts_with(SLOT) => continue,
             Step::Execute { what, sql } if dry_run => writeln!(out, "-- {what}\n{}", sql.trim()),
             Step::Execute { what, sql } => {
                 if what.starts_with(SLOT) {
@@ -106,7 +139,8 @@ pub async fn setup(
     if dry_run {
         return Ok(());
     }
-    let checks = preflight::judge(&read(client, options).await?, options);
+    let mut checks = preflight::judge(&read(client, options).await?, options);
+    checks.retain(|check| slot || check.group != "slot");
     refuse(&checks)
 }
 
@@ -255,7 +289,7 @@ fn plan_slot(facts: &Facts, options: &Options) -> Result<Vec<Step>, Failure> {
 }
 
 /// A slot in use is no reason not to set up: there is a leader.
-fn refuse(checks: &[Check]) -> Result<(), Failure> {
+pub(super) fn refuse(checks: &[Check]) -> Result<(), Failure> {
     checks
         .iter()
         .filter_map(Check::failure)
@@ -263,7 +297,7 @@ fn refuse(checks: &[Check]) -> Result<(), Failure> {
         .map_or(Ok(()), |failure| Err(failure.clone()))
 }
 
-async fn read(client: &Client, options: &Options) -> Result<Facts, Failure> {
+pub(super) async fn read(client: &Client, options: &Options) -> Result<Facts, Failure> {
     let names = options.table_names();
     Facts::read(client, &options.slot, &options.publication, &names)
         .await
@@ -271,7 +305,7 @@ async fn read(client: &Client, options: &Options) -> Result<Facts, Failure> {
 }
 
 /// Creating a slot waits for these, and says nothing.
-async fn tell_open_writers(client: &Client, out: Out<'_>) -> Result<(), Failure> {
+pub(super) async fn tell_open_writers(client: &Client, out: Out<'_>) -> Result<(), Failure> {
     let writers = catalog::open_writers(client).await;
     for writer in writers.map_err(|error| error.failure())? {
         writeln!(

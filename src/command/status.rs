@@ -1,15 +1,20 @@
 //! `outjet status`, the part in Postgres: the slot, who holds it, how far behind it is and how much
-//! WAL that costs.
+//! WAL that costs; and how the stream stands.
+
+mod watch;
 
 use std::fmt;
 use std::io;
 
 use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio_postgres::Client;
 
 use super::{Out, unwritten};
+use crate::cli;
 use crate::config::Config;
-use crate::error::Failure;
+use crate::error::{Failure, Problem};
 use crate::pg::catalog::{Facts, Server, Slot};
 use crate::pg::params::Params;
 use crate::preflight::Options;
@@ -58,6 +63,18 @@ pub struct SlotStatus {
     pub safe_wal_size_bytes: Option<i64>,
     /// Standbys keep it in step (Postgres 17 and newer).
     pub failover: bool,
+    /// WAL that is confirmed and kept all the same, for transactions that are still open.
+    pub held_wal_bytes: Option<u64>,
+    /// Since when nobody streams from it (Postgres 17 and newer).
+    pub inactive_since: Option<String>,
+    /// Transactions that the server wrote to disk to decode them.
+    pub spill_transactions: u64,
+    /// Their bytes.
+    pub spill_bytes: u64,
+    /// Transactions that the server sent before they were committed.
+    pub stream_transactions: u64,
+    /// Their bytes.
+    pub stream_bytes: u64,
 }
 
 /// Who holds the slot, for `status --json`.
@@ -71,14 +88,16 @@ pub struct HolderStatus {
     pub client_addr: Option<String>,
 }
 
-/// What `status --json` prints. Fields are added, never renamed.
+/// What `status --json` prints. Fields are added, never renamed; docs/status.md has them all.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// The slot and what belongs to it.
-    pub postgres: Status,
+    /// When it was looked.
+    pub at: Option<String>,
+    /// The slot and what belongs to it; null if it cannot be read (`--watch`).
+    pub postgres: Option<Status>,
     /// Null if it cannot be read; `problem` then says why.
     pub stream: Option<StreamStatus>,
-    /// Why the stream cannot be read.
+    /// What cannot be read, and why.
     pub problem: Option<String>,
     /// How many dead letters there are; null if their stream does not exist or cannot be read.
     pub dead_letters: Option<u64>,
@@ -97,55 +116,89 @@ pub struct StreamStatus {
     pub last_sequence: u64,
 }
 
-/// Writes how Postgres and the stream stand.
+/// Writes how Postgres and the stream stand, once or again and again.
 pub async fn status_all(
+    typed: &cli::Status,
     config: &Config,
     params: &Params,
-    json: bool,
     out: Out<'_>,
 ) -> Result<(), Failure> {
-    let control = super::connect(params).await?;
-    let postgres = status(control.client(), &config.preflight_options()).await;
-    control.close().await;
-    let postgres = postgres?;
-    let options = config.sink_options();
-    let mut letters = options.of_dead_letters();
-    letters.stream.create = false;
-    let mut options = options.of_stream();
-    options.stream.create = false;
-    let (stream, problem) = match jetstream::inspect(&options).await {
-        Ok(found) => (Some(StreamStatus::new(found)), None),
-        Err(error) => (None, Some(error.failure(&options).problem)),
-    };
-    let dead_letters = match stream {
-        Some(_) => jetstream::inspect(&letters).await.ok(),
-        None => None,
-    };
-    let dead_letters = dead_letters.map(|found| found.messages);
-    if json {
-        let problem = problem.map(|problem| format!("{}: {}", problem.problem, problem.cause));
-        let report = Report {
-            postgres,
-            stream,
-            problem,
-            dead_letters,
-        };
-        let text = serde_json::to_string_pretty(&report).unwrap_or_default();
+    let look = Look::take(config, params).await?;
+    if typed.watch {
+        return watch::watch(typed, look, async || Look::take(config, params).await).await;
+    }
+    if typed.json {
+        let text = serde_json::to_string_pretty(&look.report()).unwrap_or_default();
         return writeln!(out, "{text}").map_err(unwritten);
     }
-    postgres.write(out).map_err(unwritten)?;
-    let line = match (stream, problem) {
-        (Some(stream), _) => stream.to_string(),
-        (None, Some(problem)) => problem.to_string(),
-        (None, None) => "unknown".to_owned(),
-    };
-    writeln!(out, "stream        {line}").map_err(unwritten)?;
-    match dead_letters {
-        Some(0) | None => Ok(()),
-        Some(letters) => {
-            writeln!(out, "dead letters  {letters} (`outjet dead-letters list`)").map_err(unwritten)
+    look.write(out).map_err(unwritten)
+}
+
+/// What was seen.
+struct Look {
+    postgres: Status,
+    stream: Result<StreamStatus, Problem>,
+    dead_letters: Option<u64>,
+}
+
+impl Look {
+    /// Connects to both, asks, and goes. Fails if Postgres cannot be asked.
+    async fn take(config: &Config, params: &Params) -> Result<Self, Failure> {
+        let control = super::connect(params).await?;
+        let postgres = status(control.client(), &config.preflight_options()).await;
+        control.close().await;
+        let postgres = postgres?;
+        let options = config.sink_options();
+        let mut letters = options.of_dead_letters();
+        letters.stream.create = false;
+        let mut options = options.of_stream();
+        options.stream.create = false;
+        let found = jetstream::inspect(&options).await;
+        let stream = found
+            .map(StreamStatus::new)
+            .map_err(|error| error.failure(&options).problem);
+        let dead_letters = match stream {
+            Ok(_) => jetstream::inspect(&letters).await.ok(),
+            Err(_) => None,
+        };
+        Ok(Self {
+            postgres,
+            stream,
+            dead_letters: dead_letters.map(|found| found.messages),
+        })
+    }
+
+    fn report(&self) -> Report {
+        let problem = self.stream.as_ref().err();
+        Report {
+            at: now(),
+            postgres: Some(self.postgres.clone()),
+            stream: self.stream.clone().ok(),
+            problem: problem.map(|problem| format!("{}: {}", problem.problem, problem.cause)),
+            dead_letters: self.dead_letters,
         }
     }
+
+    /// Writes it as lines of a name and a value.
+    fn write(&self, out: Out<'_>) -> io::Result<()> {
+        self.postgres.write(out)?;
+        match &self.stream {
+            Ok(stream) => writeln!(out, "stream        {stream}")?,
+            Err(problem) => writeln!(out, "stream        {problem}")?,
+        }
+        match self.dead_letters {
+            Some(0) | None => Ok(()),
+            Some(letters) => {
+                writeln!(out, "dead letters  {letters} (`outjet dead-letters list`)")
+            }
+        }
+    }
+}
+
+fn now() -> Option<String> {
+    let now = OffsetDateTime::now_utc();
+    let now = now.replace_nanosecond(0).unwrap_or(now);
+    now.format(&Rfc3339).ok()
 }
 
 impl StreamStatus {
@@ -233,6 +286,21 @@ impl Status {
         writeln!(out, "confirmed     {confirmed} of {}", self.current_lsn)?;
         writeln!(out, "lag           {}", size(slot.lag_bytes))?;
         writeln!(out, "retained WAL  {}", size(slot.retained_wal_bytes))?;
+        if let Some(held) = slot.held_wal_bytes.filter(|held| *held >= HELD_BYTES_MIN) {
+            let held = size(Some(held));
+            writeln!(
+                out,
+                "              {held} of it for transactions that are still open"
+            )?;
+        }
+        if slot.spill_bytes > 0 {
+            let (bytes, transactions) = (size(Some(slot.spill_bytes)), slot.spill_transactions);
+            writeln!(
+                out,
+                "spilled       {bytes}, {transactions} transactions larger than \
+                 logical_decoding_work_mem"
+            )?;
+        }
         match slot.safe_wal_size_bytes {
             Some(left) => {
                 let left = size(u64::try_from(left).ok().or(Some(0)));
@@ -260,6 +328,14 @@ impl SlotStatus {
             retained_wal_bytes: slot.retained_wal_bytes(server.current),
             safe_wal_size_bytes: slot.safe_wal_size,
             failover: slot.failover,
+            held_wal_bytes: slot.held_wal_bytes(),
+            inactive_since: slot
+                .inactive_since
+                .and_then(|at| OffsetDateTime::from(at).format(&Rfc3339).ok()),
+            spill_transactions: slot.decoding.spill_transactions,
+            spill_bytes: slot.decoding.spill_bytes,
+            stream_transactions: slot.decoding.stream_transactions,
+            stream_bytes: slot.decoding.stream_bytes,
         }
     }
 
@@ -272,6 +348,9 @@ impl SlotStatus {
         format!("{name}, pid {}, from {addr}", holder.pid)
     }
 }
+
+/// As much is kept without any open transaction until the server has looked (15 s): one segment.
+const HELD_BYTES_MIN: u64 = 16 * 1024 * 1024;
 
 /// Three digits and a unit.
 fn size(bytes: Option<u64>) -> String {

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::{Column, Config, Format, Manage, OnReject, Preset, Storage, Table, Transactions};
+use super::{Column, Config, Format, Manage, OnReject, Storage, Table, Transactions};
 use crate::assemble;
 use crate::error::{Exit, Failure, Problem};
 use crate::format;
-use crate::mapping::{self, Field, Mapping};
+use crate::mapping::{self, ExtraColumn, Field, Inside, Mapping, Origin, Syntax};
 use crate::pg::catalog::TableName;
 use crate::pg::params::{Params, RootCert, TargetSessionAttrs};
 use crate::preflight::{self, RequiredColumn, TableRequirement};
@@ -42,13 +42,7 @@ impl Config {
     pub fn preflight_options(&self) -> preflight::Options {
         let tables = self.mappings().into_iter().map(|mapping| TableRequirement {
             name: TableName::new(mapping.schema(), mapping.table()),
-            columns: mapping
-                .columns()
-                .map(|(field, column)| RequiredColumn {
-                    field: field.key().to_owned(),
-                    column: column.to_owned(),
-                })
-                .collect(),
+            columns: RequiredColumn::of(&mapping),
         });
         preflight::Options {
             slot: self.postgres.slot.clone(),
@@ -75,7 +69,10 @@ impl Config {
             format: match publish.format {
                 Format::CloudEvents => format::Format::CloudEvents,
                 Format::Minimal => format::Format::Minimal,
+                Format::Structured => format::Format::Structured,
+                Format::Envelope => format::Format::Envelope,
             },
+            subject_prefix: publish.subject_prefix.clone(),
             source: publish.source.clone(),
             database: database.to_owned(),
         })
@@ -92,7 +89,11 @@ impl Config {
                 .routes
                 .iter()
                 .find_map(|route| route.apply(&subject));
-            routed.unwrap_or(subject)
+            let subject = routed.unwrap_or(subject);
+            match &options.subject_prefix {
+                Some(prefix) => format!("{prefix}.{subject}"),
+                None => subject,
+            }
         };
         let (one, other) = (made_of("x"), made_of("y"));
         if one == other {
@@ -189,18 +190,28 @@ impl Config {
 
 fn mapping(table: &Table) -> Mapping {
     let name = &table.name;
-    let mut mapping = match table.preset {
-        Preset::Native => Mapping::native(&name.schema, &name.table),
-        Preset::None => Mapping::new(&name.schema, &name.table),
+    let mut mapping = match mapping::Preset::named(table.preset.word()) {
+        Some(preset) => preset.mapping(&name.schema, &name.table),
+        None => Mapping::new(&name.schema, &name.table),
     };
     for (field, column) in &table.columns {
+        let inside =
+            |path: &str, syntax, optional| Origin::Inside(Inside::new(path, syntax, optional));
         let origin = match column {
-            Column::Named(name) => mapping::Origin::Column(name.clone()),
-            Column::Constant(text) => mapping::Origin::Constant(text.clone()),
+            Column::Named(name) => Origin::Column(name.clone()),
+            Column::Constant(text) => Origin::Constant(text.clone()),
+            Column::Json { path, optional } => inside(path, Syntax::Json, *optional),
+            Column::Properties(path) => inside(path, Syntax::Properties, true),
         };
         let field = Field::named(field.word()).expect("both know the same fields");
         mapping.set(field, origin);
     }
+    let extra = table.extra_columns.iter();
+    let extra = extra.map(|(column, header)| ExtraColumn {
+        column: column.clone(),
+        header: header.as_str().into(),
+    });
+    mapping.extra = extra.collect();
     mapping
 }
 

@@ -207,6 +207,9 @@ impl Check<'_> {
         Ok(Publish {
             subject: read!(self.publish.subject).and_text(not_empty)?.required(),
             routes: read!(self.publish.routes).and(check_routes)?.required().0,
+            subject_prefix: read!(self.publish.subject_prefix)
+                .and_text(check_prefix)?
+                .optional(),
             format: read!(self.publish.format).required(),
             source: read!(self.publish.source).and_text(not_empty)?.optional(),
             on_reject: read!(self.publish.on_reject).required(),

@@ -1,6 +1,7 @@
 //! The values that are lists: texts, tables with their mapped columns, routes. Knows what one entry
 //! may be; whether the entries fit together is `check`'s to say.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::de::{DeserializeOwned, MapAccess, Visitor};
@@ -8,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 use serde_saphyr::Spanned;
 
-use super::names::TableName;
+use super::names::{TableName, check_header};
 use super::value::{Column, Columns, Field, Preset, Refusal, Scalar, Setting};
 
 /// A list of texts.
@@ -98,6 +99,8 @@ pub struct Table {
     pub preset: Preset,
     /// What differs from the preset, or is added to it.
     pub columns: Columns,
+    /// Further columns, with the headers that they become.
+    pub extra_columns: BTreeMap<String, String>,
 }
 
 /// `tables`.
@@ -113,6 +116,8 @@ pub(super) struct RawTable {
     preset: Option<Spanned<String>>,
     #[serde(default, skip_serializing_if = "RawColumns::is_empty")]
     columns: RawColumns,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    extra_columns: BTreeMap<String, Spanned<String>>,
 }
 
 impl Setting for Tables {
@@ -145,6 +150,7 @@ impl Setting for Tables {
                     "properties": fields.collect::<serde_json::Map<_, _>>(),
                     "additionalProperties": false,
                 },
+                "extra_columns": {"type": "object", "additionalProperties": {"type": "string"}},
             },
             "required": ["name"],
             "additionalProperties": false,
@@ -172,9 +178,21 @@ impl RawTable {
             name: read_scalar(&self.name)?,
             preset,
             columns,
+            extra_columns: self.extra_columns()?,
         };
         table.check().map_err(|refusal| at(&self.name, refusal))?;
         Ok(table)
+    }
+
+    fn extra_columns(&self) -> Result<BTreeMap<String, String>, Refusal> {
+        let header = |(column, header): (&String, &Spanned<String>)| {
+            check_header(&header.value).map_err(|refusal| {
+                let what = format!("header `{}` {}", header.value, refusal.what);
+                at(header, Refusal { what, ..refusal })
+            })?;
+            Ok((column.clone(), header.value.clone()))
+        };
+        self.extra_columns.iter().map(header).collect()
     }
 }
 
@@ -189,7 +207,7 @@ impl Table {
                 "map id to the column that identifies a row",
             ));
         }
-        if self.preset == Preset::Native {
+        if self.preset != Preset::None {
             return Ok(());
         }
         if !self.columns.contains_key(&Field::Id) {
@@ -251,18 +269,25 @@ impl Serialize for RawColumns {
     }
 }
 
-/// A [`Column`] as it is written: its name, or `{value: text}`.
+/// A [`Column`] as it is written: its name, or where else the value comes from.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 enum RawColumn {
     Named(String),
-    Constant(RawConstant),
+    Elsewhere(RawElsewhere),
 }
 
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct RawConstant {
-    value: String,
+struct RawElsewhere {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    json: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    properties: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    optional: Option<bool>,
 }
 
 impl<'de> Deserialize<'de> for RawColumn {
@@ -273,7 +298,7 @@ impl<'de> Deserialize<'de> for RawColumn {
             type Value = RawColumn;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("the name of a column, or {value: text}")
+                f.write_str("the name of a column, {value: text} or {json: column.key}")
             }
 
             fn visit_str<E>(self, name: &str) -> Result<RawColumn, E> {
@@ -282,7 +307,7 @@ impl<'de> Deserialize<'de> for RawColumn {
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RawColumn, A::Error> {
                 let map = serde::de::value::MapAccessDeserializer::new(map);
-                RawConstant::deserialize(map).map(RawColumn::Constant)
+                RawElsewhere::deserialize(map).map(RawColumn::Elsewhere)
             }
         }
 
@@ -292,15 +317,17 @@ impl<'de> Deserialize<'de> for RawColumn {
 
 impl RawColumn {
     fn schema() -> Value {
-        json!({"oneOf": [
-            {"type": "string"},
-            {
+        let one = |key: &str| {
+            json!({
                 "type": "object",
-                "properties": {"value": {"type": "string"}},
-                "required": ["value"],
+                "properties": {key: {"type": "string"}},
+                "required": [key],
                 "additionalProperties": false,
-            },
-        ]})
+            })
+        };
+        let mut path = one("json");
+        path["properties"]["optional"] = json!({"type": "boolean"});
+        json!({"oneOf": [{"type": "string"}, one("value"), path, one("properties")]})
     }
 }
 
@@ -311,7 +338,30 @@ fn read_column(column: &Spanned<RawColumn>) -> Result<Column, Refusal> {
             Err(at(column, refusal))
         }
         RawColumn::Named(name) => Ok(Column::Named(name.clone())),
-        RawColumn::Constant(constant) => Ok(Column::Constant(constant.value.clone())),
+        RawColumn::Elsewhere(raw) => raw.read().map_err(|refusal| at(column, refusal)),
+    }
+}
+
+impl RawElsewhere {
+    fn read(&self) -> Result<Column, Refusal> {
+        const FIX: &str = "write one of `{value: text}`, `{json: column.key}`, \
+                           `{json: column.key, optional: true}` and `{properties: column.key}`";
+        let path = |path: &str| match path.contains('.') && !path.split('.').any(str::is_empty) {
+            true => Ok(path.to_owned()),
+            false => Err(Refusal::new(format!("`{path}` is not a path"), FIX)),
+        };
+        match (&self.value, &self.json, &self.properties, self.optional) {
+            (Some(text), None, None, None) => Ok(Column::Constant(text.clone())),
+            (None, Some(json), None, optional) => Ok(Column::Json {
+                path: path(json)?,
+                optional: optional == Some(true),
+            }),
+            (None, None, Some(properties), None) => Ok(Column::Properties(path(properties)?)),
+            _ => Err(Refusal::new(
+                "a column is given in no way that is known",
+                FIX,
+            )),
+        }
     }
 }
 

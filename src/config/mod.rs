@@ -176,6 +176,8 @@ pub struct Publish {
     pub subject: String,
     /// In the order in which they are tried. Their syntax has not been checked.
     pub routes: Vec<Route>,
+    /// Before every subject.
+    pub subject_prefix: Option<String>,
     /// How an event is written.
     pub format: Format,
     /// `ce-source`.

@@ -1,6 +1,7 @@
 //! Names as Postgres and NATS allow them: slots, tables, streams, subjects. Pure checks.
 
 use std::fmt;
+use std::str::FromStr;
 
 use super::value::{Refusal, Scalar};
 
@@ -25,6 +26,15 @@ impl fmt::Display for TableName {
             false => format!("\"{}\"", name.replace('"', "\"\"")),
         };
         write!(f, "{}.{}", quote(&self.schema), quote(&self.table))
+    }
+}
+
+impl FromStr for TableName {
+    type Err = String;
+
+    /// By the rules of SQL. The error says what to write.
+    fn from_str(text: &str) -> Result<Self, String> {
+        <Self as Scalar>::parse(text).map_err(|refusal| refusal.fix)
     }
 }
 
@@ -186,6 +196,50 @@ pub(super) fn check_prefix(prefix: &str) -> Result<(), Refusal> {
             "has a wildcard",
             "write a subject without * and >",
         )),
+        false => Ok(()),
+    }
+}
+
+/// Whether a column can become the header of this name: one that neither the server nor outjet
+/// gives a meaning.
+pub(super) fn check_header(name: &str) -> Result<(), Refusal> {
+    const OURS: [&str; 14] = [
+        "specversion",
+        "id",
+        "source",
+        "type",
+        "subject",
+        "time",
+        "recordedtime",
+        "datacontenttype",
+        "correlationid",
+        "tenantid",
+        "schemaversion",
+        "traceid",
+        "partitionkey",
+        "data",
+    ];
+    let refused = |what: &str| {
+        let fix = "write a name such as X-Region, or ce-region for an attribute of CloudEvents";
+        Err(Refusal::new(what, fix))
+    };
+    let lower = name.to_ascii_lowercase();
+    if name.is_empty() || !name.bytes().all(|b| b.is_ascii_graphic() && b != b':') {
+        return refused("is not a name that NATS can carry");
+    }
+    if lower.starts_with("nats-") || lower.starts_with("outjet-") || lower == "content-type" {
+        return refused("is reserved");
+    }
+    let Some(attribute) = lower.strip_prefix("ce-") else {
+        return Ok(());
+    };
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    // CloudEvents 1.0, "Naming Conventions".
+    if !name.starts_with("ce-") || attribute.is_empty() || !name[3..].bytes().all(allowed) {
+        return refused("is not an attribute of CloudEvents: ce- and a-z, 0-9");
+    }
+    match OURS.contains(&attribute) {
+        true => refused("is made of another column: map that in `columns`"),
         false => Ok(()),
     }
 }

@@ -342,6 +342,8 @@ section! {
         subject: Leaf<String>,
         /// Subjects to change: the first match wins.
         routes: Leaf<Routes>,
+        /// Tokens before every subject, for a run beside an old relay.
+        subject_prefix: Leaf<String>,
         /// How an event is written as a message.
         format: Leaf<Format>,
         /// The attribute ce-source; without it, `/<database>/<schema>.<table>`.

@@ -469,6 +469,24 @@ choice! {
     Preset {
         /// `outbox.events` as `outjet setup` makes it.
         Native = "native",
+        /// Debezium's outbox event router.
+        Debezium = "debezium",
+        /// `outboxes` with topic, metadata and payload.
+        PgOutbox = "pg-outbox",
+        /// `outbox_events` with `published_at`.
+        OutboxEvents = "outbox-events",
+        /// The same with a trace carrier, a status and an attempt count.
+        RelayEvents = "relay-events",
+        /// Tenant, versions, privacy and scheduling.
+        Envelope = "envelope",
+        /// Open Outbox Relay.
+        OpenOutbox = "open-outbox",
+        /// Watermill's SQL Pub/Sub.
+        Watermill = "watermill",
+        /// Eventuate Tram.
+        Eventuate = "eventuate",
+        /// The npm package of that name.
+        PgTransactionalOutbox = "pg-transactional-outbox",
         /// No layout: only what `columns` says.
         None = "none",
     }
@@ -509,6 +527,20 @@ choice! {
         CreatedAt = "created_at",
         /// For consumers that recognise repeated requests.
         DedupKey = "dedup_key",
+        /// The version of the payload's schema.
+        SchemaVersion = "schema_version",
+        /// The trace, where there is no trace context.
+        TraceId = "trace_id",
+        /// Who made the event.
+        Producer = "producer",
+        /// Whether the payload holds personal data.
+        Pii = "pii",
+        /// Which members of it do.
+        PiiFields = "pii_fields",
+        /// What the person agreed to.
+        Consent = "consent",
+        /// JSON beside the payload.
+        Metadata = "metadata",
     }
 }
 
@@ -539,6 +571,10 @@ choice! {
         CloudEvents = "cloudevents",
         /// The body as it is, and only the headers that every format has.
         Minimal = "minimal",
+        /// CloudEvents as one JSON object.
+        Structured = "structured",
+        /// A JSON object with version, tenant, producer and privacy around the payload.
+        Envelope = "envelope",
     }
 }
 
@@ -597,6 +633,15 @@ pub enum Column {
     Named(String),
     /// The same text for every row.
     Constant(String),
+    /// `column.key.key`: what is at this path in the JSON of a column.
+    Json {
+        /// The path.
+        path: String,
+        /// That there is nothing is no mistake.
+        optional: bool,
+    },
+    /// `column.key`: what a column with Java properties has under this key, or nothing.
+    Properties(String),
 }
 
 /// [`Column`]s by what they are used for.

@@ -67,6 +67,24 @@ pub fn create_slot(slot: &str, server: &Server) -> String {
     )
 }
 
+/// A pgoutput slot with the snapshot of the moment at which it begins, as a command of a
+/// replication session. In the old grammar, which every version understands.
+pub fn create_slot_with_snapshot(slot: &str) -> String {
+    let slot = quote(slot);
+    format!("CREATE_REPLICATION_SLOT {slot} LOGICAL pgoutput EXPORT_SNAPSHOT")
+}
+
+/// Another slot at the same place. It is not kept in step on standbys.
+pub fn copy_slot(from: &str, to: &str) -> String {
+    let (from, to) = (literal(from), literal(to));
+    format!("SELECT pg_copy_logical_replication_slot({from}, {to});")
+}
+
+/// Has standbys keep the slot in step (17), as a command of a replication session.
+pub fn alter_failover(slot: &str) -> String {
+    format!("ALTER_REPLICATION_SLOT {} (FAILOVER true)", quote(slot))
+}
+
 /// Refused while somebody holds the slot (55006).
 pub fn drop_slot(slot: &str) -> String {
     format!("SELECT pg_drop_replication_slot({});", literal(slot))

@@ -14,7 +14,6 @@
     clippy::unwrap_used
 )]
 
-#[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod encode;
 #[cfg(test)]

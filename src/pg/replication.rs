@@ -60,6 +60,12 @@ pub struct TimelineSwitch {
     pub ended_at: Lsn,
 }
 
+/// In a database of `SQL_ASCII` texts may be anything, and a session that asks for UTF-8 fails for
+/// good at the first that is not (`pg_server_to_any`, mbutils.c). As they are, they reach us, and a
+/// row that cannot be an event is one that is rejected.
+const ANY_BYTES: &str = "SELECT set_config('client_encoding', 'SQL_ASCII', false)
+    WHERE current_setting('server_encoding') = 'SQL_ASCII'";
+
 impl Session {
     /// Logs in as a walsender for `params.dbname`. `startup` adds parameters, such as
     /// `wal_sender_timeout`.
@@ -69,9 +75,11 @@ impl Session {
             .chain(startup.iter().map(|(name, value)| (*name, value.as_str())))
             .collect();
         let conn = Conn::connect(params, &parameters).await?;
-        Ok(Self {
+        let mut session = Self {
             conn: Box::new(conn),
-        })
+        };
+        session.query(ANY_BYTES).await?;
+        Ok(session)
     }
 
     /// Runs SQL or a replication command by the simple query protocol.

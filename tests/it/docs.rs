@@ -38,6 +38,32 @@ fn guarantees_name_tests_that_exist() {
 }
 
 #[test]
+fn every_feature_of_a_poller_names_tests_that_exist() {
+    let page = fs::read_to_string(root().join("docs/coming-from-a-poller.md")).expect("the page");
+    let mut code = String::new();
+    read_all(&root().join("src"), &mut code);
+    read_all(&root().join("tests"), &mut code);
+    let rows = page.lines().filter(|line| line.starts_with("| "));
+    let rows = rows.filter(|line| !line.starts_with("| A poller has"));
+    let mut found = 0;
+    for row in rows {
+        let (_, tests) = row
+            .trim_end_matches(" |")
+            .rsplit_once(" | ")
+            .expect("cells");
+        assert!(spans(tests).count() > 0, "no test: {row}");
+        for test in spans(tests) {
+            assert!(
+                code.contains(&format!("fn {test}(")),
+                "no such test: {test}"
+            );
+            found += 1;
+        }
+    }
+    assert!(found > 30, "the tables were not read: {found} tests");
+}
+
+#[test]
 fn every_command_of_the_readme_can_be_typed() {
     let readme = readme();
     let blocks = blocks(&readme, "");

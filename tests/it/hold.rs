@@ -148,6 +148,8 @@ async fn older_copy_under_load_without_hold_loses_no_more_than_is_told() {
     more_stored(&stage, 50).await;
     let backup = Backup::take(&mut stage).await;
     more_stored(&stage, 100).await;
+    // What is only stored, and not confirmed, would be no gap.
+    stage.confirmed().await;
     backup.restore(&mut stage).await;
     until_gap(&mut outjet).await;
     more_stored(&stage, 50).await;
@@ -342,12 +344,12 @@ async fn fast_stop_of_postgres_does_not_wait_for_what_is_held() {
     stage.until_sequence(20).await;
     // Within the harness's limit for a stop.
     stage.world.postgres.restart(Stop::Fast).await;
-    let stopping = outjet.log().into_iter().filter_map(|line| {
-        let message = line["message"].as_str()?.to_owned();
-        (message.starts_with("retrying: Postgres") && message.ends_with("is stopping"))
-            .then_some(())
-    });
-    assert_eq!(stopping.count(), 1, "it gave the slot up");
+    let waits = |line: &Value| {
+        line["message"]
+            .as_str()
+            .is_some_and(|m| m.contains("waits for"))
+    };
+    assert!(outjet.log().iter().any(waits), "it gave the slot up");
     outjet.logged("recovered", SOON).await;
     stage.session = stage.world.postgres.connect().await;
     stage.commit(21..=30).await;

@@ -39,7 +39,7 @@ const BORDERS: &[(&str, Border)] = &[
     ("event", Border::Only(&[])),
     ("route", Border::Only(&[])),
     ("format", Border::Only(&["event"])),
-    ("mapping", Border::Only(&["pg::pgoutput"])),
+    ("mapping", Border::Only(&["mapping", "pg::pgoutput"])),
     ("guard", Border::Only(&["event"])),
     ("window", Border::Only(&["lsn"])),
     // The only module that knows both pgoutput and events.
@@ -87,9 +87,10 @@ const BORDERS: &[(&str, Border)] = &[
         "term",
         Border::AllBut(&["cli", "command", "config", "http"]),
     ),
+    ("systemd", Border::Only(&["error", "vitals"])),
     (
         "sampler",
-        Border::Only(&["error", "metrics", "pg", "vitals"]),
+        Border::Only(&["error", "lsn", "metrics", "pg", "vitals"]),
     ),
     (
         "http",

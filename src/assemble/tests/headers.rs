@@ -26,13 +26,18 @@ fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
 #[test]
 fn rows_headers_are_passed_on_as_they_are_written() {
     let json = r#"{"t": "a b", "n": 12345678901234567890123.10, "b": true, "z": null,
-                   "list": ["x", 1e400, false, null], "none": [], "u": "gr\u00fcn"}"#;
+                   "list": ["x", 1e400, false, null], "none": [], "u": "gr\u00fcn",
+                   "object": {"a": [1,  2]}, "deep": ["y", ["z"], {}]}"#;
     let wanted = pairs(&[
         ("b", "true"),
+        ("deep", "y"),
+        ("deep", r#"["z"]"#),
+        ("deep", "{}"),
         ("list", "x"),
         ("list", "1e400"),
         ("list", "false"),
         ("n", "12345678901234567890123.10"),
+        ("object", r#"{"a": [1,  2]}"#),
         ("t", "a b"),
         ("u", "grün"),
     ]);
@@ -47,9 +52,6 @@ fn headers_of_another_shape_are_a_rejection_that_does_not_quote_them() {
         r#""secret""#,
         "7",
         r#"["secret"]"#,
-        r#"{"a": {"secret": 1}}"#,
-        r#"{"a": ["secret", ["secret"]]}"#,
-        r#"{"a": ["secret", {}]}"#,
         r#"{"a": "secret"#,
         r#"{"a": "secret\ud800"}"#,
         "",

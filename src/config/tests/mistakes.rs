@@ -151,14 +151,63 @@ tables: `events` has no schema
 #[test]
 fn an_unknown_preset_is_told_the_known_ones() {
     refused(
-        "tables:\n  - name: a.b\n    preset: debezium\n",
+        "tables:\n  - name: a.b\n    preset: debesium\n",
         "
-tables: `debezium` is not one of the possible words
+tables: `debesium` is not one of the possible words
   cause: outjet.yaml:3:13
-         3 |     preset: debezium
+         3 |     preset: debesium
            |             ^
-  fix:   write one of: native, none",
+  fix:   did you mean `debezium`? It can be: native, debezium, pg-outbox, outbox-events, \
+         relay-events, envelope, open-outbox, watermill, eventuate, pg-transactional-outbox, none",
     );
+}
+
+#[test]
+fn a_column_that_is_given_in_two_ways_or_at_no_path_is_refused() {
+    let table = |column: &str| {
+        let columns = format!("{{id: a, payload: b, type: {column}}}");
+        let yaml = format!("tables: [{{name: a.b, preset: none, columns: {columns}}}]");
+        complaint(&yaml, &[], &[])
+    };
+    for column in ["{}", "{value: x, json: a.b}", "{value: x, optional: true}"] {
+        let complaint = table(column);
+        assert!(
+            complaint.contains("given in no way that is known"),
+            "{complaint}"
+        );
+        assert!(
+            complaint.contains("{json: column.key, optional: true}"),
+            "{complaint}"
+        );
+    }
+    for path in ["a", "a.", ".b", "a..b"] {
+        let complaint = table(&format!("{{json: '{path}'}}"));
+        assert!(
+            complaint.contains(&format!("`{path}` is not a path")),
+            "{complaint}"
+        );
+    }
+}
+
+#[test]
+fn a_header_that_means_something_cannot_be_made_of_a_column() {
+    let table = |header: &str| {
+        let yaml =
+            format!("tables: [{{name: a.b, preset: native, extra_columns: {{c: {header}}}}}]");
+        complaint(&yaml, &[], &[])
+    };
+    for (header, why) in [
+        ("Nats-Rollup", "is reserved"),
+        ("outjet-id", "is reserved"),
+        ("Content-Type", "is reserved"),
+        ("ce-id", "is made of another column"),
+        ("CE-region", "is not an attribute"),
+        ("ce-a_b", "is not an attribute"),
+        ("'a b'", "NATS can carry"),
+    ] {
+        let complaint = table(header);
+        assert!(complaint.contains(why), "{complaint}");
+    }
 }
 
 #[test]

@@ -201,6 +201,43 @@ fn lists_are_yaml_in_variables_and_flags() {
 }
 
 #[test]
+fn columns_come_from_inside_others_and_become_headers() {
+    let config = yaml(
+        "tables:\n  - name: a.b\n    preset: debezium\n    columns:\n      \
+         tenant_id: {json: meta.tenant.id}\n      trace_id: {json: meta.t, optional: true}\n      \
+         traceparent: {properties: tracing.traceparent}\n    \
+         extra_columns: {region: ce-region, shard: X-Shard}\n",
+    );
+    let table = &config.tables[0];
+    let json = |path: &str, optional| Column::Json {
+        path: path.to_owned(),
+        optional,
+    };
+    assert_eq!(
+        table.columns[&Field::TenantId],
+        json("meta.tenant.id", false)
+    );
+    assert_eq!(table.columns[&Field::TraceId], json("meta.t", true));
+    let properties = Column::Properties("tracing.traceparent".to_owned());
+    assert_eq!(table.columns[&Field::Traceparent], properties);
+    assert_eq!(table.extra_columns["region"], "ce-region");
+    let wanted = config.preflight_options();
+    let wanted: Vec<_> = wanted.tables[0]
+        .columns
+        .iter()
+        .map(|required| format!("{}={}", required.field, required.column))
+        .collect();
+    let expected = "id=id aggregatetype=aggregatetype aggregateid=aggregateid type=type \
+        payload=payload metadata=tracing metadata=meta metadata=meta ce-region=region \
+        X-Shard=shard";
+    assert_eq!(wanted.len(), expected.split(' ').count());
+    assert!(
+        wanted.iter().all(|one| expected.contains(one.as_str())),
+        "{wanted:?}"
+    );
+}
+
+#[test]
 fn an_empty_variable_counts_as_absent() {
     let config = load("", &[("NATS_TOKEN", ""), ("OUTJET_STREAM__NAME", "")], &[]).unwrap();
     assert_eq!(config.nats.token, None);

@@ -6,7 +6,7 @@ use super::tail::{MESSAGE_ID, PLAIN_ID, POSITION, SOURCE};
 use crate::event::{Event, HeaderName};
 
 /// On what was published before and goes out again.
-const REPLAY: &str = "Outjet-Replay";
+pub(super) const REPLAY: &str = "Outjet-Replay";
 
 /// The bytes of a header block as it is sent; the server counts them with the body.
 pub(super) fn wire_len(headers: &HeaderMap) -> usize {

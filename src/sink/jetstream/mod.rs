@@ -9,6 +9,10 @@
 //! connection; the next one asks the stream which of the unsettled events it holds ([`tail`],
 //! [`crate::guard`]) and sends the others. There is no other way to recover.
 //!
+//! A stranger's message costs a round trip, and is told. It never halts the sink, however often it
+//! comes: nothing is lost by it, and whoever may publish into the stream could otherwise stop the
+//! outbox for good with two messages a minute.
+//!
 //! `Nats-Msg-Id` is sent for consumers. The server's answer `duplicate` is never believed: ids are
 //! used again, and some servers call what they refused a duplicate.
 
@@ -18,6 +22,7 @@ pub mod client;
 mod error;
 mod headers;
 mod hold;
+mod ledger;
 mod letterbox;
 mod letters;
 mod messages;
@@ -40,6 +45,7 @@ use self::client::{Connection, HEADER_BYTES_MAX};
 pub use self::error::Error;
 use self::headers::{headers, wire_len};
 use self::hold::{Hold, Seen, Witness};
+pub use self::ledger::{Ledger, Line, Past};
 pub use self::letterbox::{DeadLetter, Letterbox};
 use self::letters::{Buried, Letter, Letters};
 pub use self::options::{NatsOptions, Options, Storage, StreamOptions};

@@ -212,7 +212,7 @@ impl Tail {
 
 /// Reads a part of the stream from its beginning to its end.
 #[derive(Debug)]
-struct Reader {
+pub(super) struct Reader {
     stream: Messages,
     read: VecDeque<Entry>,
     next_sequence: u64,
@@ -221,7 +221,7 @@ struct Reader {
 }
 
 impl Reader {
-    fn new(stream: Messages, next_sequence: u64, last_sequence: u64) -> Self {
+    pub(super) fn new(stream: Messages, next_sequence: u64, last_sequence: u64) -> Self {
         Self {
             stream,
             read: VecDeque::new(),
@@ -269,18 +269,24 @@ impl Reader {
         Ok(())
     }
 
-    /// Reads the next batch of what is left; over a gap, with one request to its end.
     async fn read_on(&mut self) -> Result<(), Error> {
-        while self.read.is_empty() && self.next_sequence <= self.last_sequence {
+        let messages = self.fetch_on().await?;
+        self.read.extend(messages.iter().map(entry));
+        Ok(())
+    }
+
+    /// The next batch of what is left, empty at its end; over a gap, with one request to its end.
+    pub(super) async fn fetch_on(&mut self) -> Result<Vec<Stored>, Error> {
+        while self.next_sequence <= self.last_sequence {
             let end = self.last_sequence.min(self.next_sequence + self.batch - 1);
             let messages = self.fetch_all(self.next_sequence..=end).await?;
-            self.read.extend(messages.iter().map(entry));
             self.next_sequence = end + 1;
-            if self.read.is_empty() {
-                self.next_sequence = self.end_of_gap().await?;
+            if !messages.is_empty() {
+                return Ok(messages);
             }
+            self.next_sequence = self.end_of_gap().await?;
         }
-        Ok(())
+        Ok(Vec::new())
     }
 
     /// Those that are there; then decides how many to ask for next time.
@@ -348,7 +354,7 @@ pub(super) async fn newest_mark(stream: &Messages, bounds: Bounds) -> Result<Opt
     Ok(None)
 }
 
-fn entry(message: &Stored) -> Entry {
+pub(super) fn entry(message: &Stored) -> Entry {
     Entry {
         sequence: message.sequence,
         mark: mark(message),

@@ -1,6 +1,7 @@
 //! Finds the servers' binaries, and the user they may run as.
 //!
-//! Order: environment (`PG_BIN`, `NATS_SERVER`), PATH, the distributions' directories, `.tools`.
+//! Order: environment (`PG_BIN`, `NATS_SERVER`, `PROMETHEUS`, `CHROMIUM`), PATH, the distributions'
+//! directories, `.tools`.
 //! What is missing is fetched by `scripts/tools`; a test never skips for want of a server.
 
 use std::ffi::OsStr;
@@ -78,6 +79,49 @@ pub(crate) fn nats_server(version: Option<&str>) -> PathBuf {
         panic!("no nats-server {version}: type `scripts/tools` or set NATS_SERVER")
     });
     staged(&found)
+}
+
+/// Prometheus; promtool stands beside it.
+pub(crate) fn prometheus() -> PathBuf {
+    let fetched = tools().join("prometheus/usr/bin/prometheus");
+    let with_promtool = |path: &PathBuf| path.with_file_name("promtool").is_file();
+    watcher("PROMETHEUS", &["prometheus"], &fetched, with_promtool)
+}
+
+/// A browser that runs without a display.
+pub(crate) fn chromium() -> PathBuf {
+    let names = [
+        "chromium-headless-shell",
+        "chromium",
+        "chromium-browser",
+        "google-chrome",
+    ];
+    watcher(
+        "CHROMIUM",
+        &names,
+        &tools().join("chromium/chromium"),
+        |_| true,
+    )
+}
+
+fn watcher(
+    variable: &str,
+    names: &[&str],
+    fetched: &Path,
+    suits: impl Fn(&PathBuf) -> bool,
+) -> PathBuf {
+    let find = || {
+        let asked = std::env::var_os(variable).map(PathBuf::from);
+        let on_path = names.iter().filter_map(|name| on_path(name));
+        let fetched = fetched.is_file().then(|| fetched.to_owned());
+        let mut found = asked.into_iter().chain(on_path).chain(fetched);
+        found.find(&suits)
+    };
+    let found = find().or_else(|| {
+        fetch(&["--watchers"]);
+        find()
+    });
+    found.unwrap_or_else(|| panic!("type `scripts/tools --watchers` or set {variable}"))
 }
 
 /// Makes `command` run as an ordinary user if we are root: Postgres refuses to run as root.

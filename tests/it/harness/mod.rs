@@ -11,6 +11,7 @@
 )]
 
 pub(crate) mod binaries;
+pub(crate) mod browser;
 pub(crate) mod cluster;
 pub(crate) mod drain;
 pub(crate) mod nats;
@@ -25,6 +26,7 @@ pub(crate) mod world;
 
 mod tests;
 
+pub(crate) use browser::Browser;
 pub(crate) use drain::{Judge, Verdict};
 pub(crate) use nats::Nats;
 pub(crate) use outjet::Outjet;

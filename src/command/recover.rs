@@ -1,0 +1,346 @@
+//! `outjet recover`, and `outjet setup --backfill`: comes back from a slot that is lost or was
+//! dropped, and starts on a table that has rows already.
+//!
+//! What was committed without a slot stands in no WAL that could still be decoded; it stands in the
+//! tables. So a slot `<slot>_recovering` is made, with the snapshot of that very moment; the rows
+//! that this snapshot sees and the stream lacks are appended, through the same sink as ever; and as
+//! the last step that slot is copied to the real name. Before, nobody streams from it; afterwards,
+//! all is done. Whatever comes in between changes nothing: the next call begins anew, and finds the
+//! rows that were appended by their ids.
+//!
+//! Their positions lie one below the slot's consistent point, numbered: behind every commit that
+//! was published before, and before every commit that the new slot will send, the first of which
+//! may begin at the consistent point itself. None begins one below it, as records are aligned.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
+
+use super::stored::{self, Outbox, execute};
+use super::{Out, append::Append, setup, unwritten};
+use crate::assemble::{Assembler, Step};
+use crate::config::Config;
+use crate::error::{Exit, Failure, Problem};
+use crate::fault;
+use crate::guard::{Lineage, Source};
+use crate::lsn::Lsn;
+use crate::pg::catalog::{Error, Facts, Slot};
+use crate::pg::ddl;
+use crate::pg::params::Params;
+use crate::pg::pgoutput::{Column, Message, PgTime, Relation, TupleValue, decode, encode};
+use crate::pg::replication::{REPLICATION_STARTUP, Session};
+use crate::preflight;
+use crate::relay;
+
+/// Rows that are read at once.
+const FETCH_ROWS: usize = 64;
+
+/// Brings the slot back, with all that the stream lacks; says so if there is nothing to do.
+pub(super) async fn recover(
+    since: Option<&str>,
+    config: &Config,
+    params: &Params,
+    out: Out<'_>,
+) -> Result<(), Failure> {
+    let control = super::connect(params).await?;
+    let recovery = Recovery {
+        client: control.client(),
+        config,
+        params,
+        wanted: config.preflight_options(),
+        since,
+    };
+    let done = Box::pin(recovery.run(out)).await;
+    control.close().await;
+    done
+}
+
+struct Recovery<'a> {
+    client: &'a Client,
+    config: &'a Config,
+    params: &'a Params,
+    wanted: preflight::Options,
+    since: Option<&'a str>,
+}
+
+/// The slot that is made, and the moment that it begins at.
+struct Made {
+    session: Session,
+    lineage: Lineage,
+    consistent: Lsn,
+    snapshot: String,
+}
+
+impl Recovery<'_> {
+    async fn run(&self, out: Out<'_>) -> Result<(), Failure> {
+        let facts = setup::read(self.client, &self.wanted).await?;
+        setup::refuse(&preflight::judge_server(&facts))?;
+        setup::refuse(&preflight::judge_tables(&facts, &self.wanted))?;
+        setup::refuse(&preflight::judge_publication(&facts, &self.wanted))?;
+        let left = self.left_over().await?;
+        let lost = match &facts.slot {
+            Some(slot) if !slot.lost() => {
+                setup::refuse(&preflight::judge_slot(&facts, &self.wanted))?;
+                if left {
+                    // The last call ended behind its last step but one.
+                    self.finish(&facts).await?;
+                }
+                let name = &slot.name;
+                return writeln!(out, "exists    replication slot {name}").map_err(unwritten);
+            }
+            slot => slot.is_some(),
+        };
+        if left {
+            self.drop_slot(&self.recovering()).await?;
+        }
+        setup::tell_open_writers(self.client, out).await?;
+        let made = self.make().await?;
+        fault::point("slot made to recover");
+        let appended = Box::pin(self.append(&facts, made)).await?;
+        writeln!(out, "appended  {appended} events").map_err(unwritten)?;
+        fault::point("recovered rows appended");
+        if lost {
+            self.drop_slot(&self.wanted.slot).await?;
+            fault::point("lost slot dropped");
+        }
+        let copy = ddl::copy_slot(&self.recovering(), &self.wanted.slot);
+        execute(self.client, "copy the slot", &copy).await?;
+        fault::point("slot copied");
+        self.finish(&facts).await?;
+        writeln!(out, "created   replication slot {}", self.wanted.slot).map_err(unwritten)
+    }
+
+    fn recovering(&self) -> String {
+        format!("{}_recovering", self.wanted.slot)
+    }
+
+    /// Whether an earlier call left its slot behind; refuses while another call is at work.
+    async fn left_over(&self) -> Result<bool, Failure> {
+        let name = self.recovering();
+        let slot = Slot::read(self.client, &name).await;
+        match slot.map_err(|error| error.failure())? {
+            Some(slot) if slot.active => Err(Failure::halt(
+                Exit::CheckFailed,
+                Problem::new(
+                    format!("replication slot \"{name}\" is in use"),
+                    "another `outjet recover` is at work",
+                    "wait for its end",
+                ),
+            )),
+            slot => Ok(slot.is_some()),
+        }
+    }
+
+    async fn drop_slot(&self, name: &str) -> Result<(), Failure> {
+        execute(self.client, "drop a slot", &ddl::drop_slot(name)).await
+    }
+
+    /// The slot has its name. Standbys keep it where they can, and nobody keeps WAL for the other.
+    async fn finish(&self, facts: &Facts) -> Result<(), Failure> {
+        if facts.server.has_failover_slots() {
+            let mut session = self.connect().await?;
+            let alter = ddl::alter_failover(&self.wanted.slot);
+            // A leader may have it already; then `outjet check` says what is missing.
+            match session.query(&alter).await {
+                Err(error) if error.sqlstate() == Some("55006") => {}
+                altered => {
+                    altered.map_err(|error| error.failure(self.params))?;
+                }
+            }
+            session.close().await;
+        }
+        self.drop_slot(&self.recovering()).await
+    }
+
+    async fn connect(&self) -> Result<Session, Failure> {
+        let session = Session::connect(self.params, &[]).await;
+        session.map_err(|error| error.failure(self.params))
+    }
+
+    async fn make(&self) -> Result<Made, Failure> {
+        let failure = |error: crate::pg::Error| error.failure(self.params);
+        let mut session = self.connect().await?;
+        let system = session.identify_system().await.map_err(failure)?;
+        let history = session.timeline_history(system.timeline).await;
+        let ended = history.map_err(failure)?.into_iter();
+        let ended = ended.map(|switch| (switch.timeline, switch.ended_at.as_u64()));
+        let source = Source {
+            system: system.id,
+            timeline: system.timeline,
+            slot: self.wanted.slot.clone(),
+        };
+        let lineage = Lineage::new(source, ended.collect());
+        // The snapshot is good until the session's next command.
+        let create = ddl::create_slot_with_snapshot(&self.recovering());
+        let row = session
+            .query(&create)
+            .await
+            .map_err(failure)?
+            .into_iter()
+            .next();
+        let mut values = row.unwrap_or_default().into_iter().flatten().skip(1);
+        let consistent = values.next().and_then(|lsn| lsn.parse().ok());
+        match (consistent, values.next()) {
+            (Some(consistent), Some(snapshot)) => Ok(Made {
+                session,
+                lineage,
+                consistent,
+                snapshot,
+            }),
+            _ => Err(Failure::halt(
+                Exit::Bug,
+                Problem::new(
+                    "the server's answer to CREATE_REPLICATION_SLOT is not understood",
+                    "it names no consistent point or no snapshot",
+                    "please report this with the Postgres version",
+                ),
+            )),
+        }
+    }
+
+    /// Appends what the snapshot sees and the stream lacks; returns how many events that were.
+    async fn append(&self, facts: &Facts, made: Made) -> Result<u64, Failure> {
+        let client = self.client;
+        let Made {
+            session,
+            lineage,
+            consistent,
+            snapshot,
+        } = made;
+        execute(client, "take the slot's snapshot", &begin(&snapshot)).await?;
+        let mut options = self.config.sink_options();
+        options.hold = std::time::Duration::ZERO;
+        let tally = stored::load(client, &options, lineage.source()).await?;
+        let since = stored::horizon(&tally, self.since)?;
+        let mut append = Append::open(options, lineage).await?;
+        let assemble = self.config.assemble_options(&facts.server.database)?;
+        let mut rows = Rows {
+            client,
+            params: self.params,
+            assembler: Assembler::new(assemble),
+            append: &mut append,
+        };
+        rows.begin(consistent)?;
+        for outbox in Outbox::all(&self.wanted, facts) {
+            Box::pin(rows.table(&outbox, since.as_deref())).await?;
+        }
+        let appended = append.finish().await?;
+        execute(client, "end a transaction", "COMMIT").await?;
+        session.close().await;
+        Ok(appended)
+    }
+}
+
+/// Values as text must be what the slot sends.
+fn begin(snapshot: &str) -> String {
+    let snapshot = postgres_protocol::escape::escape_literal(snapshot);
+    let mut begin = format!(
+        "BEGIN ISOLATION LEVEL REPEATABLE READ; SET TRANSACTION SNAPSHOT {snapshot}; \
+         SET LOCAL row_security = off;"
+    );
+    let settings = REPLICATION_STARTUP.iter();
+    for (name, value) in settings.filter(|(name, _)| *name != "replication") {
+        begin.push_str(&format!(" SET LOCAL {name} = '{value}';"));
+    }
+    begin
+}
+
+/// From rows of the tables to events, as if the slot had sent them.
+struct Rows<'a> {
+    client: &'a Client,
+    params: &'a Params,
+    assembler: Assembler,
+    append: &'a mut Append,
+}
+
+impl Rows<'_> {
+    fn begin(&mut self, consistent: Lsn) -> Result<(), Failure> {
+        let begin = encode::encode(&Message::Begin {
+            commit_lsn: Lsn::new(consistent.as_u64() - 1),
+            commit_time: now(),
+            xid: 0,
+        });
+        self.take(begin).map(|_| ())
+    }
+
+    async fn table(&mut self, outbox: &Outbox<'_>, since: Option<&str>) -> Result<(), Failure> {
+        let doing = || format!("read {}", outbox.name);
+        let failure = |error| Error::new(doing(), error).failure();
+        let all = format!("SELECT t.* FROM {}", outbox.from());
+        let described = self.client.prepare(&all).await.map_err(failure)?;
+        let relation = describe(outbox, &described);
+        self.take(relation)?;
+        let (lacking, order) = (outbox.lacking(since), outbox.order());
+        let declare =
+            format!("DECLARE lacking NO SCROLL CURSOR FOR {all} WHERE {lacking} ORDER BY {order}");
+        execute(self.client, &doing(), &declare).await?;
+        loop {
+            let fetch = format!("FETCH {FETCH_ROWS} FROM lacking");
+            let fetched = self.client.simple_query(&fetch).await.map_err(failure)?;
+            let rows = fetched.iter().filter_map(|message| match message {
+                SimpleQueryMessage::Row(row) => Some(row),
+                _ => None,
+            });
+            let mut events = Vec::with_capacity(FETCH_ROWS);
+            for row in rows {
+                events.extend(self.event(row)?);
+                fault::point("row to recover");
+            }
+            if events.is_empty() {
+                return execute(self.client, &doing(), "CLOSE lacking").await;
+            }
+            self.append.send(events).await?;
+        }
+    }
+
+    fn event(&mut self, row: &SimpleQueryRow) -> Result<Option<crate::event::Event>, Failure> {
+        let values = (0..row.len()).map(|column| match row.get(column) {
+            Some(text) => TupleValue::Text(text.as_bytes()),
+            None => TupleValue::Null,
+        });
+        let insert = encode::insert(RELATION, &values.collect::<Vec<_>>());
+        match self.take(insert)? {
+            Step::Event(event) => Ok(Some(event)),
+            // The sink buries it, or says that it must not.
+            Step::Rejected(rejection) => Ok(Some(rejection.into_event())),
+            _ => Ok(None),
+        }
+    }
+
+    fn take(&mut self, message: Vec<u8>) -> Result<Step, Failure> {
+        let taken = self.assembler.take(&Bytes::from(message));
+        taken.map_err(|error| relay::Error::Assemble(error).failure(self.params))
+    }
+}
+
+/// Only one is described at a time.
+const RELATION: u32 = 1;
+
+fn describe(outbox: &Outbox<'_>, described: &tokio_postgres::Statement) -> Vec<u8> {
+    let nothing = [&b"R"[..], &RELATION.to_be_bytes(), b"\0\0d\0\0"].concat();
+    let Ok(Message::Relation(nothing)) = decode(&nothing) else {
+        unreachable!("a relation without columns is one");
+    };
+    let relation = Relation {
+        namespace: &outbox.name.schema,
+        name: &outbox.name.name,
+        ..nothing
+    };
+    let columns = described.columns().iter().map(|column| Column {
+        key: false,
+        name: column.name(),
+        type_oid: column.type_().oid(),
+        typmod: -1,
+    });
+    encode::relation(&relation, &columns.collect::<Vec<_>>())
+}
+
+fn now() -> PgTime {
+    let epoch = PgTime::new(0).to_unix_micros();
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let micros = since.map_or(0, |since| {
+        i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+    });
+    PgTime::new(micros - epoch)
+}

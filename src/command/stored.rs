@@ -1,0 +1,275 @@
+//! What stands in the stream and among the dead letters, put into a temporary table beside the
+//! outbox tables, so that Postgres compares them, whatever their size. Reading takes time with the
+//! length of the stream, some ten thousand messages a second; memory is constant here, and the
+//! table (a few dozen bytes a message) is Postgres's, which writes it to disk if it is large.
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio_postgres::Client;
+
+use crate::error::{Exit, Failure, Problem};
+use crate::event::Position;
+use crate::guard::{Entry, Mark, Source};
+use crate::pg::catalog::{Error, Facts, TableName};
+use crate::pg::ddl;
+use crate::preflight::{Options, TableRequirement};
+use crate::sink::jetstream::{self, Ledger, Line, Past};
+
+/// Messages in one insert.
+const BATCH_MAX: usize = 2000;
+
+/// Most findings of a kind that are named.
+pub(super) const NAMED_MAX: usize = 1000;
+
+/// What was seen while reading.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub(super) messages: u64,
+    /// Of others, and of other slots.
+    pub(super) foreign: u64,
+    /// Stored after one that was committed later; the first of them.
+    pub(super) misplaced: Vec<Misplaced>,
+    pub(super) misplaced_count: u64,
+    /// Rows that were created before cannot be compared: RFC 3339.
+    pub(super) since: Option<String>,
+    /// What was gone before cannot be told.
+    pub(super) unknown_past: bool,
+    highest: Option<(u32, Position)>,
+}
+
+#[derive(Debug, serde::Serialize)]
+pub(super) struct Misplaced {
+    pub(super) sequence: u64,
+    pub(super) id: String,
+}
+
+/// Reads both streams into `pg_temp.outjet_stored`, in the open transaction.
+pub(super) async fn load(
+    client: &Client,
+    options: &jetstream::Options,
+    ours: &Source,
+) -> Result<Tally, Failure> {
+    let create = "CREATE TEMP TABLE outjet_stored (id text NOT NULL, sequence bigint NOT NULL, \
+                  again boolean NOT NULL) ON COMMIT DROP";
+    execute(client, "make a temporary table", create).await?;
+    let mut tally = Tally::default();
+    copy(client, options, ours, (false, &mut tally)).await?;
+    if options.dead_letters.is_some() {
+        let mut letters = Tally::default();
+        copy(
+            client,
+            &options.of_dead_letters(),
+            ours,
+            (true, &mut letters),
+        )
+        .await?;
+    }
+    let index = "CREATE INDEX ON pg_temp.outjet_stored (id); ANALYZE pg_temp.outjet_stored";
+    execute(client, "index a temporary table", index).await?;
+    Ok(tally)
+}
+
+async fn copy(
+    client: &Client,
+    options: &jetstream::Options,
+    ours: &Source,
+    (dead, tally): (bool, &mut Tally),
+) -> Result<(), Failure> {
+    let mut ledger = match Ledger::open(options).await {
+        Ok(ledger) => ledger,
+        Err(jetstream::Error::StreamMissing(_)) => return Ok(()),
+        Err(error) => return Err(error.failure(options)),
+    };
+    match ledger.past {
+        Past::Whole => {}
+        Past::Since(time) => tally.since = rfc3339(time),
+        Past::Unknown => tally.unknown_past = true,
+    }
+    let (mut ids, mut sequences, mut again) = (Vec::new(), Vec::new(), Vec::new());
+    loop {
+        let line = ledger
+            .next()
+            .await
+            .map_err(|error| error.failure(options))?;
+        let ended = line.is_none();
+        if let Some(Line { entry, replay }) = line
+            && let Some((sequence, mark)) = tally.take(entry, ours)
+        {
+            ids.push(mark.id);
+            sequences.push(i64::try_from(sequence).unwrap_or(i64::MAX));
+            // A letter may be published later, and a replay is meant to be the second.
+            again.push(dead || replay);
+        }
+        if ids.len() == BATCH_MAX || ended {
+            let insert = "INSERT INTO pg_temp.outjet_stored \
+                          SELECT * FROM unnest($1::text[], $2::bigint[], $3::boolean[])";
+            let inserted = client.execute(insert, &[&ids, &sequences, &again]).await;
+            inserted.map_err(|error| Error::new("fill a temporary table", error).failure())?;
+            ids.clear();
+            sequences.clear();
+            again.clear();
+        }
+        if ended {
+            return Ok(());
+        }
+    }
+}
+
+impl Tally {
+    fn take(&mut self, entry: Entry, ours: &Source) -> Option<(u64, Mark)> {
+        self.messages += 1;
+        let Some(mark) = entry.mark else {
+            self.foreign += 1;
+            return None;
+        };
+        if !mark.source.same_slot(ours) {
+            self.foreign += 1;
+            return Some((entry.sequence, mark));
+        }
+        // LSNs are used again on another timeline.
+        let place = (mark.source.timeline, mark.position);
+        if self
+            .highest
+            .is_some_and(|highest| highest.0 == place.0 && highest.1 > place.1)
+        {
+            self.misplaced_count += 1;
+            if self.misplaced.len() < NAMED_MAX {
+                self.misplaced.push(Misplaced {
+                    sequence: entry.sequence,
+                    id: mark.id.clone(),
+                });
+            }
+        } else {
+            self.highest = Some(place);
+        }
+        Some((entry.sequence, mark))
+    }
+}
+
+/// An outbox table, as it is compared.
+pub(super) struct Outbox<'a> {
+    pub(super) name: &'a TableName,
+    id: String,
+    created: Option<String>,
+    /// A column that numbers the rows.
+    numbered: Option<String>,
+    /// A column by which a poller has marked rows that it published.
+    published: Option<String>,
+}
+
+impl<'a> Outbox<'a> {
+    /// The configured tables; those that do not exist were refused before.
+    pub(super) fn all(options: &'a Options, facts: &Facts) -> Vec<Self> {
+        let tables = options.tables.iter().zip(&facts.tables);
+        let tables = tables.filter_map(|(table, found)| {
+            let column =
+                |field: &str| named(table, field).map(|name| format!("t.{}", ddl::quote(name)));
+            let has = |name: &str| {
+                let mut columns = found.iter().flat_map(|found| &found.columns);
+                let has = columns.any(|column| column.name == name);
+                has.then(|| format!("t.{}", ddl::quote(name)))
+            };
+            Some(Self {
+                name: &table.name,
+                id: column("id")?,
+                created: column("created_at"),
+                numbered: has(NUMBERED),
+                published: has(PUBLISHED),
+            })
+        });
+        tables.collect()
+    }
+
+    /// `schema.table t`.
+    pub(super) fn from(&self) -> String {
+        format!("{} t", ddl::quote_table(self.name))
+    }
+
+    /// The message id of a row, as `assemble` makes it.
+    pub(super) fn message_id(&self) -> String {
+        let id = &self.id;
+        let table = postgres_protocol::escape::escape_literal(&format!("{}:", self.name));
+        format!(
+            "CASE WHEN {id}::text ~ '^[0-9A-Fa-f]{{8}}(-[0-9A-Fa-f]{{4}}){{3}}-[0-9A-Fa-f]{{12}}$' \
+             THEN {id}::text ELSE btrim({table} || {id}::text, E' \\t\\r\\n') END"
+        )
+    }
+
+    /// The rows that are compared.
+    pub(super) fn compared(&self, since: Option<&str>) -> String {
+        let mut compared = format!("{} IS NOT NULL", self.id);
+        if let (Some(created), Some(since)) = (&self.created, since) {
+            let since = postgres_protocol::escape::escape_literal(since);
+            compared.push_str(&format!(" AND {created} >= {since}"));
+        }
+        compared
+    }
+
+    /// Those of them that stand nowhere, and that nobody else has published.
+    pub(super) fn lacking(&self, since: Option<&str>) -> String {
+        let mut lacking = format!(
+            "{} AND NOT EXISTS (SELECT FROM pg_temp.outjet_stored s WHERE s.id = {})",
+            self.compared(since),
+            self.message_id()
+        );
+        if let Some(published) = &self.published {
+            lacking.push_str(&format!(" AND {published} IS NULL"));
+        }
+        lacking
+    }
+
+    /// `created_at, id`, as far as there is one, or the number.
+    pub(super) fn order(&self) -> String {
+        let columns = match &self.numbered {
+            Some(number) => vec![number],
+            None => self.created.iter().chain([&self.id]).collect(),
+        };
+        let columns = columns.into_iter().map(String::as_str);
+        columns.collect::<Vec<_>>().join(", ")
+    }
+
+    /// As text, for people.
+    pub(super) fn shown(&self) -> String {
+        let created = self.created.as_deref().unwrap_or("NULL");
+        format!("{}::text, {created}::text", self.id)
+    }
+}
+
+/// What outboxes call the column.
+const NUMBERED: &str = "seq";
+
+/// What pollers call theirs.
+const PUBLISHED: &str = "published_at";
+
+fn named<'a>(table: &'a TableRequirement, field: &str) -> Option<&'a str> {
+    let mut columns = table.columns.iter();
+    let column = columns.find(|column| column.field == field)?;
+    Some(&column.column)
+}
+
+/// What of the tables cannot be compared, because the stream does not hold it any more: what
+/// `--since` says, or what the stream tells of itself.
+pub(super) fn horizon(tally: &Tally, typed: Option<&str>) -> Result<Option<String>, Failure> {
+    match typed {
+        Some(typed) => Ok(Some(typed.to_owned())),
+        None if tally.unknown_past => Err(Failure::halt(
+            Exit::CheckFailed,
+            Problem::new(
+                "the stream cannot tell what it has held",
+                "messages vanish from it when they are consumed, or all of them were purged",
+                "say from when on it must hold the rows: --since '2026-11-21 12:00+00'",
+            ),
+        )),
+        None => Ok(tally.since.clone()),
+    }
+}
+
+/// Runs SQL that returns nothing.
+pub(super) async fn execute(client: &Client, doing: &str, sql: &str) -> Result<(), Failure> {
+    let done = client.batch_execute(sql).await;
+    done.map_err(|error| Error::new(doing, error).failure())
+}
+
+fn rfc3339(time: OffsetDateTime) -> Option<String> {
+    time.format(&Rfc3339).ok()
+}

@@ -1,0 +1,86 @@
+//! Reads a whole stream, from its first message to the one that was the last when it was opened:
+//! what it holds is compared with a table. Headers are all that is looked at.
+
+use std::collections::VecDeque;
+
+use async_nats::jetstream::stream::RetentionPolicy;
+use time::OffsetDateTime;
+
+use super::client::Connection;
+use super::error::Error;
+use super::headers::REPLAY;
+use super::options::Options;
+use super::tail::{Bounds, Reader, entry};
+use crate::guard::Entry;
+
+/// A stream that is read once.
+pub struct Ledger {
+    connection: Connection,
+    reader: Reader,
+    read: VecDeque<Line>,
+    /// What is known of messages that are there no more.
+    pub past: Past,
+}
+
+/// What a stream says about messages that it held once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Past {
+    /// All that it ever held is there.
+    Whole,
+    /// What was stored before this time is gone.
+    Since(OffsetDateTime),
+    /// Messages vanish when they are consumed, or all are gone.
+    Unknown,
+}
+
+impl Ledger {
+    /// Opens the stream of `options`; [`Error::StreamMissing`] if there is none.
+    pub async fn open(options: &Options) -> Result<Self, Error> {
+        let mut options = options.of_stream();
+        options.stream.create = false;
+        let connection = Connection::open(&options).await?;
+        let bounds = Bounds::of(&connection.info);
+        let first = bounds.first.max(1);
+        let past = if bounds.last == 0 {
+            Past::Whole
+        } else if connection.info.config.retention != RetentionPolicy::Limits {
+            Past::Unknown
+        } else {
+            let oldest = Box::pin(connection.stream.from(first));
+            match connection.unless_broken(oldest).await? {
+                None => Past::Unknown,
+                Some(oldest) if oldest.sequence == 1 => Past::Whole,
+                Some(oldest) => Past::Since(oldest.time),
+            }
+        };
+        let reader = Reader::new(connection.stream.clone(), first, bounds.last);
+        Ok(Self {
+            connection,
+            reader,
+            read: VecDeque::new(),
+            past,
+        })
+    }
+
+    /// The next message.
+    pub async fn next(&mut self) -> Result<Option<Line>, Error> {
+        if self.read.is_empty() {
+            let batch = Box::pin(self.reader.fetch_on());
+            let batch = self.connection.unless_broken(batch).await?;
+            self.read.extend(batch.iter().map(|message| Line {
+                entry: entry(message),
+                replay: message.header(REPLAY).is_some(),
+            }));
+        }
+        Ok(self.read.pop_front())
+    }
+}
+
+/// A message, as far as it is looked at.
+#[derive(Clone, Debug)]
+pub struct Line {
+    /// What it bears.
+    pub entry: Entry,
+    /// It was published again on purpose.
+    pub replay: bool,
+}

@@ -1,0 +1,381 @@
+//! The slot is gone or lost, or the table is older than the slot: what the stream lacks comes from
+//! the table, once and in order, whatever dies on the way. And what `outjet verify` says of it.
+
+use std::os::unix::process::ExitStatusExt;
+
+use serde_json::Value;
+
+use crate::harness::outjet::Output;
+use crate::harness::process::Signal;
+use crate::harness::stage::{QUICK, SOON, STREAM, Stage};
+use crate::harness::{Direction, Mode, Wait, drain, until};
+
+/// Commits events one by one, so that their order in the table is that of their commits.
+async fn commit_each(stage: &Stage, numbers: std::ops::RangeInclusive<u32>) {
+    for number in numbers {
+        stage.commit(number..=number).await;
+    }
+}
+
+async fn types(stage: &Stage, typed: &str) -> Output {
+    stage.outjet(typed.split(' ')).output().await
+}
+
+async fn drop_slot(stage: &Stage, name: &str) {
+    // The server notices a client that is gone a moment later.
+    let active =
+        format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{name}' AND active");
+    stage.session.until_text(&active, "0", SOON).await;
+    let drop = format!("SELECT pg_drop_replication_slot('{name}')");
+    stage.session.run(&drop).await;
+}
+
+async fn slots(stage: &Stage) -> String {
+    let sql = "SELECT string_agg(slot_name, ' ' ORDER BY slot_name) FROM pg_replication_slots \
+               WHERE plugin = 'pgoutput'";
+    stage.session.text(sql).await
+}
+
+#[tokio::test]
+async fn what_was_committed_without_a_slot_is_published_by_recover() {
+    let stage = Stage::ready().await;
+    let mut outjet = stage.lead().await;
+    commit_each(&stage, 1..=10).await;
+    stage.confirmed().await;
+    assert_eq!(outjet.terminate(SOON).await, Some(0));
+    drop_slot(&stage, "outjet").await;
+    commit_each(&stage, 11..=30).await;
+    let mut outjet = stage.outjet(["run", "--log-format", "json", "--set"]);
+    outjet = outjet.args(["postgres.halt_retry=1s"]);
+    let mut outjet = outjet.spawn();
+    let halted = "halted: slot outjet is missing, but stream OUTBOX holds events from it";
+    let line = outjet.logged(halted, SOON).await;
+    assert!(
+        line["fix"]
+            .as_str()
+            .is_some_and(|fix| fix.starts_with("`outjet recover`")),
+        "{line}"
+    );
+    let recovered = types(&stage, "recover").await;
+    assert_eq!(
+        recovered.stdout,
+        "appended  20 events\ncreated   replication slot outjet\n"
+    );
+    assert_eq!(recovered.code, Some(0), "{recovered:?}");
+    // The copy that had halted goes on by itself.
+    outjet.logged("leading", SOON).await;
+    commit_each(&stage, 31..=40).await;
+    stage.assert_exact().await;
+    assert_eq!(slots(&stage).await, "outjet");
+    let verified = types(&stage, "verify").await;
+    assert_eq!(verified.code, Some(0), "{verified:?}");
+    // Nothing is left to be done.
+    let again = types(&stage, "recover").await;
+    assert_eq!(
+        (again.code, again.stdout.as_str()),
+        (Some(0), "exists    replication slot outjet\n")
+    );
+}
+
+#[tokio::test]
+async fn recover_killed_at_every_step_loses_and_repeats_nothing() {
+    let stage = Stage::ready().await;
+    let mut number = 0;
+    for point in [
+        "slot made to recover:1",
+        "row to recover:1",
+        "row to recover:70",
+        "published:3",
+        "answered:2",
+        "recovered rows appended:1",
+        "slot copied:1",
+    ] {
+        drop_slot(&stage, "outjet").await;
+        commit_each(&stage, number + 1..=number + 80).await;
+        number += 80;
+        let armed = stage.outjet(["recover"]).env("FAULT_POINT", point);
+        let status = armed.spawn().exit(SOON).await;
+        assert_eq!(
+            status.signal(),
+            Some(Signal::ABORT.as_raw()),
+            "{point} {status}"
+        );
+        let copied = point.starts_with("slot copied");
+        let there = if copied {
+            "outjet outjet_recovering"
+        } else {
+            "outjet_recovering"
+        };
+        assert_eq!(slots(&stage).await, there, "{point}");
+        let recovered = types(&stage, "recover").await;
+        assert_eq!(recovered.code, Some(0), "{point} {recovered:?}");
+        assert_eq!(slots(&stage).await, "outjet", "{point}");
+    }
+    let _outjet = stage.lead().await;
+    commit_each(&stage, number + 1..=number + 10).await;
+    stage.assert_exact().await;
+}
+
+#[tokio::test]
+async fn slot_that_is_lost_under_a_stalled_leader_halts_it_and_is_recovered() {
+    let stage = Stage::ready().await;
+    let _outjet = stage.lead().await;
+    commit_each(&stage, 1..=10).await;
+    stage.confirmed().await;
+    let limit = "ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'; ";
+    stage
+        .session
+        .run(limit.trim_end().trim_end_matches(';'))
+        .await;
+    stage.session.run("SELECT pg_reload_conf()").await;
+    // NATS swallows everything: nothing can be confirmed.
+    let mut outjet = _outjet;
+    stage.proxy.set(Mode::Stall(Direction::Both));
+    commit_each(&stage, 11..=20).await;
+    let lost = "SELECT wal_status FROM pg_replication_slots WHERE slot_name = 'outjet'";
+    until("the slot is lost", SOON, async || {
+        let write = "SELECT pg_switch_wal(), pg_logical_emit_message(false, 'x', repeat('x', 99))";
+        stage.session.run(write).await;
+        stage.session.run("CHECKPOINT").await;
+        let status = stage.session.text(lost).await;
+        Wait::ready_if(status == "lost", status)
+    })
+    .await;
+    stage.proxy.cut();
+    stage.proxy.set(Mode::Forward);
+    let halted = "halted: replication slot \"outjet\" is lost";
+    let line = outjet.logged(halted, SOON).await;
+    let cause = line["cause"].as_str().expect("a cause");
+    assert!(
+        cause.contains("bytes of WAL before"),
+        "the size of the gap: {line}"
+    );
+    let fix = line["fix"].as_str().expect("a fix");
+    assert!(fix.starts_with("`outjet recover`"), "{line}");
+    outjet.kill().await;
+    let before = drain::ids(&stage.jetstream().await, STREAM).await;
+    assert!(before.len() >= 10, "nothing is skipped or taken back");
+    stage
+        .session
+        .run("ALTER SYSTEM RESET max_slot_wal_keep_size")
+        .await;
+    stage.session.run("SELECT pg_reload_conf()").await;
+    let armed = stage
+        .outjet(["recover"])
+        .env("FAULT_POINT", "lost slot dropped:1");
+    let status = armed.spawn().exit(SOON).await;
+    assert_eq!(status.signal(), Some(Signal::ABORT.as_raw()), "{status}");
+    let recovered = types(&stage, "recover").await;
+    assert_eq!(recovered.code, Some(0), "{recovered:?}");
+    let _outjet = stage.lead().await;
+    commit_each(&stage, 21..=30).await;
+    // The judge's own slot was lost with the other: the numbers tell.
+    stage.confirmed().await;
+    let stored = drain::messages(&stage.jetstream().await, STREAM).await;
+    let number = |stored: &drain::Stored| String::from_utf8_lossy(&stored.payload).into_owned();
+    let numbers: Vec<String> = stored.iter().map(number).collect();
+    let expected: Vec<String> = (1..=30).map(|number| number.to_string()).collect();
+    assert_eq!(numbers, expected);
+}
+
+#[tokio::test]
+async fn backfill_publishes_the_rows_that_are_older_than_the_slot() {
+    let stage = Stage::ready().await;
+    let dropped = types(&stage, "drop --force --yes").await;
+    assert_eq!(dropped.code, Some(0), "{dropped:?}");
+    commit_each(&stage, 1..=100).await;
+    let done = types(&stage, "setup --backfill").await;
+    assert_eq!(done.code, Some(0), "{done:?}");
+    assert!(
+        done.stdout.contains("appended  100 events\n"),
+        "{}",
+        done.stdout
+    );
+    let _outjet = stage.lead().await;
+    commit_each(&stage, 101..=110).await;
+    stage.assert_exact().await;
+}
+
+#[tokio::test]
+async fn backfill_leaves_out_what_a_poller_has_published() {
+    let mut stage = Stage::ready().await;
+    let dropped = types(&stage, "drop --force --yes").await;
+    assert_eq!(dropped.code, Some(0), "{dropped:?}");
+    stage.configure(&format!(
+        "{QUICK}
+tables:
+  - name: public.outbox
+    preset: none
+    columns: {{id: id, type: kind, aggregatetype: {{value: order}}, payload: body}}
+"
+    ));
+    let create = "CREATE TABLE public.outbox (id bigserial PRIMARY KEY, kind text, body bytea, \
+                  published_at timestamptz)";
+    stage.session.run(create).await;
+    let insert = "INSERT INTO public.outbox (kind, body, published_at) \
+                  SELECT 'made', '\\x00ff', CASE WHEN n IN (2, 3) THEN now() END \
+                  FROM generate_series(1, 5) n";
+    stage.session.run(insert).await;
+    let done = types(&stage, "setup --backfill").await;
+    assert!(done.stdout.contains("appended  3 events\n"), "{done:?}");
+    let stored = drain::messages(&stage.jetstream().await, STREAM).await;
+    let ids: Vec<_> = stored
+        .iter()
+        .filter_map(|stored| stored.header("Nats-Msg-Id"))
+        .collect();
+    assert_eq!(
+        ids,
+        ["public.outbox:1", "public.outbox:4", "public.outbox:5"]
+    );
+    assert_eq!(stored[0].subject, "events.order.made");
+    assert_eq!(&stored[0].payload[..], b"\x00\xff");
+    assert_eq!(
+        stored[0].header("ce-datacontenttype"),
+        Some("application/octet-stream")
+    );
+}
+
+async fn json(stage: &Stage, typed: &str) -> (Option<i32>, Value) {
+    let output = types(stage, typed).await;
+    let json = serde_json::from_str(&output.stdout);
+    (
+        output.code,
+        json.unwrap_or_else(|error| panic!("{error}: {output:?}")),
+    )
+}
+
+#[tokio::test]
+async fn verify_finds_rows_in_the_stream_and_among_the_dead_letters() {
+    let stage = Stage::ready().await;
+    let _outjet = stage.lead().await;
+    commit_each(&stage, 1..=20).await;
+    let bad = "INSERT INTO outbox.events (aggregatetype, aggregateid, type, headers) \
+               VALUES ('order', '1', 'created', '{\"bad name\": \"x\"}')";
+    stage.session.run(bad).await;
+    let (code, report) = json(&stage, "verify --json --wait 60").await;
+    assert_eq!(code, Some(0), "{report}");
+    assert_eq!(
+        (&report["rows"], &report["messages"]),
+        (&Value::from(21), &Value::from(20))
+    );
+    assert_eq!(
+        (&report["exact"], &report["confirmed"]),
+        (&true.into(), &true.into())
+    );
+}
+
+#[tokio::test]
+async fn verify_names_what_is_missing_doubled_or_out_of_order() {
+    let stage = Stage::ready().await;
+    let mut outjet = stage.lead().await;
+    commit_each(&stage, 1..=20).await;
+    stage.confirmed().await;
+    assert_eq!(outjet.terminate(SOON).await, Some(0));
+    let stored = drain::messages(&stage.jetstream().await, STREAM).await;
+    let (gone, doubled) = (stored[4].row_id(), stored[6].row_id());
+    assert!(
+        stage
+            .stream()
+            .await
+            .delete_message(5)
+            .await
+            .expect("deleted")
+    );
+    let mut headers = async_nats::HeaderMap::new();
+    for name in ["Outjet-Source", "Outjet-Position"] {
+        headers.insert(name, stored[6].header(name).expect("a header"));
+    }
+    headers.insert("Outjet-Id", doubled.as_str());
+    let jetstream = stage.jetstream().await;
+    let sent = jetstream
+        .publish_with_headers("events.copy", headers, "".into())
+        .await;
+    sent.expect("sent").await.expect("stored");
+    let (code, report) = json(&stage, "verify --json").await;
+    assert_eq!(code, Some(1), "{report}");
+    assert_eq!(report["missing"]["count"], 1, "{report}");
+    assert_eq!(
+        report["missing"]["first"][0]["id"],
+        gone.as_str(),
+        "{report}"
+    );
+    assert_eq!(
+        report["duplicated"]["first"][0]["id"],
+        doubled.as_str(),
+        "{report}"
+    );
+    assert_eq!(
+        report["duplicated"]["first"][0]["sequences"],
+        serde_json::json!([7, 21])
+    );
+    assert_eq!(
+        report["out_of_order"]["first"][0]["sequence"], 21,
+        "{report}"
+    );
+    let text = types(&stage, "verify").await;
+    assert!(
+        text.stdout
+            .contains(&format!("missing     outbox.events {gone}, created ")),
+        "{text:?}"
+    );
+    assert!(
+        text.stdout
+            .ends_with("1 missing, 1 duplicates, 1 out of order\n"),
+        "{text:?}"
+    );
+}
+
+#[tokio::test]
+async fn verify_tells_rows_that_are_to_come_from_rows_that_are_lost() {
+    let stage = Stage::ready().await;
+    commit_each(&stage, 1..=2).await;
+    let (code, report) = json(&stage, "verify --json --wait 0").await;
+    assert_eq!(code, Some(1), "{report}");
+    assert_eq!(
+        (&report["confirmed"], &report["missing"]["count"]),
+        (&false.into(), &2.into())
+    );
+}
+
+#[tokio::test]
+async fn rows_older_than_what_the_stream_holds_are_not_missed() {
+    let stage = Stage::ready().await;
+    let mut outjet = stage.lead().await;
+    commit_each(&stage, 1..=20).await;
+    stage.confirmed().await;
+    stage.stream().await.purge().keep(5).await.expect("purged");
+    let (code, report) = json(&stage, "verify --json").await;
+    assert_eq!(
+        (code, &report["missing"]["count"]),
+        (Some(0), &0.into()),
+        "{report}"
+    );
+    stage.stream().await.purge().await.expect("purged");
+    let refused = types(&stage, "verify").await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(
+        refused
+            .stderr
+            .contains("the stream cannot tell what it has held"),
+        "{refused:?}"
+    );
+    let since = stage
+        .outjet(["verify", "--since", "infinity"])
+        .output()
+        .await;
+    assert_eq!(since.code, Some(0), "{since:?}");
+    // Nor are they published again.
+    assert_eq!(outjet.terminate(SOON).await, Some(0));
+    drop_slot(&stage, "outjet").await;
+    let refused = types(&stage, "recover").await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    let since = stage
+        .outjet(["recover", "--since", "infinity"])
+        .output()
+        .await;
+    assert!(
+        since.stdout.starts_with("appended  0 events\n"),
+        "{since:?}"
+    );
+    assert_eq!(stage.last_sequence().await, 20);
+}
