@@ -63,6 +63,10 @@ pub struct Metrics {
     pub nats_disconnects: Counter,
     /// How often leading or getting ready for it failed.
     pub retries: Counter,
+    /// When old rows were last seen to, as a leader.
+    pub retention_last_success: Number,
+    /// How often that failed.
+    pub retention_failures: Counter,
     /// The slot, as the server shows it.
     pub slot: SlotMetrics,
 }
@@ -78,6 +82,22 @@ pub struct SlotMetrics {
     pub retained_wal_bytes: Family<SlotLabel, Gauge>,
     /// What may still be written before it may be lost; absent without a limit.
     pub safe_wal_bytes: Family<SlotLabel, Gauge>,
+    /// For how long something has waited to be confirmed.
+    pub lag: Family<SlotLabel, Number>,
+    /// Confirmed, and kept for transactions that are still open.
+    pub held_wal_bytes: Family<SlotLabel, Gauge>,
+    /// Since when nobody streams from it; absent while somebody does, and before 17.
+    pub inactive_since: Family<SlotLabel, Number>,
+    /// Why it was invalidated, one of a fixed set.
+    pub invalidated: Family<ReasonLabel, Gauge>,
+    /// Transactions that the server wrote to disk to decode them.
+    pub spill_transactions: Family<SlotLabel, Counter>,
+    /// Their bytes.
+    pub spill_bytes: Family<SlotLabel, Counter>,
+    /// Transactions that were sent before they were committed.
+    pub stream_transactions: Family<SlotLabel, Counter>,
+    /// Their bytes.
+    pub stream_bytes: Family<SlotLabel, Counter>,
     /// `wal_status`, one of a fixed set.
     pub wal_status: Family<WalStatusLabel, Gauge>,
     /// When it was last read.
@@ -109,6 +129,15 @@ pub struct WalStatusLabel {
     pub status: &'static str,
 }
 
+/// Which slot and why it was invalidated.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ReasonLabel {
+    /// The slot's name.
+    pub slot: String,
+    /// As in `pg_replication_slots.invalidation_reason`.
+    pub reason: &'static str,
+}
+
 /// 0.25 ms to 60 s: from what a quiet server does to where an alarm has long gone off.
 const LATENCY_BUCKETS: [f64; 15] = [
     0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0,
@@ -138,6 +167,8 @@ impl Default for Metrics {
             nats_connected: Gauge::default(),
             nats_disconnects: Counter::default(),
             retries: Counter::default(),
+            retention_last_success: Number::default(),
+            retention_failures: Counter::default(),
             slot: SlotMetrics::default(),
         }
     }
@@ -174,6 +205,11 @@ impl Metrics {
         add(to, "nats_connected", help, &self.nats_connected);
         let help = "Times events ceased to get through to NATS";
         add(to, "nats_disconnects", help, &self.nats_disconnects);
+        let help = "When old rows and partitions were last seen to by this copy";
+        let name = "retention_last_success_timestamp_seconds";
+        add(to, name, help, &self.retention_last_success);
+        let help = "Times seeing to old rows and partitions failed";
+        add(to, "retention_failures", help, &self.retention_failures);
     }
 
     fn register_events(&self, to: &mut Registry) {
@@ -246,6 +282,20 @@ impl SlotMetrics {
         );
         let help = "WAL that may be written before the slot may be lost; absent without a limit";
         add(to, "slot_safe_wal_bytes", help, &self.safe_wal_bytes);
+        let help = "For how long something has waited to be confirmed, as this copy has seen it";
+        add(to, "slot_lag_seconds", help, &self.lag);
+        let help = "WAL that is confirmed and kept for transactions that are still open";
+        add(to, "slot_held_wal_bytes", help, &self.held_wal_bytes);
+        let help = "Since when nobody streams from the slot; Postgres 17 and newer";
+        add(
+            to,
+            "slot_inactive_since_timestamp_seconds",
+            help,
+            &self.inactive_since,
+        );
+        let help = "1 for the reason why the slot was invalidated";
+        add(to, "slot_invalidated", help, &self.invalidated);
+        self.register_decoding(to);
         let help = "1 for the wal_status that the slot has";
         add(to, "slot_wal_status", help, &self.wal_status);
         let help = "When the slot was last looked at";
@@ -257,6 +307,29 @@ impl SlotMetrics {
         );
         let help = "Times looking at the slot failed";
         add(to, "slot_poll_failures", help, &self.poll_failures);
+    }
+}
+
+impl SlotMetrics {
+    fn register_decoding(&self, to: &mut Registry) {
+        let help = "Transactions that Postgres wrote to disk to decode them";
+        add(
+            to,
+            "slot_spill_transactions",
+            help,
+            &self.spill_transactions,
+        );
+        let help = "Bytes of transactions that Postgres wrote to disk to decode them";
+        add(to, "slot_spill_bytes", help, &self.spill_bytes);
+        let help = "Transactions that Postgres sent before they were committed";
+        add(
+            to,
+            "slot_stream_transactions",
+            help,
+            &self.stream_transactions,
+        );
+        let help = "Bytes of transactions that Postgres sent before they were committed";
+        add(to, "slot_stream_bytes", help, &self.stream_bytes);
     }
 }
 

@@ -5,6 +5,7 @@
 mod publication;
 mod server;
 mod slot;
+mod standbys;
 mod table;
 
 pub use self::slot::{free_slot, gone as slot_gone};
@@ -63,7 +64,7 @@ impl RequiredColumn {
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
-    /// What it belongs to: `server`, `table`, `publication`, `slot`.
+    /// What it belongs to: `server`, `table`, `publication`, `slot`, `standbys`.
     pub group: &'static str,
     /// What was looked at.
     pub name: &'static str,
@@ -108,12 +109,14 @@ impl Verdict {
     }
 }
 
-/// Everything, in the order in which it must be put right: server, tables, publication, slot.
+/// Everything, in the order in which it must be put right: server, tables, publication, slot; and
+/// what would be after a failover.
 pub fn judge(facts: &Facts, options: &Options) -> Vec<Check> {
     let mut checks = judge_server(facts);
     checks.extend(judge_tables(facts, options));
     checks.extend(judge_publication(facts, options));
     checks.extend(judge_slot(facts, options));
+    checks.extend(standbys::judge(facts, options));
     checks
 }
 
@@ -165,7 +168,9 @@ pub(crate) mod tests {
     use super::*;
     use crate::error::Disposition;
     use crate::lsn::Lsn;
-    use crate::pg::catalog::{Column, Publication, Server, Slot, Table};
+    use crate::pg::catalog::{
+        Column, Decoding, Partitions, Publication, Server, Slot, Standbys, Table,
+    };
 
     pub(crate) fn options() -> Options {
         let column = |field: &str| RequiredColumn {
@@ -249,6 +254,8 @@ pub(crate) mod tests {
                 holder: None,
                 wal_status: Some("reserved".to_owned()),
                 invalidation_reason: None,
+                inactive_since: None,
+                decoding: Decoding::default(),
                 two_phase: false,
                 failover: true,
                 restart: Some(Lsn::new(0x100)),
@@ -264,6 +271,8 @@ pub(crate) mod tests {
             }),
             tables: vec![Some(table())],
             other_tables: Vec::new(),
+            standbys: Standbys::default(),
+            partitions: Partitions::default(),
         }
     }
 

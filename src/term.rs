@@ -106,8 +106,12 @@ pub async fn run(
             Disposition::Halt => {
                 let problem = Some(failure.problem.clone());
                 options.vitals.set(State::Halted, problem);
-                // Once more if it seemed to be over: the last line must not be "leading".
-                if std::mem::take(&mut term.led) || halted.as_ref() != Some(&failure.problem) {
+                // Once more if it seemed to be over: the last line must not be "leading". Not again
+                // for a cause with another number in it.
+                let told = |told: &Problem| {
+                    told.problem == failure.problem.problem && told.fix == failure.problem.fix
+                };
+                if std::mem::take(&mut term.led) || !halted.as_ref().is_some_and(told) {
                     let Problem {
                         problem,
                         cause,

@@ -1,14 +1,18 @@
 //! How this copy is doing: what it last said of itself, for those who ask. The term and the relay
 //! say it, HTTP answers with it; nothing is decided by it.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::error::Problem;
-use crate::metrics::{Metrics, SlotLabel, StateLabel, WalStatusLabel};
+use crate::metrics::{Metrics, ReasonLabel, SlotLabel, StateLabel, WalStatusLabel};
 
 /// What a copy may be doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,8 +73,43 @@ pub struct SlotSample {
     pub retained_wal_bytes: Option<u64>,
     /// What may still be written before it may be lost; `None`: no limit.
     pub safe_wal_bytes: Option<i64>,
+    /// For how long something has waited to be confirmed, as far as this copy has seen.
+    pub lag: Option<Duration>,
+    /// Confirmed, and kept for transactions that are still open.
+    pub held_wal_bytes: Option<u64>,
+    /// Since when nobody streams from it.
+    pub inactive_since: Option<SystemTime>,
+    /// Why it was lost.
+    pub invalidation_reason: Option<String>,
+    /// Transactions that the server wrote to disk to decode them, and their bytes.
+    pub spilled: (u64, u64),
+    /// Transactions that the server sent before they were committed, and their bytes.
+    pub streamed: (u64, u64),
     /// When it was looked at.
     pub at: SystemTime,
+}
+
+impl SlotSample {
+    /// There was no such slot.
+    pub fn missing(name: &str, at: SystemTime) -> Self {
+        Self {
+            name: name.to_owned(),
+            exists: false,
+            active: false,
+            leader: None,
+            wal_status: None,
+            lag_bytes: None,
+            retained_wal_bytes: None,
+            safe_wal_bytes: None,
+            lag: None,
+            held_wal_bytes: None,
+            inactive_since: None,
+            invalidation_reason: None,
+            spilled: (0, 0),
+            streamed: (0, 0),
+            at,
+        }
+    }
 }
 
 /// Shared by all tasks of the process.
@@ -79,6 +118,7 @@ pub struct Vitals {
     /// What is counted.
     pub metrics: Metrics,
     inner: Mutex<Inner>,
+    states: watch::Sender<State>,
     /// How long the loop may be silent and count as alive.
     stall_max: Duration,
 }
@@ -136,6 +176,14 @@ impl Reading {
     }
 }
 
+/// The causes that Postgres knows (`SlotInvalidationCauses`, slot.c).
+const INVALIDATION_REASONS: [&str; 4] = [
+    "wal_removed",
+    "rows_removed",
+    "wal_level_insufficient",
+    "idle_timeout",
+];
+
 /// A trouble that is over within this time need not be shown to whoever rolls out a version.
 const TROUBLE_MAX: Duration = Duration::from_secs(60);
 
@@ -158,6 +206,7 @@ impl Vitals {
         let vitals = Self {
             metrics: Metrics::default(),
             inner: Mutex::new(inner),
+            states: watch::Sender::new(State::Starting),
             // A silent connection is given up after three of them (relay).
             stall_max: STALL_MIN.max(takeover_after * 4),
         };
@@ -180,12 +229,18 @@ impl Vitals {
             inner.since = SystemTime::now();
             drop(inner);
             self.show(state);
+            self.states.send_replace(state);
         }
     }
 
     /// What keeps events from getting through while it leads, or that nothing does any more.
     pub fn held_up(&self, problem: Option<Problem>) {
         self.lock().problem = problem;
+    }
+
+    /// To wait for the next change of state.
+    pub fn states(&self) -> watch::Receiver<State> {
+        self.states.subscribe()
     }
 
     /// The loop turns: something was read, or a connection was tried.
@@ -213,8 +268,7 @@ impl Vitals {
             .active
             .get_or_create(&slot)
             .set(i64::from(sample.active));
-        let set = |family: &prometheus_client::metrics::family::Family<SlotLabel, Gauge>,
-                   bytes: Option<i64>| match bytes {
+        let set = |family: &Family<SlotLabel, Gauge>, bytes: Option<i64>| match bytes {
             Some(bytes) => {
                 family.get_or_create(&slot).set(bytes);
             }
@@ -229,6 +283,8 @@ impl Vitals {
             signed(sample.retained_wal_bytes),
         );
         set(&metrics.safe_wal_bytes, sample.safe_wal_bytes);
+        set(&metrics.held_wal_bytes, signed(sample.held_wal_bytes));
+        self.sampled_trouble(&sample, &slot);
         for status in ["reserved", "extended", "unreserved", "lost"] {
             let label = WalStatusLabel {
                 slot: sample.name.clone(),
@@ -244,6 +300,45 @@ impl Vitals {
         // A rate needs a zero to start from.
         drop(metrics.poll_failures.get_or_create(&slot));
         self.lock().slot = Some(sample);
+    }
+
+    fn sampled_trouble(&self, sample: &SlotSample, slot: &SlotLabel) {
+        let metrics = &self.metrics.slot;
+        let set =
+            |family: &Family<SlotLabel, Gauge<f64, AtomicU64>>, seconds: Option<f64>| match seconds
+            {
+                Some(seconds) => {
+                    family.get_or_create(slot).set(seconds);
+                }
+                None => {
+                    family.remove(slot);
+                }
+            };
+        set(&metrics.lag, sample.lag.map(|lag| lag.as_secs_f64()));
+        set(
+            &metrics.inactive_since,
+            sample.inactive_since.map(unix_seconds),
+        );
+        for reason in INVALIDATION_REASONS {
+            let label = ReasonLabel {
+                slot: sample.name.clone(),
+                reason,
+            };
+            let has = sample.invalidation_reason.as_deref() == Some(reason);
+            metrics
+                .invalidated
+                .get_or_create(&label)
+                .set(i64::from(has));
+        }
+        // Counted by the server, and shown as it counts.
+        let count = |family: &Family<SlotLabel, Counter>, total: u64| {
+            let counter = family.get_or_create(slot);
+            counter.inner().store(total, Ordering::Relaxed);
+        };
+        count(&metrics.spill_transactions, sample.spilled.0);
+        count(&metrics.spill_bytes, sample.spilled.1);
+        count(&metrics.stream_transactions, sample.streamed.0);
+        count(&metrics.stream_bytes, sample.streamed.1);
     }
 
     /// Everything, as it is now.

@@ -13,8 +13,10 @@ use crate::config::{Config, Listen, LogFormat};
 use crate::error::{Exit, Failure, Problem};
 use crate::http::{self, Site};
 use crate::log;
+use crate::retention;
 use crate::sampler;
 use crate::shutdown::Signals;
+use crate::systemd::Systemd;
 use crate::term;
 use crate::vitals::Vitals;
 
@@ -32,6 +34,7 @@ pub(super) async fn run(
         color,
     );
     let options = options(typed, config, environment)?;
+    let retention = config.retention_options()?;
     let signals = Signals::take().map_err(|error| {
         let problem = Problem::new(
             "signals cannot be waited for",
@@ -55,14 +58,28 @@ pub(super) async fn run(
     };
     let work = term::run(&options, before, &stop);
     let slot = &options.preflight.slot;
+    let systemd = Systemd::of(environment);
     tokio::select! {
+        // First, so that an end that comes at once is told, too.
+        biased;
+        () = tell(systemd, &options.vitals, &stop) => unreachable!("it tells for ever"),
         end = work => end.map(|()| true),
         () = signals.watch(&stop) => Ok(false),
         () = answer(config.http.listen, &options.vitals) => unreachable!("it answers for ever"),
         () = sampler::run(&options.params, slot, &options.vitals) => {
             unreachable!("it looks for ever")
         }
+        () = retention::run(&options.params, &retention, &options.vitals) => {
+            unreachable!("it keeps house for ever")
+        }
     }
+}
+
+async fn tell(systemd: Option<Systemd>, vitals: &Vitals, stop: &CancellationToken) {
+    if let Some(systemd) = systemd {
+        systemd.run(vitals, stop).await;
+    }
+    std::future::pending().await
 }
 
 /// Publishing matters more than being watched: an address that cannot be had is no reason to stop.

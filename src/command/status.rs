@@ -63,6 +63,18 @@ pub struct SlotStatus {
     pub safe_wal_size_bytes: Option<i64>,
     /// Standbys keep it in step (Postgres 17 and newer).
     pub failover: bool,
+    /// WAL that is confirmed and kept all the same, for transactions that are still open.
+    pub held_wal_bytes: Option<u64>,
+    /// Since when nobody streams from it (Postgres 17 and newer).
+    pub inactive_since: Option<String>,
+    /// Transactions that the server wrote to disk to decode them.
+    pub spill_transactions: u64,
+    /// Their bytes.
+    pub spill_bytes: u64,
+    /// Transactions that the server sent before they were committed.
+    pub stream_transactions: u64,
+    /// Their bytes.
+    pub stream_bytes: u64,
 }
 
 /// Who holds the slot, for `status --json`.
@@ -274,6 +286,21 @@ impl Status {
         writeln!(out, "confirmed     {confirmed} of {}", self.current_lsn)?;
         writeln!(out, "lag           {}", size(slot.lag_bytes))?;
         writeln!(out, "retained WAL  {}", size(slot.retained_wal_bytes))?;
+        if let Some(held) = slot.held_wal_bytes.filter(|held| *held >= HELD_BYTES_MIN) {
+            let held = size(Some(held));
+            writeln!(
+                out,
+                "              {held} of it for transactions that are still open"
+            )?;
+        }
+        if slot.spill_bytes > 0 {
+            let (bytes, transactions) = (size(Some(slot.spill_bytes)), slot.spill_transactions);
+            writeln!(
+                out,
+                "spilled       {bytes}, {transactions} transactions larger than \
+                 logical_decoding_work_mem"
+            )?;
+        }
         match slot.safe_wal_size_bytes {
             Some(left) => {
                 let left = size(u64::try_from(left).ok().or(Some(0)));
@@ -301,6 +328,14 @@ impl SlotStatus {
             retained_wal_bytes: slot.retained_wal_bytes(server.current),
             safe_wal_size_bytes: slot.safe_wal_size,
             failover: slot.failover,
+            held_wal_bytes: slot.held_wal_bytes(),
+            inactive_since: slot
+                .inactive_since
+                .and_then(|at| OffsetDateTime::from(at).format(&Rfc3339).ok()),
+            spill_transactions: slot.decoding.spill_transactions,
+            spill_bytes: slot.decoding.spill_bytes,
+            stream_transactions: slot.decoding.stream_transactions,
+            stream_bytes: slot.decoding.stream_bytes,
         }
     }
 
@@ -313,6 +348,9 @@ impl SlotStatus {
         format!("{name}, pid {}, from {addr}", holder.pid)
     }
 }
+
+/// As much is kept without any open transaction until the server has looked (15 s): one segment.
+const HELD_BYTES_MIN: u64 = 16 * 1024 * 1024;
 
 /// Three digits and a unit.
 fn size(bytes: Option<u64>) -> String {

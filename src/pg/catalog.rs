@@ -3,10 +3,14 @@
 //! `ddl`). Differences between versions are settled in the queries, `sql/catalog/`.
 
 use std::fmt;
+use std::time::SystemTime;
 
 use tokio_postgres::types::{PgLsn, ToSql};
 use tokio_postgres::{Client, Row};
 
+mod standbys;
+
+pub use self::standbys::{Partitions, Standbys};
 use crate::error::{self, Exit, Failure, Problem};
 use crate::lsn::Lsn;
 
@@ -23,6 +27,10 @@ pub struct Facts {
     pub tables: Vec<Option<Table>>,
     /// Tables of this database, for "did you mean"; read only if one asked for does not exist.
     pub other_tables: Vec<TableName>,
+    /// Who would go on after a failover.
+    pub standbys: Standbys,
+    /// How far the partitions of `outbox.events` reach.
+    pub partitions: Partitions,
 }
 
 impl Facts {
@@ -46,6 +54,8 @@ impl Facts {
             server: Server::read(client).await?,
             slot: Slot::read(client, slot).await?,
             publication: Publication::read(client, publication).await?,
+            standbys: Standbys::read(client, slot).await?,
+            partitions: Partitions::read(client).await?,
             tables,
             other_tables,
         })
@@ -177,8 +187,12 @@ pub struct Slot {
     pub holder: Option<Holder>,
     /// `reserved`, `extended`, `unreserved` or `lost`; `None` while it is being made.
     pub wal_status: Option<String>,
-    /// Why it was lost (17 and newer).
+    /// Why it was lost (17 and newer; on 16 `conflicting` stands for `rows_removed`).
     pub invalidation_reason: Option<String>,
+    /// Since when nobody streams from it (17 and newer).
+    pub inactive_since: Option<SystemTime>,
+    /// What decoding has cost the server.
+    pub decoding: Decoding,
     /// Decodes prepared transactions at PREPARE.
     pub two_phase: bool,
     /// Is kept in step on standbys (17 and newer).
@@ -216,7 +230,18 @@ impl Slot {
         self.restart.map(|lsn| current.bytes_since(lsn))
     }
 
+    /// Bytes of WAL that are confirmed and kept all the same, for transactions that are still open
+    /// (`restart_lsn` goes on when they end, and then some seconds later).
+    pub fn held_wal_bytes(&self) -> Option<u64> {
+        Some(self.confirmed_flush?.bytes_since(self.restart?))
+    }
+
     fn parse(row: &Row, name: &str) -> Result<Slot, tokio_postgres::Error> {
+        let conflicting: Option<bool> = row.try_get("conflicting")?;
+        let reason: Option<String> = row.try_get("invalidation_reason")?;
+        let conflict = conflicting
+            .unwrap_or(false)
+            .then(|| "rows_removed".to_owned());
         let pid: Option<i32> = row.try_get("active_pid")?;
         let holder = match pid {
             Some(pid) => Some(Holder {
@@ -234,12 +259,43 @@ impl Slot {
             active: row.try_get("active")?,
             holder,
             wal_status: row.try_get("wal_status")?,
-            invalidation_reason: row.try_get("invalidation_reason")?,
+            invalidation_reason: reason.or(conflict),
+            inactive_since: row.try_get("inactive_since")?,
+            decoding: Decoding::parse(row)?,
             two_phase: row.try_get("two_phase")?,
             failover: row.try_get::<_, Option<bool>>("failover")? == Some(true),
             restart: lsn(row, "restart_lsn")?,
             confirmed_flush: lsn(row, "confirmed_flush_lsn")?,
             safe_wal_size: row.try_get("safe_wal_size")?,
+        })
+    }
+}
+
+/// A row of `pg_stat_replication_slots`: transactions that were too large for
+/// `logical_decoding_work_mem`, and what became of them. Starts again when statistics are reset.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Decoding {
+    /// Transactions that were written to the server's disk.
+    pub spill_transactions: u64,
+    /// Their bytes, each time they were written.
+    pub spill_bytes: u64,
+    /// Transactions that were sent before they were committed: none of ours.
+    pub stream_transactions: u64,
+    /// Their bytes.
+    pub stream_bytes: u64,
+}
+
+impl Decoding {
+    fn parse(row: &Row) -> Result<Self, tokio_postgres::Error> {
+        let count = |name| {
+            let count: Option<i64> = row.try_get(name)?;
+            Ok::<_, tokio_postgres::Error>(count.and_then(|n| n.try_into().ok()).unwrap_or(0))
+        };
+        Ok(Self {
+            spill_transactions: count("spill_txns")?,
+            spill_bytes: count("spill_bytes")?,
+            stream_transactions: count("stream_txns")?,
+            stream_bytes: count("stream_bytes")?,
         })
     }
 }

@@ -18,10 +18,31 @@ pub(super) fn judge(facts: &Facts, options: &Options) -> Vec<Check> {
             Some(table) => {
                 checks.push(check("exists", kind(table)));
                 checks.push(check("columns", columns(wanted, table)));
+                checks.extend(partitions(wanted, facts).map(|found| check("partitions", found)));
             }
         }
     }
     checks
+}
+
+/// Of the native outbox alone: what becomes of others is their owner's concern.
+fn partitions(wanted: &TableRequirement, facts: &Facts) -> Option<Verdict> {
+    let table = &wanted.name;
+    let until = facts.partitions.until.as_ref()?;
+    if !facts.server.schema_installed || *table != TableName::new("outbox", "events") {
+        return None;
+    }
+    Some(match facts.partitions.short {
+        false => Verdict::Pass(format!("{table} has partitions until {until}")),
+        true => Verdict::warn(
+            format!("{table} has no partition for tomorrow"),
+            format!(
+                "the last one ends at {until}; later rows are published from \
+                 outbox.events_default, and are slow to be removed"
+            ),
+            "SELECT outbox.ensure_partitions(); once a day, by cron or pg_cron",
+        ),
+    })
 }
 
 fn missing(wanted: &TableName, facts: &Facts) -> Verdict {

@@ -348,6 +348,28 @@ async fn server_that_is_not_read_from_is_not_taken_for_a_silent_one() {
     assert!(troubles.is_empty(), "{troubles:?}");
 }
 
+/// The server reads what we say in the middle of a transaction only now and then.
+#[tokio::test]
+async fn huge_transaction_into_a_stalled_sink_does_not_cost_the_slot() {
+    let patient = "
+        postgres: {takeover_after: 3s}
+        publish: {ack_timeout: 60s}";
+    let stage = Stage::on(Nats::builder(), patient).await;
+    let outjet = stage.lead().await;
+    stage.commit(1..=30_000).await;
+    stage.until_sequence(1).await;
+    stage.proxy.set(Mode::Stall(Direction::Both));
+    let seen = watch(&stage, Duration::from_secs(8)).await;
+    assert_eq!(seen.given_up, 0, "{seen:?}");
+    assert!(stage.last_sequence().await < 30_000, "it was over too soon");
+    stage.proxy.set(Mode::Forward);
+    stage.assert_exact().await;
+    let log = outjet.log();
+    let terms = log.iter().filter(|line| line["message"] == "leading");
+    assert_eq!(terms.count(), 1, "{log:?}");
+    assert_never_timed_out(&stage);
+}
+
 #[tokio::test]
 async fn slow_network_slows_and_does_no_more() {
     let stage = Stage::on(Nats::builder(), YAML).await;

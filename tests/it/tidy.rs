@@ -87,8 +87,15 @@ const BORDERS: &[(&str, Border)] = &[
         "term",
         Border::AllBut(&["cli", "command", "config", "http"]),
     ),
+    ("systemd", Border::Only(&["error", "vitals"])),
     (
         "sampler",
+        Border::Only(&["error", "lsn", "metrics", "pg", "vitals"]),
+    ),
+    // For applications: knows SQL alone.
+    ("producer", Border::Only(&[])),
+    (
+        "retention",
         Border::Only(&["error", "metrics", "pg", "vitals"]),
     ),
     (

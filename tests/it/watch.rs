@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 
 use crate::delivery::{Delivery, SOON};
 use crate::harness::postgres::Stop;
-use crate::harness::{Outjet, Wait, until};
+use crate::harness::{Nats, Outjet, Postgres, Wait, until};
 
 const ANY_PORT: &str = "127.0.0.1:0";
 
@@ -241,6 +241,118 @@ async fn what_was_in_flight_is_gone_with_the_term() {
     delivery.verdict().await.assert_exact();
 }
 
+/// From a standby, with nobody who publishes: what a person needs to see before the disk is full.
+#[tokio::test]
+async fn slot_is_watched_from_a_copy_that_does_not_lead() {
+    let postgres = Postgres::builder()
+        .version(18)
+        .setting("logical_decoding_work_mem", "64kB")
+        .setting("max_slot_wal_keep_size", "1GB");
+    let mut delivery = Delivery::on((postgres, Nats::builder()), "").await;
+    let mut leader = delivery.run();
+    leader.logged("leading", SOON).await;
+    let copy = Copy::run(&delivery).await;
+    copy.until_probes([200, 200, 503, 200]).await;
+    let slot = |name: &str| format!("outjet_slot_{name}{{slot=\"outjet\"}}");
+    // A transaction that is left open keeps what is confirmed long since.
+    let old = delivery.world.postgres.connect().await;
+    old.run("BEGIN; SELECT outbox.emit('order', '1', 'created')")
+        .await;
+    let large = "INSERT INTO outbox.events (aggregatetype, aggregateid, type, payload)
+        SELECT 'order', n::text, 'created', to_jsonb(repeat('x', 1000))
+        FROM generate_series(1, 1000) AS n";
+    delivery.session.run(large).await;
+    delivery.confirmed().await;
+    copy.until_metric(&slot("held_wal_bytes"), |bytes| bytes > 500_000.0)
+        .await;
+    copy.until_metric(&slot("spill_transactions_total"), |n| n >= 1.0)
+        .await;
+    copy.until_metric(&slot("spill_bytes_total"), |bytes| bytes > 500_000.0)
+        .await;
+    let metrics = copy.metrics().await;
+    assert_eq!(metrics[&slot("lag_seconds")], 0.0);
+    assert_eq!(metrics.get(&slot("inactive_since_timestamp_seconds")), None);
+    old.run("ROLLBACK").await;
+    // Nothing gets through any more.
+    delivery.world.nats.stop().await;
+    delivery
+        .session
+        .run("SELECT outbox.emit('order', '1', 'created')")
+        .await;
+    copy.until_metric(&slot("lag_seconds"), |seconds| seconds >= 4.0)
+        .await;
+    leader.kill().await;
+    let since = slot("inactive_since_timestamp_seconds");
+    copy.until_metric(&since, |since| since > 1e9).await;
+    let reason = "outjet_slot_invalidated{slot=\"outjet\",reason=\"wal_removed\"}";
+    assert_eq!(copy.metrics().await[reason], 0.0);
+    let (_, status) = copy.get("/status").await;
+    let status: Value = serde_json::from_str(&status).expect("JSON");
+    let shown = &status["slot"];
+    assert!(shown["lag_seconds"].as_f64() >= Some(4.0), "{shown}");
+    assert!(shown["inactive_since"].is_string(), "{shown}");
+    assert!(shown["spill"]["bytes"].as_u64() > Some(500_000), "{shown}");
+    assert_eq!(shown["invalidation_reason"], Value::Null);
+    let json = delivery.outjet(["status", "--json"]).output().await;
+    let json: Value = serde_json::from_str(&json.stdout).expect("JSON");
+    let shown = &json["postgres"]["slot_status"];
+    assert!(shown["spill_bytes"].as_u64() > Some(500_000), "{shown}");
+    assert!(shown["inactive_since"].is_string(), "{shown}");
+    assert!(shown["held_wal_bytes"].is_u64(), "{shown}");
+}
+
+/// Once before it is too late, once when it is over, and once when it was too late.
+#[tokio::test]
+async fn slot_that_retains_much_is_warned_about_once_and_told_to_be_out_of_danger() {
+    let postgres = Postgres::builder()
+        .setting("max_slot_wal_keep_size", "128MB")
+        .setting("wal_keep_size", "0");
+    let mut delivery = Delivery::on((postgres, Nats::builder()), "").await;
+    let mut copy = delivery.run();
+    copy.logged("leading", SOON).await;
+    delivery.world.nats.process().pause().await;
+    delivery
+        .session
+        .run("SELECT outbox.emit('order', '1', 'created')")
+        .await;
+    let switch = "SELECT pg_switch_wal(); SELECT txid_current()";
+    // Eight of the nine segments that it may keep.
+    for _ in 0..8 {
+        delivery.session.run(switch).await;
+    }
+    let scarce = "the slot may be lost soon: it retains much WAL";
+    let line = copy.logged(scarce, SOON).await;
+    assert_eq!(line["level"], "WARN", "{line}");
+    delivery.world.nats.process().resume();
+    let confirmed = "SELECT restart_lsn > pg_current_wal_lsn() - 16000000 FROM pg_replication_slots
+        WHERE slot_name = 'outjet'";
+    until("the slot has moved on", SOON, async || {
+        delivery.session.run("CHECKPOINT").await;
+        let moved = delivery.session.text(confirmed).await;
+        Wait::ready_if(moved == "t", moved)
+    })
+    .await;
+    copy.logged("the slot is out of danger", SOON).await;
+    let log = copy.log();
+    let warned = log.iter().filter(|line| line["message"] == scarce);
+    assert_eq!(warned.count(), 1, "{log:?}");
+    copy.kill().await;
+    let mut copy = delivery.outjet(["run", "--log-format", "json"]);
+    // It never gets as far as leading, and watches all the same.
+    copy = copy.env("NATS_URL", "nats://127.0.0.1:1");
+    let mut copy = copy.spawn();
+    let lost = "SELECT wal_status = 'lost' FROM pg_replication_slots WHERE slot_name = 'outjet'";
+    until("the slot is lost", SOON, async || {
+        delivery.session.run(switch).await;
+        delivery.session.run("CHECKPOINT").await;
+        let lost = delivery.session.text(lost).await;
+        Wait::ready_if(lost == "t", lost)
+    })
+    .await;
+    let line = copy.logged("the slot is lost", SOON).await;
+    assert_eq!(line["level"], "ERROR", "{line}");
+}
+
 /// As many as may be connected at all.
 #[tokio::test]
 async fn silent_clients_keep_nobody_waiting_for_ever() {
@@ -281,10 +393,11 @@ async fn every_metric_of_the_readme_exists_with_help_and_type() {
         let name = name.trim_end_matches("_total").trim_end_matches("_info");
         let known = described.contains(&name);
         // An absent gauge has no line.
-        assert!(
-            known || name == "outjet_slot_safe_wal_bytes",
-            "{name} does not exist"
-        );
+        let absent = [
+            "outjet_slot_safe_wal_bytes",
+            "outjet_slot_inactive_since_timestamp_seconds",
+        ];
+        assert!(known || absent.contains(&name), "{name} does not exist");
     }
 }
 

@@ -2,12 +2,13 @@
 //! events as if a slot had sent them. outjet never sends pgoutput to anybody. Goes through the
 //! decoded fields, so that equal bytes prove that none was lost.
 
-#![expect(clippy::expect_used, reason = "1600 columns and values of 1 GiB fit")]
+#![expect(clippy::expect_used, reason = "what Postgres holds fits")]
 
 use super::{
     Column, LogicalMessage, Message, OldTuple, Relation, ReplicaIdentity, Tuple, TupleValue,
 };
 
+/// 1600 columns at most, and values of 1 GiB.
 const FITS: &str = "what Postgres holds fits";
 
 /// The body of one `XLogData` that holds `message`.

@@ -200,6 +200,26 @@ impl Judge {
         }
     }
 
+    /// Over `outbox.events`, and kept in step on standbys (17 and newer), where
+    /// [`moved`](Self::moved) takes it.
+    pub(crate) async fn with_failover(postgres: &Postgres) -> Self {
+        let slot = "SELECT pg_create_logical_replication_slot(
+            'judge_' || current_database(), 'test_decoding', failover => true)";
+        postgres.connect().await.text(slot).await;
+        Self {
+            url: postgres.url(),
+            table: "outbox.events".to_owned(),
+        }
+    }
+
+    /// The same on another server that has the slot.
+    pub(crate) fn moved(self, postgres: &Postgres) -> Self {
+        Self {
+            url: postgres.url(),
+            ..self
+        }
+    }
+
     /// The ids of all committed events, in commit order.
     ///
     /// It peeks, and so reads from the beginning each time: a `get` moves the slot, and a crash of

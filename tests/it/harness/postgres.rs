@@ -179,6 +179,40 @@ impl Postgres {
         Builder::default()
     }
 
+    /// A copy of this server, which is stopped, as a standby of it that has yet to be started: give
+    /// it `primary_conninfo`, or nothing, if it is only to be promoted.
+    pub(crate) fn copy(&self) -> Self {
+        assert!(self.process.is_none(), "the server is running");
+        let home = tempfile::Builder::new().prefix("oj-pg-").tempdir();
+        let home = home.expect("create a temporary directory");
+        open_to_all(home.path());
+        binaries::give_to_server(home.path());
+        let mut copy = Command::new("cp");
+        copy.arg("-a")
+            .arg(self.data())
+            .arg(home.path().join("data"));
+        run(as_server(copy));
+        let signal = home.path().join("data/standby.signal");
+        fs::write(&signal, "").expect("make it a standby");
+        binaries::give_to_server(&signal);
+        let mut standby = Self {
+            process: None,
+            build: self.build.clone(),
+            port: if self.tcp { free_port() } else { self.port },
+            tcp: self.tcp,
+            home,
+        };
+        standby.set("port", &standby.port.to_string());
+        standby.set("unix_socket_directories", &standby.host());
+        standby
+    }
+
+    /// Makes a primary of a standby, and waits until it is one.
+    pub(crate) async fn promote(&self) {
+        let promoted = self.connect().await.text("SELECT pg_promote()").await;
+        assert_eq!(promoted, "t");
+    }
+
     /// Stops it; its data stays.
     pub(crate) async fn stop(&mut self, stop: Stop) {
         self.begin_stop(stop);
@@ -330,7 +364,8 @@ impl Postgres {
     fn is_ready(&self, id: u32) -> bool {
         let file = fs::read_to_string(self.data().join("postmaster.pid")).unwrap_or_default();
         let lines: Vec<&str> = file.lines().map(str::trim).collect();
-        lines.first() == Some(&id.to_string().as_str()) && lines.get(7) == Some(&"ready")
+        lines.first() == Some(&id.to_string().as_str())
+            && matches!(lines.get(7), Some(&("ready" | "standby")))
     }
 }
 

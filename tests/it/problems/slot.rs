@@ -5,8 +5,9 @@ use std::process::{Command, Stdio};
 use outjet::error::Problem;
 
 use super::{SOON, Site, block, ends};
+use crate::harness::postgres::Session;
 use crate::harness::process::{Process, Signal};
-use crate::harness::{Wait, World, drain, until};
+use crate::harness::{Nats, Postgres, Wait, World, drain, until};
 
 /// A World that is set up.
 async fn ready() -> (World, Site) {
@@ -43,6 +44,88 @@ async fn second_copy_stands_by_and_check_passes_and_says_who_leads() {
     ends(leader).await;
     standby.logged("leading", SOON).await;
     ends(standby).await;
+}
+
+#[tokio::test]
+async fn failover_is_checked_and_each_statement_that_is_printed_helps() {
+    let world = World::with(Postgres::builder().version(18), Nats::builder()).await;
+    let site = Site::of(&world);
+    site.sets_up().await;
+    let client = world.postgres.connect().await;
+    let place = |verdict: &str, name: &str| {
+        let place = format!("standbys {name}");
+        format!("{verdict:<4}  {place:<20}  ")
+    };
+    let passed = site.passes().await;
+    let nobody = place("ok", "failover") + "no physical standby has a slot here\n";
+    assert!(passed.contains(&nobody), "{passed}");
+    let nobody = place("ok", "copies") + "nobody leads\n";
+    assert!(passed.contains(&nobody), "{passed}");
+
+    let create = "SELECT pg_create_physical_replication_slot('db2', true)";
+    client.text(create).await;
+    let problem = Problem::new(
+        "a standby that is promoted may lack what outjet has published",
+        "synchronized_standby_slots is empty: nobody waits for db2",
+        "ALTER SYSTEM SET synchronized_standby_slots = '\"db2\"'; SELECT pg_reload_conf();",
+    );
+    let warned = block("warn", "standbys failover", &problem);
+    let passed = site.passes().await;
+    assert!(passed.contains(&warned), "{passed}");
+    types(&client, &problem.fix).await;
+    let waits = place("warn", "failover") + "events wait for standby slot \"db2\"\n";
+    until_found(&site, &waits).await;
+    let without = "ALTER SYSTEM SET synchronized_standby_slots = ''; SELECT pg_reload_conf();";
+    let passed = site.passes().await;
+    assert!(passed.contains(without), "{passed}");
+    types(&client, without).await;
+    until_found(&site, &warned).await;
+
+    let (leader, mut standby) = (site.leads().await, site.call("run").spawn());
+    standby
+        .logged("standing by: another copy leads", SOON)
+        .await;
+    let one = place("ok", "copies") + "1 copy of outjet stands by\n";
+    until_found(&site, &one).await;
+    ends(leader).await;
+    ends(standby).await;
+}
+
+/// Types statements one at a time: ALTER SYSTEM wants no transaction around it.
+async fn types(client: &Session, fix: &str) {
+    for statement in fix.split_inclusive(';') {
+        client.run(statement).await;
+    }
+}
+
+/// A setting counts for new sessions soon after a reload, not at once.
+async fn until_found(site: &Site, line: &str) {
+    until(&format!("check says {line}"), SOON, async || {
+        let passed = site.passes().await;
+        Wait::ready_if(passed.contains(line), passed)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn days_ahead_without_partitions_are_told_with_the_statement_that_makes_them() {
+    let (world, site) = ready().await;
+    let client = world.postgres.connect().await;
+    let drop_ahead = "DO $$ DECLARE day text; BEGIN
+        FOR day IN SELECT relname FROM pg_class WHERE relnamespace = 'outbox'::regnamespace
+          AND relispartition AND relkind = 'r' AND pg_get_expr(relpartbound, oid) <> 'DEFAULT'
+          AND relname NOT LIKE '%' || to_char(now() AT TIME ZONE 'UTC', 'YYYYMMDD')
+        LOOP EXECUTE format('DROP TABLE outbox.%I', day); END LOOP; END $$";
+    client.run(drop_ahead).await;
+    let line =
+        |verdict: &str, found: &str| format!("{verdict:<4}  {:<20}  {found}", "table partitions");
+    let passed = site.passes().await;
+    let warned = line("warn", "outbox.events has no partition for tomorrow\n");
+    assert!(passed.contains(&warned), "{passed}");
+    client.run("SELECT outbox.ensure_partitions()").await;
+    let passed = site.passes().await;
+    let reaches = line("ok", "outbox.events has partitions until ");
+    assert!(passed.contains(&reaches), "{passed}");
 }
 
 #[tokio::test]

@@ -1,5 +1,11 @@
 //! The page at `/`, as a real browser shows it.
 
+use std::sync::Arc;
+
+use outjet::error::Problem;
+use outjet::http::{self, Site};
+use outjet::vitals::{State, Vitals};
+
 use crate::delivery::{Delivery, SOON};
 use crate::harness::stage::Writers;
 use crate::harness::{Browser, Wait, until};
@@ -128,6 +134,30 @@ async fn page_names_what_holds_up_the_head_of_the_line_until_that_is_over() {
     delivery.world.nats.process().resume();
     page.until_text("oldest", |oldest| oldest == "none").await;
     page.until_text("what", str::is_empty).await;
+}
+
+#[tokio::test]
+async fn page_names_what_the_stream_has_lost() {
+    let vitals = Arc::new(Vitals::new(SOON));
+    vitals.set(State::Streaming, None);
+    vitals.gap(7, Problem::new("lost", "because of `this`", "do `that`"));
+    let listener = http::listen(([127, 0, 0, 1], 0).into()).await;
+    let listener = listener.expect("a port");
+    let url = format!("http://{}/", listener.local_addr().expect("an address"));
+    let looked = async {
+        let mut page = Browser::open(&url).await;
+        page.until_text("lost", |lost| lost == "lost").await;
+        assert_eq!(page.text("lost-cause").await, "because of this");
+        assert_eq!(page.text("lost-fix").await, "do that");
+        let found = page.text("lost-at").await;
+        assert!(found.ends_with("about 7 events in all"), "{found}");
+        assert_eq!(page.text("what").await, "");
+        assert_eq!(page.complaints(), [""; 0]);
+    };
+    tokio::select! {
+        () = http::serve(listener, Site::new(vitals).into()) => unreachable!("it serves for ever"),
+        () = looked => {}
+    }
 }
 
 #[tokio::test]

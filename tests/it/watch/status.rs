@@ -80,9 +80,10 @@ async fn every_field_of_both_answers_is_documented() {
         .await
         .expect("a port");
     let address = listener.local_addr().expect("an address");
-    let serving = tokio::spawn(http::serve(listener, Site::new(vitals).into()));
-    let answer = ask(address, "GET", "/status").await.expect("an answer");
-    serving.abort();
+    let answer = tokio::select! {
+        () = http::serve(listener, Site::new(vitals).into()) => unreachable!("it serves for ever"),
+        answer = ask(address, "GET", "/status") => answer.expect("an answer"),
+    };
     let (_, troubled) = answer.split_once("\r\n\r\n").expect("a body");
     let troubled: Value = serde_json::from_str(troubled).expect("JSON");
     assert_eq!(troubled["gap"]["events"], 7);

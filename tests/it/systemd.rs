@@ -1,0 +1,106 @@
+//! outjet as a service of systemd: a socket of ours plays its part.
+
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+use crate::delivery::{Delivery, SOON};
+use crate::harness::postgres::Stop;
+use crate::harness::{Outjet, Wait, until};
+
+/// What a service tells, in order.
+struct Manager {
+    socket: UnixDatagram,
+    heard: Vec<String>,
+}
+
+impl Manager {
+    fn listen(socket: UnixDatagram) -> Self {
+        socket.set_nonblocking(true).expect("nonblocking");
+        let heard = Vec::new();
+        Self { socket, heard }
+    }
+
+    async fn until_told(&mut self, what: &str) {
+        until(&format!("{what} is told"), SOON, async || {
+            let mut buffer = [0; 4096];
+            while let Ok(length) = self.socket.recv(&mut buffer) {
+                let told = String::from_utf8_lossy(&buffer[..length]).into_owned();
+                self.heard.push(told);
+            }
+            let told = self.heard.iter().any(|told| told.starts_with(what));
+            Wait::ready_if(told, &self.heard)
+        })
+        .await;
+    }
+
+    fn times(&self, what: &str) -> usize {
+        self.heard.iter().filter(|told| *told == what).count()
+    }
+
+    fn place(&self, what: &str) -> Option<usize> {
+        self.heard.iter().position(|told| told == what)
+    }
+}
+
+fn service(delivery: &Delivery, socket: &str) -> Outjet {
+    delivery
+        .outjet(["run", "--log-format", "json"])
+        .env("NOTIFY_SOCKET", socket)
+        .env("WATCHDOG_USEC", "400000")
+        .spawn()
+}
+
+#[tokio::test]
+async fn systemd_hears_of_readiness_each_state_the_watchdog_and_the_stop() {
+    let delivery = Delivery::ready().await;
+    let home = tempfile::tempdir().expect("a directory");
+    let path = home.path().join("notify");
+    let mut manager = Manager::listen(UnixDatagram::bind(&path).expect("bind"));
+    let mut leader = service(&delivery, path.to_str().expect("UTF-8"));
+    manager.until_told("READY=1").await;
+    manager.until_told("STATUS=streaming").await;
+    let before = manager.times("WATCHDOG=1");
+    until("the watchdog is fed", SOON, async || {
+        manager.until_told("WATCHDOG=1").await;
+        let times = manager.times("WATCHDOG=1");
+        Wait::ready_if(times >= before + 3, times)
+    })
+    .await;
+    assert_eq!(leader.terminate(SOON).await, Some(0));
+    manager.until_told("STOPPING=1").await;
+    for once in [
+        "READY=1",
+        "STOPPING=1",
+        "STATUS=starting",
+        "STATUS=streaming",
+    ] {
+        assert_eq!(manager.times(once), 1, "{:?}", manager.heard);
+    }
+    assert!(manager.place("STATUS=starting") < manager.place("READY=1"));
+}
+
+/// A start that waited for Postgres could keep it from being started.
+#[tokio::test]
+async fn service_is_ready_although_postgres_is_away_and_says_so() {
+    let mut delivery = Delivery::ready().await;
+    delivery.world.postgres.stop(Stop::Fast).await;
+    let name = format!("outjet-test-{}", std::process::id());
+    let address = SocketAddr::from_abstract_name(&name).expect("a name");
+    let mut manager = Manager::listen(UnixDatagram::bind_addr(&address).expect("bind"));
+    let mut outjet = service(&delivery, &format!("@{name}"));
+    manager.until_told("READY=1").await;
+    manager.until_told("STATUS=retrying: Postgres at ").await;
+    delivery.world.postgres.start_again().await;
+    manager.until_told("STATUS=streaming").await;
+    assert_eq!(manager.times("READY=1"), 1, "{:?}", manager.heard);
+    assert_eq!(outjet.terminate(SOON).await, Some(0));
+}
+
+#[tokio::test]
+async fn socket_that_nobody_listens_on_is_told_of_once_and_keeps_nobody_from_publishing() {
+    let delivery = Delivery::ready().await;
+    let mut outjet = service(&delivery, "/nowhere/notify");
+    let line = outjet.logged("systemd cannot be told anything", SOON).await;
+    assert_eq!(line["level"], "WARN", "{line}");
+    outjet.logged("leading", SOON).await;
+}
