@@ -1,41 +1,51 @@
-//! One row on its own, for showing what would become of it.
+//! Rows that no slot has sent: what would become of them, or what becomes of them now.
 
 use bytes::Bytes;
 
-use super::{Options, Reason, RowReader};
+use super::{Options, Rejection, RowReader};
 use crate::event::{Event, Position};
-use crate::mapping::{Columns, MappingError, Plan};
+use crate::mapping::{Columns, Mapping, MappingError, Plan};
 
-/// The event that a row of the first table would become: alone, at no position and at no time. The
-/// values are as a session with outjet's settings prints them.
-pub fn sample(
-    options: &Options,
-    columns: Columns<'_>,
-    values: &[Option<&str>],
-) -> Result<Result<Event, Reason>, MappingError> {
-    let mapping = options.tables.first().expect("a table to take a row of");
-    let plan = Plan::resolve(mapping, columns, options.subject.fields())?;
-    let body: String = values.iter().flatten().copied().collect();
-    let body = Bytes::from(body);
-    let mut rest = &body[..];
-    let values = values.iter().map(|value| {
-        let (value, after) = rest.split_at((*value)?.len());
-        rest = after;
-        Some(value)
-    });
-    let row = plan.row(values.collect());
-    let source = options.source_of(&plan.table);
-    let reader = RowReader {
-        options,
-        plan: &plan,
-        source: &source,
-        row,
-        body: &body,
-        again: None,
-    };
-    let nowhere = Position {
-        commit: 0,
-        index: 0,
-    };
-    Ok(reader.event(nowhere, "", &mut 0))
+/// A table whose rows were read by a query.
+pub struct Unsent<'a> {
+    options: &'a Options,
+    plan: Plan,
+    source: String,
+}
+
+impl<'a> Unsent<'a> {
+    /// Of one of the tables of `options`, which has these columns.
+    pub fn new(
+        options: &'a Options,
+        mapping: &Mapping,
+        columns: Columns<'_>,
+    ) -> Result<Self, MappingError> {
+        let plan = Plan::resolve(mapping, columns, options.subject.fields())?;
+        let source = options.source_of(&plan.table);
+        Ok(Self {
+            options,
+            plan,
+            source,
+        })
+    }
+
+    /// The event that a row becomes. Its values, one for each column, are as a session with
+    /// outjet's settings prints them; `recorded` is RFC 3339.
+    pub fn event(
+        &self,
+        position: Position,
+        recorded: &str,
+        values: Vec<Option<&str>>,
+    ) -> Result<Event, Box<Rejection>> {
+        let values = values.into_iter().map(|value| value.map(str::as_bytes));
+        let reader = RowReader {
+            options: self.options,
+            plan: &self.plan,
+            source: &self.source,
+            row: self.plan.row(values.collect()),
+            body: &Bytes::new(),
+            again: None,
+        };
+        reader.read(position, recorded, &mut 0)
+    }
 }
