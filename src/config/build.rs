@@ -41,14 +41,20 @@ impl Config {
 
     /// What must be there in Postgres.
     pub fn preflight_options(&self) -> preflight::Options {
-        let tables = self.mappings().into_iter().map(|mapping| TableRequirement {
-            name: TableName::new(mapping.schema(), mapping.table()),
-            columns: RequiredColumn::of(&mapping),
+        let tables = self.tables.iter().map(|table| {
+            let mapping = mapping(table);
+            TableRequirement {
+                name: TableName::new(mapping.schema(), mapping.table()),
+                columns: RequiredColumn::of(&mapping),
+                expires: table.keep.is_some(),
+            }
         });
         preflight::Options {
             slot: self.postgres.slot.clone(),
             publication: self.postgres.publication.clone(),
             tables: tables.collect(),
+            prefixes: self.messages.prefixes.clone(),
+            turns_partitions: self.turns_partitions(),
         }
     }
 
@@ -182,7 +188,6 @@ impl Config {
 
     /// What is deleted, and when.
     pub fn retention_options(&self) -> Result<retention::Options, Failure> {
-        let turning = self.retention.manage && self.tables.iter().any(|table| table.name.ours());
         let expiring = self.tables.iter().filter_map(|table| {
             let keep = table.keep?;
             let mapping = mapping(table);
@@ -197,12 +202,16 @@ impl Config {
         });
         Ok(retention::Options {
             slot: self.postgres.slot.clone(),
-            partitions: turning.then_some(Partitions {
+            partitions: self.turns_partitions().then_some(Partitions {
                 keep: self.retention.keep,
                 ahead_days: self.retention.ahead_days,
             }),
             tables: expiring.collect::<Result<_, _>>()?,
         })
+    }
+
+    fn turns_partitions(&self) -> bool {
+        self.retention.manage && self.tables.iter().any(|table| table.name.ours())
     }
 
     fn is_atomic(&self) -> bool {
