@@ -144,6 +144,7 @@ async fn nats(config: &Config, source: Option<Source>) -> Result<Vec<Check>, Fai
                 jetstream::Error::StreamMissing(_) | jetstream::Error::StreamRefused { .. } => {
                     ("stream", "exists")
                 }
+                jetstream::Error::OtherIngress { .. } => ("stream", "ingress"),
                 _ => ("nats", "reachable"),
             };
             vec![check(group, what, Verdict::Fail(error.failure(&all)))]
