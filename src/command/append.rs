@@ -68,7 +68,8 @@ impl Append {
                     stored,
                     known,
                     dead_lettered,
-                }) => self.outstanding -= stored + known + dead_lettered,
+                    delayed,
+                }) => self.outstanding -= stored + known + dead_lettered + delayed,
                 Some(Report::Down(failure)) => {
                     let problem = failure.problem;
                     warn!(cause = problem.cause, "{}", problem.problem);

@@ -5,6 +5,7 @@ mod auth_tls;
 mod backpressure;
 mod chaos;
 mod dead_letters;
+mod delayed;
 mod delivery;
 mod docs;
 mod failover;
