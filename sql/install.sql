@@ -6,6 +6,9 @@
 --   GRANT USAGE ON SCHEMA outbox TO app; GRANT INSERT ON outbox.events TO app;
 -- consumers that use first_time()
 --   GRANT USAGE ON SCHEMA outbox TO app; GRANT INSERT ON outbox.processed_messages TO app;
+-- outjet, to turn the partitions while it leads
+--   GRANT USAGE ON SCHEMA outbox TO outjet;
+--   GRANT EXECUTE ON FUNCTION outbox.ensure_partitions, outbox.expire_partitions TO outjet;
 --
 -- The publication is not made here, as it depends on the tables that are configured.
 
@@ -201,9 +204,12 @@ $function$;
 
 -- Creates the partitions of today (UTC) and of the days ahead, and returns how many it created.
 -- A day that cannot have its partition now is skipped with a warning: its rows go to the DEFAULT
--- partition and are published all the same.
+-- partition and are published all the same. DEFAULT is locked, and looked through, for each one that
+-- is made; with an argument that rises call by call, no lock is held for more than one of them.
+--
+-- This and expire_partitions() act as the owner of the tables, for those who were granted EXECUTE.
 CREATE OR REPLACE FUNCTION outbox.ensure_partitions(ahead int DEFAULT 7) RETURNS int
-LANGUAGE plpgsql VOLATILE STRICT
+LANGUAGE plpgsql VOLATILE STRICT SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET lock_timeout = '2s'
 AS $function$
@@ -217,6 +223,8 @@ DECLARE
   created int := 0;
 BEGIN
   PERFORM pg_advisory_xact_lock(hashtextextended('outbox', 0));
+  -- From here on writers may have to queue behind us: those whose rows go to DEFAULT.
+  PERFORM set_config('lock_timeout', '200ms', true);
   FOR i IN 0..ahead LOOP
     day := today + i;
     part := 'events_' || to_char(day, 'YYYYMMDD');
@@ -270,7 +278,7 @@ CREATE OR REPLACE FUNCTION outbox.expire_partitions(
   keep interval DEFAULT '7 days',
   slot name     DEFAULT 'outjet'
 ) RETURNS int
-LANGUAGE plpgsql VOLATILE STRICT
+LANGUAGE plpgsql VOLATILE STRICT SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET lock_timeout = '200ms'  -- for so long may writers have to queue behind us
 SET "TimeZone" = 'UTC'
@@ -336,11 +344,15 @@ BEGIN
       dropped := dropped + 1;
     EXCEPTION WHEN lock_not_available THEN
       RAISE NOTICE '% is empty, and dropped the next time: the outbox is in use', partition;
+      EXIT;  -- each attempt makes all writers wait
     END;
   END LOOP;
   RETURN dropped;
 END
 $function$;
+
+REVOKE EXECUTE ON FUNCTION outbox.ensure_partitions(int), outbox.expire_partitions(interval, name)
+  FROM PUBLIC;
 
 -- Waits until every event that is visible to the caller is stored in JetStream. False: not within
 -- the timeout. It cannot wait for events of the transaction that calls it: commit them first.

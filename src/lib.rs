@@ -74,34 +74,66 @@
 //!   [`mapping`], [`assemble`], [`guard`], [`window`], [`pg::pgoutput`].
 //! - [`assemble`] alone knows both pgoutput and events. A [`sink`] knows no LSN, [`pg`] no event.
 //! - [`config`] knows every subsystem's options and builds them; none of them imports it.
+//! - [`producer`] is for applications that write events, and knows nothing of the rest; the feature
+//!   of its name is all that they need.
 //! - [`preflight`] judges facts that [`pg::catalog`] has read; [`command`] prints, [`term`] acts.
 
+#[cfg(feature = "streamer")]
 pub mod assemble;
+#[cfg(feature = "streamer")]
 pub mod backoff;
+#[cfg(feature = "streamer")]
 pub mod cli;
+#[cfg(feature = "streamer")]
 pub mod command;
+#[cfg(feature = "streamer")]
 pub mod config;
+#[cfg(feature = "streamer")]
 pub mod error;
+#[cfg(feature = "streamer")]
 pub mod event;
+#[cfg(feature = "streamer")]
 pub mod fault;
+#[cfg(feature = "streamer")]
 pub mod format;
-#[cfg(any(test, fuzzing))]
+#[cfg(all(feature = "streamer", any(test, fuzzing)))]
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(feature = "streamer")]
 pub mod guard;
+#[cfg(feature = "streamer")]
 pub mod http;
+#[cfg(feature = "streamer")]
 pub mod log;
+#[cfg(feature = "streamer")]
 pub mod lsn;
+#[cfg(feature = "streamer")]
 pub mod mapping;
+#[cfg(feature = "streamer")]
 pub mod metrics;
+#[cfg(feature = "streamer")]
 pub mod pg;
+#[cfg(feature = "streamer")]
 pub mod preflight;
+#[cfg(feature = "producer")]
+pub mod producer;
+#[cfg(feature = "streamer")]
 pub mod relay;
+#[cfg(feature = "streamer")]
+pub mod retention;
+#[cfg(feature = "streamer")]
 pub mod route;
+#[cfg(feature = "streamer")]
 pub mod sampler;
+#[cfg(feature = "streamer")]
 pub mod shutdown;
+#[cfg(feature = "streamer")]
 pub mod sink;
+#[cfg(feature = "streamer")]
 pub mod systemd;
+#[cfg(feature = "streamer")]
 pub mod term;
+#[cfg(feature = "streamer")]
 pub mod vitals;
+#[cfg(feature = "streamer")]
 pub mod window;

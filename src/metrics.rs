@@ -65,6 +65,10 @@ pub struct Metrics {
     pub nats_disconnects: Counter,
     /// How often leading or getting ready for it failed.
     pub retries: Counter,
+    /// When old rows were last seen to, as a leader.
+    pub retention_last_success: Number,
+    /// How often that failed.
+    pub retention_failures: Counter,
     /// The slot, as the server shows it.
     pub slot: SlotMetrics,
 }
@@ -166,6 +170,8 @@ impl Default for Metrics {
             nats_connected: Gauge::default(),
             nats_disconnects: Counter::default(),
             retries: Counter::default(),
+            retention_last_success: Number::default(),
+            retention_failures: Counter::default(),
             slot: SlotMetrics::default(),
         }
     }
@@ -202,6 +208,11 @@ impl Metrics {
         add(to, "nats_connected", help, &self.nats_connected);
         let help = "Times events ceased to get through to NATS";
         add(to, "nats_disconnects", help, &self.nats_disconnects);
+        let help = "When old rows and partitions were last seen to by this copy";
+        let name = "retention_last_success_timestamp_seconds";
+        add(to, name, help, &self.retention_last_success);
+        let help = "Times seeing to old rows and partitions failed";
+        add(to, "retention_failures", help, &self.retention_failures);
     }
 
     fn register_events(&self, to: &mut Registry) {

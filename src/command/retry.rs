@@ -12,6 +12,7 @@ use crate::assemble::Handover;
 use crate::cli;
 use crate::config::Config;
 use crate::error::Failure;
+use crate::fault;
 use crate::mapping::{Field, Mapping};
 use crate::pg::params::Params;
 use crate::sink::jetstream::DeadLetter;
@@ -118,7 +119,9 @@ impl Retry<'_> {
             return Ok(());
         }
         hand_over(self.client, &rows).await?;
+        fault::point("handed_over");
         until_published(self.client, self.slot).await?;
+        fault::point("retried");
         for sequence in sequences {
             self.letters.delete(sequence).await?;
             writeln!(self.out, "retried  dead letter {sequence}").map_err(unwritten)?;

@@ -13,6 +13,7 @@ use crate::config::{Config, Listen, LogFormat};
 use crate::error::{Exit, Failure, Problem};
 use crate::http::{self, Site};
 use crate::log;
+use crate::retention;
 use crate::sampler;
 use crate::shutdown::Signals;
 use crate::systemd::Systemd;
@@ -33,6 +34,7 @@ pub(super) async fn run(
         color,
     );
     let options = options(typed, config, environment)?;
+    let retention = config.retention_options()?;
     let signals = Signals::take().map_err(|error| {
         let problem = Problem::new(
             "signals cannot be waited for",
@@ -66,6 +68,9 @@ pub(super) async fn run(
         () = answer(config.http.listen, &options.vitals) => unreachable!("it answers for ever"),
         () = sampler::run(&options.params, slot, &options.vitals) => {
             unreachable!("it looks for ever")
+        }
+        () = retention::run(&options.params, &retention, &options.vitals) => {
+            unreachable!("it keeps house for ever")
         }
     }
 }

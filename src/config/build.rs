@@ -11,6 +11,7 @@ use crate::pg::catalog::TableName;
 use crate::pg::params::{Params, RootCert, TargetSessionAttrs};
 use crate::preflight::{self, RequiredColumn, TableRequirement};
 use crate::relay;
+use crate::retention::{self, Partitions};
 use crate::route::{Route, RouteError, Template};
 use crate::sink::jetstream;
 use crate::window::Limits;
@@ -182,6 +183,31 @@ impl Config {
         }
     }
 
+    /// What is deleted, and when.
+    pub fn retention_options(&self) -> Result<retention::Options, Failure> {
+        let turning = self.retention.manage && self.tables.iter().any(|table| table.name.ours());
+        let expiring = self.tables.iter().filter_map(|table| {
+            let keep = table.keep?;
+            let mapping = mapping(table);
+            Some(match mapping.column_of(Field::CreatedAt) {
+                Some(created_at) => Ok(retention::Table {
+                    name: TableName::new(mapping.schema(), mapping.table()),
+                    created_at: created_at.to_owned(),
+                    keep,
+                }),
+                None => Err(ageless(table)),
+            })
+        });
+        Ok(retention::Options {
+            slot: self.postgres.slot.clone(),
+            partitions: turning.then_some(Partitions {
+                keep: self.retention.keep,
+                ahead_days: self.retention.ahead_days,
+            }),
+            tables: expiring.collect::<Result<_, _>>()?,
+        })
+    }
+
     fn is_atomic(&self) -> bool {
         self.publish.transactions == Transactions::Atomic
     }
@@ -216,6 +242,17 @@ fn mapping(table: &Table) -> Mapping {
     });
     mapping.extra = extra.collect();
     mapping
+}
+
+fn ageless(table: &Table) -> Failure {
+    Failure::halt(
+        Exit::Config,
+        Problem::new(
+            format!("the rows of {} have no age", table.name),
+            "tables has keep for it, and no column for `created_at`",
+            "add `created_at: <column>` to its columns, or remove keep",
+        ),
+    )
 }
 
 fn unusable(key: &str, error: &RouteError) -> Failure {

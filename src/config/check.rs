@@ -11,7 +11,7 @@ use super::names::{check_pattern, check_prefix, check_publication, check_slot, c
 use super::problem::{Source, config_failure, origin_place};
 use super::raw::{Given, Raw};
 use super::value::{Bytes, Refusal, Setting, Url, duration_text, redact_url};
-use super::{Config, Http, Log, Messages, Nats, Postgres, Publish, Stream, Table, Tls};
+use super::{Config, Http, Log, Messages, Nats, Postgres, Publish, Retention, Stream, Table, Tls};
 use crate::assemble;
 use crate::error::Failure;
 
@@ -32,13 +32,18 @@ const IN_FLIGHT: RangeInclusive<u32> = 1..=16_384;
 const IN_FLIGHT_BYTES: RangeInclusive<Bytes> = Bytes(64 << 10)..=Bytes(1 << 30);
 /// nats-server's `StreamMaxReplicas`.
 const REPLICAS: RangeInclusive<u32> = 1..=5;
+/// Below, an event is hardly published when it is deleted; above, nobody means to delete.
+const KEEPS: RangeInclusive<Duration> =
+    Duration::from_secs(3600)..=Duration::from_secs(3650 * 24 * 3600);
+/// Each is a table; a year of them is more than anybody needs ahead.
+const DAYS_AHEAD: RangeInclusive<u32> = 1..=365;
 
 /// Checks the whole.
 pub(super) fn config(raw: Raw, source: Option<&Source>) -> Result<Config, Failure> {
     let check = Check { raw: &raw, source };
     let (postgres, nats, stream) = (check.postgres()?, check.nats()?, check.stream()?);
     let (tables, messages, publish) = (check.tables()?, check.messages()?, check.publish()?);
-    let (http, log) = (check.http()?, check.log()?);
+    let (retention, http, log) = (check.retention()?, check.http()?, check.log()?);
     if tables.is_empty() {
         return Err(config_failure(
             "there is nothing to publish",
@@ -53,6 +58,7 @@ pub(super) fn config(raw: Raw, source: Option<&Source>) -> Result<Config, Failur
         nats,
         stream,
         publish,
+        retention,
         http,
         log,
         file: source.map(|source| source.path.clone()),
@@ -110,7 +116,17 @@ impl Check<'_> {
                 )),
             }
         };
-        Ok(read!(self.tables).and(twice)?.required().0)
+        let kept = |Tables(tables): &Tables| {
+            let mut keeps = tables.iter().filter_map(|table| table.keep.as_ref());
+            keeps.try_for_each(|keep| {
+                let named = |refusal: Refusal| Refusal {
+                    what: format!("has keep: {}, which {}", duration_text(*keep), refusal.what),
+                    ..refusal
+                };
+                within(keep, &KEEPS).map_err(named)
+            })
+        };
+        Ok(read!(self.tables).and(twice)?.and(kept)?.required().0)
     }
 
     fn messages(&self) -> Result<Messages, Failure> {
@@ -219,6 +235,16 @@ impl Check<'_> {
             in_flight_bytes_max: bytes.required().0 as usize,
             ack_timeout: read!(self.publish.ack_timeout).within(WAITS)?.required(),
             drain_timeout: read!(self.publish.drain_timeout).within(DRAINS)?.required(),
+        })
+    }
+
+    fn retention(&self) -> Result<Retention, Failure> {
+        Ok(Retention {
+            manage: read!(self.retention.manage).required(),
+            keep: read!(self.retention.keep).within(KEEPS)?.required(),
+            ahead_days: read!(self.retention.ahead_days)
+                .within(DAYS_AHEAD)?
+                .required(),
         })
     }
 

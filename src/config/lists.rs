@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -99,6 +100,8 @@ pub struct Table {
     pub preset: Preset,
     /// What differs from the preset, or is added to it.
     pub columns: Columns,
+    /// Age at which a row is deleted; `None`: never.
+    pub keep: Option<Duration>,
     /// Further columns, with the headers that they become.
     pub extra_columns: BTreeMap<String, String>,
 }
@@ -116,6 +119,8 @@ pub(super) struct RawTable {
     preset: Option<Spanned<String>>,
     #[serde(default, skip_serializing_if = "RawColumns::is_empty")]
     columns: RawColumns,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    keep: Option<Spanned<String>>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     extra_columns: BTreeMap<String, Spanned<String>>,
 }
@@ -150,6 +155,7 @@ impl Setting for Tables {
                     "properties": fields.collect::<serde_json::Map<_, _>>(),
                     "additionalProperties": false,
                 },
+                "keep": <Duration as Scalar>::schema(),
                 "extra_columns": {"type": "object", "additionalProperties": {"type": "string"}},
             },
             "required": ["name"],
@@ -178,6 +184,7 @@ impl RawTable {
             name: read_scalar(&self.name)?,
             preset,
             columns,
+            keep: self.keep.as_ref().map(read_scalar).transpose()?,
             extra_columns: self.extra_columns()?,
         };
         table.check().map_err(|refusal| at(&self.name, refusal))?;
@@ -206,6 +213,10 @@ impl Table {
                 what,
                 "map id to the column that identifies a row",
             ));
+        }
+        if self.keep.is_some() && name.ours() {
+            let what = format!("{name} has keep, and expires by its partitions");
+            return Err(Refusal::new(what, "write retention.keep instead"));
         }
         if self.preset != Preset::None {
             return Ok(());

@@ -67,6 +67,8 @@ pub struct Config {
     pub stream: Stream,
     /// From row to message.
     pub publish: Publish,
+    /// The partitions of `outbox.events`.
+    pub retention: Retention,
     /// What is answered to those who watch.
     pub http: Http,
     /// What is logged.
@@ -196,6 +198,17 @@ pub struct Publish {
     pub ack_timeout: Duration,
     /// Time for a clean stop.
     pub drain_timeout: Duration,
+}
+
+/// The partitions of `outbox.events`.
+#[derive(Debug)]
+pub struct Retention {
+    /// Whether they are made and expired.
+    pub manage: bool,
+    /// How long after its end a partition is dropped.
+    pub keep: Duration,
+    /// Days to come that have a partition.
+    pub ahead_days: u32,
 }
 
 /// What is answered to those who watch.

@@ -19,6 +19,13 @@ pub struct TableName {
     pub table: String,
 }
 
+impl TableName {
+    /// The table that `outjet setup` makes.
+    pub(super) fn ours(&self) -> bool {
+        self.schema == "outbox" && self.table == "events"
+    }
+}
+
 impl fmt::Display for TableName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let quote = |name: &str| match plain(name) {

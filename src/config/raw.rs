@@ -218,6 +218,8 @@ section! {
         stream: Stream,
         /// From row to message.
         publish: Publish,
+        /// The partitions of `outbox.events`.
+        retention: Retention,
         /// What is answered to those who watch.
         http: Http,
         /// What is logged.
@@ -362,6 +364,18 @@ section! {
         ack_timeout: Leaf<Duration>,
         /// How long a clean stop waits for what is under way.
         drain_timeout: Leaf<Duration>,
+    }
+}
+
+section! {
+    /// `retention`.
+    Retention {
+        /// Whether partitions are made and expired.
+        manage: Leaf<bool>,
+        /// How long after its end a partition is dropped.
+        keep: Leaf<Duration>,
+        /// Days to come that have a partition.
+        ahead_days: Leaf<u32>,
     }
 }
 

@@ -141,6 +141,19 @@ fn every_header_and_every_exit_code_is_in_the_readme() {
     }
 }
 
+/// `scripts/snippets` runs it; here it compiles.
+#[test]
+fn snippet_in_rust_is_the_one_that_is_compiled() {
+    let read = |path: &str| fs::read_to_string(root().join(path)).expect("read a file");
+    let compiled = read("examples/snippets/rust.rs");
+    let (_, compiled) = compiled
+        .split_once("\n\n")
+        .expect("what follows the purpose");
+    let page = read("docs/producers.md");
+    let written: Vec<_> = blocks(&page, "rust");
+    assert_eq!(written, [compiled.trim_end()]);
+}
+
 /// The permissions are the README's and no others; so is the SQL.
 #[tokio::test]
 async fn sql_and_permissions_of_the_readme_suffice() {

@@ -1,13 +1,15 @@
 //! What is published again goes through whoever leads: the live stream stays whole, and each row
 //! that was asked for goes out once more.
 
+use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
 use crate::delivery::{Delivery, SOON};
 use crate::harness::drain::{self, Stored};
 use crate::harness::outbox::{self, Load};
 use crate::harness::postgres::Session;
-use crate::harness::{Nats, Postgres, Verdict, Wait, World, outjet, until};
+use crate::harness::process::Signal;
+use crate::harness::{Nats, Postgres, Verdict, World, outjet};
 
 /// The servers' duplicate window cannot help, nor hinder.
 const CONFIG: &str = "
@@ -321,12 +323,6 @@ async fn with_letters() -> Delivery {
     delivery
 }
 
-/// How many messages the slot has still to send.
-const LEFT: &str = "
-SELECT count(*) FROM pg_logical_slot_peek_binary_changes('outjet', NULL, NULL,
-  'proto_version', '1', 'publication_names', 'outjet', 'messages', 'true')
-WHERE get_byte(data, 0) = ascii('M')";
-
 #[tokio::test]
 async fn letters_are_retried_with_their_rows_as_they_are_now_and_deleted_when_that_is_stored() {
     let delivery = with_letters().await;
@@ -382,30 +378,33 @@ async fn letters_are_retried_with_their_rows_as_they_are_now_and_deleted_when_th
 }
 
 #[tokio::test]
-async fn letter_stays_while_a_retry_is_killed_before_its_event_is_stored() {
+async fn letter_stays_whenever_a_retry_is_killed_and_can_be_retried_again() {
     let delivery = with_letters().await;
     let mut outjet = delivery.run();
     delivery.confirmed().await;
-    outjet.terminate(SOON).await;
     let session = &delivery.session;
     session
         .run("UPDATE outbox.events SET payload_raw = 'small'")
         .await;
-    // Nobody leads.
-    let mut retry = delivery.outjet(["dead-letters", "retry", "1"]).spawn();
-    session.until_text(LEFT, "1", SOON).await;
-    retry.kill().await;
     let jetstream = delivery.world.nats.jetstream().await;
-    assert_eq!(drain::messages(&jetstream, LETTERS).await.len(), 4);
-    let _outjet = delivery.run();
-    delivery.confirmed().await;
-    assert_eq!(parted(&delivery).await.1.len(), 1, "it was handed over");
+    let letters = async || drain::messages(&jetstream, LETTERS).await.len();
+    for (published, point) in ["handed_over:1", "retried:1"].into_iter().enumerate() {
+        // Also while nobody leads.
+        if point == "handed_over:1" {
+            assert_eq!(outjet.terminate(SOON).await, Some(0));
+        }
+        let retry = delivery.outjet(["dead-letters", "retry", "1"]);
+        let status = retry.env("FAULT_POINT", point).spawn().exit(SOON).await;
+        assert_eq!(status.signal(), Some(Signal::ABORT.as_raw()), "{point}");
+        assert_eq!(letters().await, 4, "{point}");
+        if point == "handed_over:1" {
+            outjet = delivery.run();
+            delivery.confirmed().await;
+        }
+        assert_eq!(parted(&delivery).await.1.len(), published + 1, "{point}");
+    }
     let again = call(&delivery, &["dead-letters", "retry", "1"]).await;
-    assert_eq!(again.code, Some(0), "{again:?}");
-    until("the letter is gone", SOON, async || {
-        let left = drain::messages(&jetstream, LETTERS).await.len();
-        Wait::ready_if(left == 3, left)
-    })
-    .await;
-    assert_eq!(parted(&delivery).await.1.len(), 2);
+    assert_eq!(again.stdout, "retried  dead letter 1\n", "{again:?}");
+    assert_eq!(letters().await, 3);
+    assert_eq!(parted(&delivery).await.1.len(), 3);
 }

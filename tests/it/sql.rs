@@ -204,6 +204,26 @@ async fn message_is_seen_only_if_the_work_is_committed() {
 }
 
 #[tokio::test]
+async fn second_delivery_waits_for_the_work_of_the_first() {
+    for (end, again) in [("COMMIT", "false"), ("ROLLBACK", "true")] {
+        let (postgres, client) = installed().await;
+        client
+            .run("BEGIN; SELECT outbox.first_time('billing', 'm1')")
+            .await;
+        let other = postgres.connect().await;
+        let witness = postgres.connect().await;
+        let first = async {
+            let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+            witness.until_text(waiting, "1", SOON).await;
+            client.run(end).await;
+        };
+        let seen = "SELECT outbox.first_time('billing', 'm1')::text";
+        let (seen, ()) = tokio::join!(other.text(seen), first);
+        assert_eq!(seen, again, "{end}");
+    }
+}
+
+#[tokio::test]
 async fn emit_takes_given_context_before_that_of_the_session() {
     let (_postgres, client) = installed().await;
     let context = "SELECT string_agg(concat_ws('/', aggregateid, tenant_id, correlation_id,

@@ -92,6 +92,12 @@ const BORDERS: &[(&str, Border)] = &[
         "sampler",
         Border::Only(&["error", "lsn", "metrics", "pg", "vitals"]),
     ),
+    // For applications: knows SQL alone.
+    ("producer", Border::Only(&[])),
+    (
+        "retention",
+        Border::Only(&["error", "metrics", "pg", "vitals"]),
+    ),
     (
         "http",
         Border::AllBut(&["cli", "command", "config", "pg", "sink"]),

@@ -471,6 +471,42 @@ fn a_file_that_was_asked_for_must_exist() {
 }
 
 #[test]
+fn what_is_kept_too_briefly_or_in_two_ways_is_refused() {
+    refused(
+        "retention: {keep: 5m}\n",
+        "
+retention.keep: `5m` is too little
+  cause: outjet.yaml:1:19
+         1 | retention: {keep: 5m}
+           |                   ^^
+  fix:   write 1h to 3650d",
+    );
+    refused(
+        "tables: [{name: outbox.events, keep: 9d}]\n",
+        "
+tables: outbox.events has keep, and expires by its partitions
+  cause: outjet.yaml:1:17
+         1 | tables: [{name: outbox.events, keep: 9d}]
+           |                 ^
+  fix:   write retention.keep instead",
+    );
+    refused(
+        "tables: [{name: a.b, keep: 5m}]\n",
+        "
+tables: the list has keep: 5m, which is too little
+  cause: outjet.yaml:1:9
+         1 | tables: [{name: a.b, keep: 5m}]
+           |         ^
+  fix:   write 1h to 3650d",
+    );
+    let ageless = "tables: [{name: a.b, preset: none, columns: {id: i, payload: p}, keep: 9d}]";
+    let failure = yaml(ageless)
+        .retention_options()
+        .expect_err("no created_at");
+    assert_eq!(failure.problem.problem, "the rows of a.b have no age");
+}
+
+#[test]
 fn the_prefix_of_our_own_messages_is_not_for_events() {
     refused(
         "messages: {prefixes: [outbox, outjet]}\n",
