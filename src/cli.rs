@@ -83,6 +83,9 @@ pub enum Command {
     /// Look after the events that could not be published
     #[command(subcommand)]
     DeadLetters(DeadLetters),
+    /// Look after the events that are not due yet
+    #[command(subcommand)]
+    Delayed(Delayed),
     /// Publish rows of the outbox once more
     Replay(Replay),
     /// Show the configuration
@@ -318,6 +321,37 @@ pub struct NamedDeadLetters {
     /// All of them
     #[arg(long, conflicts_with = "sequences")]
     pub all: bool,
+}
+
+/// `delayed`.
+#[derive(Debug, Subcommand)]
+pub enum Delayed {
+    /// List them, in the order of their commits
+    List(ListDelayed),
+    /// Remove them for good: they do not appear any more
+    Cancel(CancelDelayed),
+}
+
+/// `delayed list`.
+#[derive(Args, Debug)]
+pub struct ListDelayed {
+    /// Print a line of JSON for each
+    #[arg(long)]
+    pub json: bool,
+    /// The first sequence number that is listed
+    #[arg(long, value_name = "SEQ", default_value_t = 1)]
+    pub from: u64,
+    /// The most that are listed
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub limit: u64,
+}
+
+/// `delayed cancel`.
+#[derive(Args, Debug)]
+pub struct CancelDelayed {
+    /// Their ids, as `list` shows them
+    #[arg(value_name = "ID", required = true)]
+    pub ids: Vec<String>,
 }
 
 /// `replay`.

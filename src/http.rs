@@ -183,6 +183,7 @@ fn status(site: &Site, reading: &Reading) -> Value {
             "published": metrics.events_published.get(),
             "known": metrics.events_known.get(),
             "dead_lettered": metrics.events_dead_lettered.get(),
+            "delayed": metrics.events_delayed.get(),
         },
         "transactions_decoded": metrics.transactions_decoded.get(),
         "oldest_unpublished": known(metrics.oldest_unpublished.get()),

@@ -39,6 +39,8 @@ pub struct Metrics {
     pub events_known: Counter,
     /// Events that cannot be published.
     pub events_dead_lettered: Counter,
+    /// Events that the server keeps until they are due.
+    pub events_delayed: Counter,
     /// Bytes of their bodies.
     pub decoded_bytes: Counter,
     /// Events with the sink.
@@ -155,6 +157,7 @@ impl Default for Metrics {
             events_published: Counter::default(),
             events_known: Counter::default(),
             events_dead_lettered: Counter::default(),
+            events_delayed: Counter::default(),
             decoded_bytes: Counter::default(),
             events_in_flight: Gauge::default(),
             in_flight_bytes: Gauge::default(),
@@ -223,6 +226,8 @@ impl Metrics {
         add(to, "events_known", help, &self.events_known);
         let help = "Events stored among the dead letters";
         add(to, "events_dead_lettered", help, &self.events_dead_lettered);
+        let help = "Events that the server keeps until they are due";
+        add(to, "events_delayed", help, &self.events_delayed);
         add(
             to,
             "decoded_bytes",

@@ -301,12 +301,14 @@ impl Relay {
                 stored,
                 known,
                 dead_lettered,
+                delayed,
             } => {
-                let settled = stored + known + dead_lettered;
+                let settled = stored + known + dead_lettered + delayed;
                 let metrics = &self.vitals.metrics;
                 metrics.events_published.inc_by(stored as u64);
                 metrics.events_known.inc_by(known as u64);
                 metrics.events_dead_lettered.inc_by(dead_lettered as u64);
+                metrics.events_delayed.inc_by(delayed as u64);
                 self.window.settle(settled);
                 fault::point("settled");
                 if self.window.in_transaction() {

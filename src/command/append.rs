@@ -79,7 +79,8 @@ impl Append {
                 stored,
                 known,
                 dead_lettered,
-            }) => self.window.settle(stored + known + dead_lettered),
+                delayed,
+            }) => self.window.settle(stored + known + dead_lettered + delayed),
             Some(Report::Down(failure)) => {
                 let problem = failure.problem;
                 warn!(cause = problem.cause, "{}", problem.problem);

@@ -86,6 +86,43 @@ async fn dead_letters(options: &jetstream::Options) -> Check {
     }
 }
 
+/// The stream of what is delayed. Whoever delays nothing needs none.
+async fn delayed(options: &jetstream::Options) -> Check {
+    let mut delayed = options.of_delayed();
+    let creates = std::mem::take(&mut delayed.stream.create);
+    let name = &delayed.stream.name;
+    let verdict = match jetstream::inspect(&delayed).await {
+        Ok(found) => Verdict::Pass(found.summary()),
+        Err(jetstream::Error::StreamMissing(_)) if creates => {
+            Verdict::Pass(format!("stream {name} is missing; setup and run create it"))
+        }
+        Err(error) => Verdict::Warn(error.failure(&delayed).problem),
+    };
+    Check {
+        group: "stream",
+        name: "delayed events",
+        verdict,
+    }
+}
+
+/// Whether the stream drops what has come to its end.
+fn expiring(found: &jetstream::Inspection) -> Check {
+    let name = &found.name;
+    let verdict = match found.expires {
+        true => Verdict::Pass("dropped at expires_at".to_owned()),
+        false => Verdict::Warn(Problem::new(
+            format!("stream {name} keeps events beyond their expires_at"),
+            "it was made without allow_msg_ttl, or the server is older than 2.11",
+            format!("`nats stream edit {name} --allow-msg-ttl`, if rows have an expires_at"),
+        )),
+    };
+    Check {
+        group: "stream",
+        name: "expiring events",
+        verdict,
+    }
+}
+
 /// NATS and the stream; `source` is who we would write as.
 async fn nats(config: &Config, source: Option<Source>) -> Result<Vec<Check>, Failure> {
     let all = config.sink_options();
@@ -126,6 +163,10 @@ async fn nats(config: &Config, source: Option<Source>) -> Result<Vec<Check>, Fai
             if all.dead_letters.is_some() {
                 checks.push(dead_letters(&all).await);
             }
+            if all.delayed.is_some() {
+                checks.push(delayed(&all).await);
+            }
+            checks.push(expiring(&found));
             checks
         }
         Err(jetstream::Error::StreamMissing(_)) if creates => {

@@ -5,6 +5,7 @@ mod append;
 pub mod check;
 pub mod config;
 mod dead_letters;
+mod delayed;
 pub mod drop;
 pub mod emit;
 mod handover;
@@ -55,6 +56,7 @@ pub fn dispatch(
         | Command::Verify(_)
         | Command::Recover(_)
         | Command::DeadLetters(_)
+        | Command::Delayed(_)
         | Command::Replay(_)
         | Command::Drop(_) => connected(cli, environment, out),
     }
@@ -91,6 +93,7 @@ fn connected(
                 let params = config.params(environment)?;
                 retry::retry(typed, &config, &params, out).await
             }
+            Command::Delayed(typed) => delayed::delayed(typed, &config, out).await,
             Command::DeadLetters(typed) => dead_letters::dead_letters(typed, &config, out).await,
             Command::Run(typed) => run::run(typed, &config, environment, color).await,
             command => one_shot(command, &config, &config.params(environment)?, out).await,
@@ -142,6 +145,7 @@ async fn one_shot(
             .map(|()| true),
         Command::Run(_)
         | Command::DeadLetters(_)
+        | Command::Delayed(_)
         | Command::Config(_)
         | Command::Completions(_)
         | Command::Man => {

@@ -1,7 +1,8 @@
-//! What stands in the stream and among the dead letters, put into a temporary table beside the
-//! outbox tables, so that Postgres compares them, whatever their size. Reading takes time with the
-//! length of the stream, some ten thousand messages a second; memory is constant here, and the
-//! table (a few dozen bytes a message) is Postgres's, which writes it to disk if it is large.
+//! What stands in the stream, among the dead letters and among what is delayed, put into a temporary
+//! table beside the outbox tables, so that Postgres compares them, whatever their size. Reading
+//! takes time with the length of the stream, some ten thousand messages a second; memory is
+//! constant here, and the table (a few dozen bytes a message) is Postgres's, which writes it to
+//! disk if it is large.
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -43,7 +44,7 @@ pub(super) struct Misplaced {
     pub(super) id: String,
 }
 
-/// Reads both streams into `pg_temp.outjet_stored`, in the open transaction.
+/// Reads the streams into `pg_temp.outjet_stored`, in the open transaction.
 pub(super) async fn load(
     client: &Client,
     options: &jetstream::Options,
@@ -54,15 +55,12 @@ pub(super) async fn load(
     execute(client, "make a temporary table", create).await?;
     let mut tally = Tally::default();
     copy(client, options, ours, (false, &mut tally)).await?;
-    if options.dead_letters.is_some() {
-        let mut letters = Tally::default();
-        copy(
-            client,
-            &options.of_dead_letters(),
-            ours,
-            (true, &mut letters),
-        )
-        .await?;
+    let letters = options.dead_letters.as_ref();
+    let letters = letters.map(|_| options.of_dead_letters());
+    let delayed = options.delayed.as_ref().map(|_| options.of_delayed());
+    for beside in letters.iter().chain(&delayed) {
+        let mut uncounted = Tally::default();
+        copy(client, beside, ours, (true, &mut uncounted)).await?;
     }
     let index = "CREATE INDEX ON pg_temp.outjet_stored (id); ANALYZE pg_temp.outjet_stored";
     execute(client, "index a temporary table", index).await?;
@@ -73,11 +71,13 @@ async fn copy(
     client: &Client,
     options: &jetstream::Options,
     ours: &Source,
-    (dead, tally): (bool, &mut Tally),
+    (beside, tally): (bool, &mut Tally),
 ) -> Result<(), Failure> {
     let mut ledger = match Ledger::open(options).await {
         Ok(ledger) => ledger,
-        Err(jetstream::Error::StreamMissing(_)) => return Ok(()),
+        Err(jetstream::Error::StreamMissing(_) | jetstream::Error::NoSchedules { .. }) => {
+            return Ok(());
+        }
         Err(error) => return Err(error.failure(options)),
     };
     match ledger.past {
@@ -97,8 +97,9 @@ async fn copy(
         {
             ids.push(mark.id);
             sequences.push(i64::try_from(sequence).unwrap_or(i64::MAX));
-            // A letter may be published later, and a replay is meant to be the second.
-            again.push(dead || replay);
+            // A letter may be published later, what is delayed has a mark besides, and a replay is
+            // meant to be the second.
+            again.push(beside || replay);
         }
         if ids.len() == BATCH_MAX || ended {
             let insert = "INSERT INTO pg_temp.outjet_stored \
@@ -152,6 +153,7 @@ pub(super) struct Outbox {
     pub(super) name: TableName,
     id: String,
     created: Option<String>,
+    expires: Option<String>,
     /// A column that numbers the rows.
     numbered: Option<String>,
     /// A column by which a poller has marked rows that it published.
@@ -188,6 +190,7 @@ impl Outbox {
             name,
             id,
             created: there.column_of(Field::CreatedAt).map(quoted),
+            expires: there.column_of(Field::ExpiresAt).map(quoted),
             numbered: has(NUMBERED).then(|| quoted(NUMBERED)),
             published: has(PUBLISHED).then(|| quoted(PUBLISHED)),
         })
@@ -208,12 +211,17 @@ impl Outbox {
         )
     }
 
-    /// The rows that are compared.
+    /// The rows that are compared: not those that the stream has dropped in their time.
     pub(super) fn compared(&self, since: Option<&str>) -> String {
         let mut compared = format!("{} IS NOT NULL", self.id);
         if let (Some(created), Some(since)) = (&self.created, since) {
             let since = postgres_protocol::escape::escape_literal(since);
             compared.push_str(&format!(" AND {created} >= {since}"));
+        }
+        if let Some(expires) = &self.expires {
+            // Until the stream has been read, a little time passes.
+            let soon = "clock_timestamp() + interval '1 minute'";
+            compared.push_str(&format!(" AND coalesce({expires} > {soon}, true)"));
         }
         compared
     }

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{Column, Config, Format, Ingress, Manage, OnReject, Storage, Table, Transactions};
+use super::{
+    Column, Config, Delayed, Format, Ingress, Manage, OnReject, Storage, Table, Transactions,
+};
 use crate::assemble;
 use crate::error::{Exit, Failure, Problem};
 use crate::format;
@@ -141,6 +143,7 @@ impl Config {
                 domain: nats.jetstream_domain.clone(),
             },
             dead_letters: self.takes_dead_letters().then(|| stream.dead_letters()),
+            delayed: (self.publish.delayed == Delayed::Schedule).then(|| stream.delayed()),
             stream,
             in_flight_max: self.publish.in_flight_max,
             in_flight_bytes_max: self.publish.in_flight_bytes_max,
@@ -168,6 +171,8 @@ impl Config {
             max_age: stream.max_age.unwrap_or_default(),
             max_bytes: stream.max_bytes,
             atomic: self.is_atomic(),
+            expires: true,
+            schedules: false,
         }
     }
 

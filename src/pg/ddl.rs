@@ -12,7 +12,7 @@ pub const INSTALL: &str = include_str!("../../sql/install.sql");
 pub const UNINSTALL: &str = include_str!("../../sql/uninstall.sql");
 
 /// The version of the schema that `INSTALL` installs.
-pub const SCHEMA_VERSION: i32 = 2;
+pub const SCHEMA_VERSION: i32 = 3;
 
 /// An identifier for SQL. Always quoted: which words are reserved differs between versions.
 pub fn quote(identifier: &str) -> String {

@@ -262,7 +262,7 @@ fn unusable(field: &str, column: &Column) -> Option<&'static str> {
     const TIME: [u32; 2] = [1114, 1184];
     let among = |groups: &[&[u32]]| groups.iter().any(|g| g.contains(&column.type_oid));
     let (usable, needed) = match field {
-        "created_at" => (among(&[&TIME]), "a timestamp"),
+        "created_at" | "deliver_at" | "expires_at" => (among(&[&TIME]), "a timestamp"),
         "headers" | "metadata" | "carrier" => (among(&[&JSON, &TEXT]), "json or jsonb"),
         "payload" | "payload_raw" => (true, ""),
         _ => (column.type_oid != BYTEA, "text or a number"),

@@ -6,6 +6,7 @@ mod backpressure;
 mod chaos;
 mod consuming;
 mod dead_letters;
+mod delayed;
 mod delivery;
 mod docs;
 mod failover;
