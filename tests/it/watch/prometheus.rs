@@ -240,9 +240,9 @@ fn alerts_pass_their_tests_and_each_has_one_in_which_it_fires() {
 }
 
 #[test]
-fn configuration_of_the_readme_is_one_of_prometheus() {
-    let readme = include_str!("../../../README.md");
-    let (_, yaml) = readme.split_once("```yaml prometheus\n").expect("a block");
+fn configuration_that_is_documented_is_one_of_prometheus() {
+    let page = include_str!("../../../docs/metrics.md");
+    let (_, yaml) = page.split_once("```yaml prometheus\n").expect("a block");
     let (yaml, _) = yaml.split_once("```").expect("its end");
     let directory = tempfile::tempdir().expect("a directory");
     fs::write(directory.path().join("alerts.yaml"), ALERTS).expect("write a file");
