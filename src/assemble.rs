@@ -290,7 +290,7 @@ impl Transaction {
 }
 
 /// RFC 3339 with microseconds, UTC.
-fn timestamp(time: PgTime) -> String {
+pub fn timestamp(time: PgTime) -> String {
     let nanos = i128::from(time.to_unix_micros()) * 1000;
     let time = OffsetDateTime::from_unix_timestamp_nanos(nanos).ok();
     time.and_then(|time| time.format(&Rfc3339).ok())

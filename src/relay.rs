@@ -590,7 +590,7 @@ async fn exchange(stream: &mut Stream, reading: bool) -> Result<Action, PgError>
 }
 
 /// 18 says by a warning that it does not find the publication, and passes over the rows.
-fn take_notice(notice: ServerMessage) -> Result<(), Error> {
+pub(crate) fn take_notice(notice: ServerMessage) -> Result<(), Error> {
     // object_not_in_prerequisite_state, and synchronized_standby_slots shares it: told apart by
     // what is lost if we are wrong. A needless halt loses nothing.
     let standby = notice.message.contains("synchronized_standby_slots");

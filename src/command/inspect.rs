@@ -41,7 +41,10 @@ pub(super) async fn inspect(
         tables: vec![TableRequirement {
             name: TableName::new(&name.schema, &name.table),
             columns: Vec::new(),
+            expires: false,
         }],
+        prefixes: Vec::new(),
+        turns_partitions: false,
     };
     let (client, slot, publication) = (control.client(), &wanted.slot, &wanted.publication);
     let facts = Facts::read(client, slot, publication, &wanted.table_names()).await;

@@ -22,6 +22,7 @@ pub(super) fn judge(facts: &Facts, options: &Options) -> Vec<Check> {
     let mut checks = vec![check("exists", ours(facts, slot))];
     if checks[0].failure().is_none() {
         checks.push(check("state", state(facts, slot)));
+        checks.extend(idle(facts, slot).map(|verdict| check("idle", verdict)));
         checks.extend(pinned(slot).map(|verdict| check("pinned", verdict)));
         checks.push(check("holder", holder(facts, slot)));
     }
@@ -167,6 +168,19 @@ fn state(facts: &Facts, slot: &Slot) -> Verdict {
     let confirmed = confirmed.map_or("nothing yet".to_owned(), |lsn| lsn.to_string());
     Verdict::Pass(format!(
         "slot {name} is usable, confirmed up to {confirmed}"
+    ))
+}
+
+/// Postgres counts from when nobody streams any more, and acts at a checkpoint.
+fn idle(facts: &Facts, slot: &Slot) -> Option<Verdict> {
+    let timeout = facts.server.idle_slot_timeout.as_ref()?;
+    Some(Verdict::warn(
+        format!(
+            "replication slot \"{}\" is lost when nobody has streamed from it for {timeout}",
+            slot.name
+        ),
+        format!("idle_replication_slot_timeout = {timeout}: Postgres invalidates slots that idle"),
+        "ALTER SYSTEM SET idle_replication_slot_timeout = 0; SELECT pg_reload_conf();",
     ))
 }
 
@@ -343,6 +357,15 @@ mod tests {
         let mut facts = facts();
         slot(&mut facts).wal_status = Some("unreserved".to_owned());
         assert!(warning(&facts).starts_with("replication slot \"outjet\" is about to be lost\n"));
+    }
+
+    #[test]
+    fn slot_that_is_lost_when_it_idles_is_warned_about() {
+        let mut facts = facts();
+        facts.server.idle_slot_timeout = Some("1d".to_owned());
+        let problem =
+            "replication slot \"outjet\" is lost when nobody has streamed from it for 1d\n";
+        assert!(warning(&facts).starts_with(problem));
     }
 
     #[test]
