@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use clap::{Args, ColorChoice, Parser, Subcommand};
 
+use crate::config;
+
 /// Carries a Postgres outbox to NATS JetStream, from the write-ahead log.
 #[derive(Debug, Parser)]
 #[command(
@@ -67,6 +69,7 @@ pub enum Command {
     /// Create what is missing: schema, publication, slot, stream
     Setup(Setup),
     /// Check every prerequisite; each failure comes with its fix
+    #[command(after_help = "Exit codes: 0 nothing is missing, 1 something is. It changes nothing.")]
     Check,
     /// Show the slot, the stream and how far publishing has come
     Status(Status),
@@ -118,7 +121,14 @@ pub struct Run {
 
 /// `setup`.
 #[derive(Args, Debug)]
-#[command(after_help = "It can be run again at any time: what exists is left as it is.")]
+#[command(
+    after_help = "It can be run again at any time: what exists is left as it is.
+
+Examples:
+  outjet setup --dry-run
+  outjet setup
+  outjet setup --backfill   for a table that has rows before its first slot"
+)]
 pub struct Setup {
     /// Print the SQL and the stream's configuration; change nothing
     #[arg(long)]
@@ -142,7 +152,7 @@ pub struct Status {
     #[arg(long)]
     pub watch: bool,
     /// Time between looks
-    #[arg(long, value_name = "TIME", value_parser = interval)]
+    #[arg(long, value_name = "DURATION", value_parser = interval)]
     #[arg(requires = "watch", default_value = "1s")]
     pub interval: Duration,
 }
@@ -247,26 +257,34 @@ pub struct Drop {
 #[derive(Args, Debug)]
 #[command(after_help = "\
 It reads the whole stream, and wants SELECT on the tables and TEMPORARY on the database.
-Rows that were dropped from the tables cannot be compared.")]
+Rows that were dropped from the tables cannot be compared.
+Exit codes: 0 they agree, 1 they differ.
+
+Examples:
+  outjet verify
+  outjet verify --since '2026-11-21 12:00' --json")]
 pub struct Verify {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-    /// Compare rows that were created at this time or later [default: what the stream reaches back]
+    /// Compare rows created then or later; UTC unless it says otherwise [default: what the stream
+    /// reaches back]
     #[arg(long, value_name = "TIME")]
     pub since: Option<String>,
     /// Give outjet this long to publish what was committed just now
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
-    pub wait: u64,
+    #[arg(long, value_name = "DURATION", value_parser = config::duration, default_value = "10s")]
+    pub wait: Duration,
 }
 
 /// `recover`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Rows that are no more in the tables cannot be published. It can be interrupted at any time,
-and finishes when it is run again.")]
+It makes a new slot; copies that had halted then go on by themselves. Rows that are no more in the
+tables cannot be published. It can be interrupted at any time, and finishes when it is run again.
+It wants SELECT on the tables and TEMPORARY on the database.")]
 pub struct Recover {
-    /// Rows that were created before this time were published [default: what the stream tells]
+    /// Rows created before then were published; UTC unless it says otherwise [default: what the
+    /// stream tells]
     #[arg(long, value_name = "TIME")]
     pub since: Option<String>,
 }
@@ -431,19 +449,11 @@ fn rate(text: &str) -> Result<u32, String> {
     number.ok_or_else(|| "write a number of events a second, as in 500/s".to_owned())
 }
 
-/// `500ms`, `2s` or `1m`; each look connects anew, so not too often.
+/// Each look connects anew, so not too often.
 fn interval(text: &str) -> Result<Duration, String> {
-    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_lowercase());
-    let unit = match &text[digits.len()..] {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        _ => 0,
-    };
-    let parsed = digits.parse::<u32>().ok();
-    match parsed.map(|number| Duration::from_millis(u64::from(number) * unit)) {
-        Some(interval) if interval >= Duration::from_millis(100) => Ok(interval),
-        _ => Err("write a number and a unit: 500ms, 2s or 1m; at least 100ms".to_owned()),
+    match config::duration(text)? {
+        interval if interval >= Duration::from_millis(100) => Ok(interval),
+        _ => Err("at least 100ms".to_owned()),
     }
 }
 

@@ -60,7 +60,7 @@ pub struct SlotStatus {
     /// WAL that the slot makes the server keep.
     pub retained_wal_bytes: Option<u64>,
     /// WAL that may still be written before the slot may be lost; null without a limit.
-    pub safe_wal_size_bytes: Option<i64>,
+    pub safe_wal_bytes: Option<i64>,
     /// Standbys keep it in step (Postgres 17 and newer).
     pub failover: bool,
     /// WAL that is confirmed and kept all the same, for transactions that are still open.
@@ -304,7 +304,7 @@ impl Status {
                  logical_decoding_work_mem"
             )?;
         }
-        match slot.safe_wal_size_bytes {
+        match slot.safe_wal_bytes {
             Some(left) => {
                 let left = size(u64::try_from(left).ok().or(Some(0)));
                 writeln!(out, "may grow by   {left}, then the slot may be lost")
@@ -329,7 +329,7 @@ impl SlotStatus {
             restart_lsn: slot.restart.map(|lsn| lsn.to_string()),
             lag_bytes: slot.lag_bytes(server.current),
             retained_wal_bytes: slot.retained_wal_bytes(server.current),
-            safe_wal_size_bytes: slot.safe_wal_size,
+            safe_wal_bytes: slot.safe_wal_size,
             failover: slot.failover,
             pinned_wal_bytes: slot.pinned_wal_bytes(),
             inactive_since: slot

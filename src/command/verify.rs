@@ -61,7 +61,8 @@ async fn compare(client: &Client, typed: &cli::Verify, config: &Config) -> Resul
     }
     let tables = config.assemble_options(&facts.server.database)?.tables;
     let outboxes = Outbox::all(&tables, &facts)?;
-    let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ; SET LOCAL statement_timeout = 0; \
+    let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ; SET LOCAL TimeZone = 'UTC'; \
+                 SET LOCAL statement_timeout = 0; \
                  SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL row_security = off";
     stored::execute(client, "begin a transaction", begin).await?;
     // The first query takes the snapshot.
@@ -69,8 +70,7 @@ async fn compare(client: &Client, typed: &cli::Verify, config: &Config) -> Resul
         .query_one("SELECT count(*) FROM pg_catalog.pg_class", &[])
         .await;
     rows.map_err(|error| Error::new("take a snapshot", error).failure())?;
-    let confirmed =
-        wait_confirmed(client, &facts, &wanted, Duration::from_secs(typed.wait)).await?;
+    let confirmed = wait_confirmed(client, &facts, &wanted, typed.wait).await?;
     let ours = Source {
         system: facts.server.system_identifier.clone(),
         timeline: 0,

@@ -26,7 +26,7 @@ pub use raw::Origin;
 pub use schema::json_schema;
 pub use value::{
     Column, Columns, Delayed, Field, Format, Ingress, Listen, LogFormat, LogLevel, Manage,
-    OnReject, Preset, Secret, SslMode, Storage, Transactions, duration_text, redact_url,
+    OnReject, Preset, Secret, SslMode, Storage, Transactions, duration, duration_text, redact_url,
 };
 
 use crate::error::Failure;

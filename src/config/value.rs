@@ -365,6 +365,11 @@ fn quantity(text: &str, units: &[(&str, u64)], example: &str) -> Result<u64, Ref
         .ok_or_else(|| refusal("is too large".to_owned()))
 }
 
+/// A duration as it may be written, or how it should be.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    <Duration as Scalar>::parse(text).map_err(|refusal| refusal.fix)
+}
+
 /// A duration as it is written: with the largest unit that divides it.
 pub fn duration_text(duration: Duration) -> String {
     const UNITS: [(&str, u128); 4] = [

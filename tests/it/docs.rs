@@ -64,12 +64,17 @@ fn every_feature_of_a_poller_names_tests_that_exist() {
 }
 
 #[test]
-fn every_command_of_the_readme_can_be_typed() {
-    let readme = readme();
-    let blocks = blocks(&readme, "");
+fn every_command_of_the_documentation_can_be_typed() {
+    let mut pages = readme();
+    let docs = fs::read_dir(root().join("docs")).expect("the pages");
+    for page in docs.flatten() {
+        pages += "\n";
+        pages += &fs::read_to_string(page.path()).expect("a page");
+    }
+    let blocks = blocks(&pages, "");
     let typed = blocks.iter().flat_map(|block| block.lines());
     let typed = typed.map(|line| line.strip_prefix("$ ").unwrap_or(line));
-    let prose = outside_blocks(&readme);
+    let prose = outside_blocks(&pages);
     let commands: BTreeSet<&str> = typed
         .chain(spans(&prose))
         .filter(|line| line.starts_with("outjet "))

@@ -17,6 +17,7 @@ mod hold;
 mod inspect;
 mod messages;
 mod million;
+mod mixed;
 mod nats_auth;
 mod presets;
 mod primary;

@@ -342,7 +342,7 @@ async fn verify_finds_rows_in_the_stream_and_among_the_dead_letters() {
     let bad = "INSERT INTO outbox.events (aggregatetype, aggregateid, type, headers) \
                VALUES ('order', '1', 'created', '{\"bad name\": \"x\"}')";
     stage.session.run(bad).await;
-    let (code, report) = json(&stage, "verify --json --wait 60").await;
+    let (code, report) = json(&stage, "verify --json --wait 60s").await;
     assert_eq!(code, Some(0), "{report}");
     assert_eq!(
         (&report["rows"], &report["messages"]),
@@ -419,7 +419,7 @@ async fn verify_names_what_is_missing_doubled_or_out_of_order() {
 async fn verify_tells_rows_that_are_to_come_from_rows_that_are_lost() {
     let stage = Stage::ready().await;
     commit_each(&stage, 1..=2).await;
-    let (code, report) = json(&stage, "verify --json --wait 0").await;
+    let (code, report) = json(&stage, "verify --json --wait 0s").await;
     assert_eq!(code, Some(1), "{report}");
     assert_eq!(
         (&report["confirmed"], &report["missing"]["count"]),
