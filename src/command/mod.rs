@@ -12,6 +12,7 @@ mod inspect;
 mod recover;
 mod replay;
 mod retry;
+mod rows;
 mod run;
 pub mod setup;
 pub mod shell;

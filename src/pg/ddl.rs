@@ -102,6 +102,24 @@ pub fn drop_publication(publication: &str) -> String {
     format!("DROP PUBLICATION {};", quote(publication))
 }
 
+/// To turn the partitions of `outbox.events`.
+pub fn grant_turning(role: &str) -> String {
+    let role = quote(role);
+    format!(
+        "GRANT USAGE ON SCHEMA outbox TO {role}; GRANT EXECUTE ON FUNCTION \
+         outbox.ensure_partitions, outbox.expire_partitions TO {role};"
+    )
+}
+
+/// To delete old rows; a partition wants the second for itself.
+pub fn grant_deleting(table: &TableName, role: &str) -> String {
+    let (schema, role) = (quote(&table.schema), quote(role));
+    format!(
+        "GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT SELECT, DELETE ON {} TO {role};",
+        quote_table(table)
+    )
+}
+
 /// Ends the backend that holds a slot.
 pub fn terminate(pid: i32) -> String {
     format!("SELECT pg_terminate_backend({pid});")
