@@ -185,6 +185,8 @@ async fn sql_and_permissions_of_the_readme_suffice() {
     let setup = call("postgres", &["setup"]).output().await;
     assert_eq!(setup.code, Some(0), "{setup:?}");
 
+    let page = fs::read_to_string(root().join("docs/coming-from-a-poller.md")).expect("the page");
+    let questions = blocks(&page, "sql");
     let blocks = blocks(&readme, "sql");
     let (grants, statements): (Vec<_>, Vec<_>) = blocks
         .iter()
@@ -201,6 +203,9 @@ async fn sql_and_permissions_of_the_readme_suffice() {
         let by_owner = statement.contains("partitions");
         let session = if by_owner { &owner } else { &shop };
         session.run(statement).await;
+    }
+    for question in questions {
+        owner.run(question).await;
     }
     let published = shop.text("SELECT outbox.wait_published('60 s')").await;
     assert_eq!(published, "t");

@@ -24,6 +24,7 @@ mod primary;
 mod problems;
 mod producer;
 mod recover;
+mod redis_bridge;
 mod replay;
 mod replication;
 mod restart;

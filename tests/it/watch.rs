@@ -1,5 +1,6 @@
 //! What a copy says of itself over HTTP: probes for each role, metrics, status.
 
+mod deploy;
 mod page;
 mod prometheus;
 mod status;
