@@ -28,6 +28,7 @@ mod letters;
 mod messages;
 mod options;
 mod reply;
+mod rights;
 mod tail;
 
 use std::ops::RangeInclusive;
@@ -50,6 +51,7 @@ pub use self::letterbox::{DeadLetter, Letterbox};
 use self::letters::{Buried, Letter, Letters};
 pub use self::options::{NatsOptions, Options, Storage, StreamOptions};
 use self::reply::Reply;
+pub use self::rights::check_rights;
 use self::tail::{Bounds, Range, Search, Start, Tail};
 use crate::backoff::{self, Backoff};
 use crate::error::Failure;
@@ -128,6 +130,8 @@ pub async fn inspect(options: &Options) -> Result<Inspection, Error> {
         first: found.state.first_sequence,
         last: found.state.last_sequence,
     };
+    let newest = Box::pin(tail::newest_mark(&connection.stream, bounds));
+    let newest = connection.unless_broken(newest).await?;
     Ok(Inspection {
         name: found.config.name.clone(),
         subjects: found.config.subjects.clone(),
@@ -135,7 +139,7 @@ pub async fn inspect(options: &Options) -> Result<Inspection, Error> {
         last_sequence: found.state.last_sequence,
         created: connection.created,
         warnings: client::warnings(&found.config),
-        newest: tail::newest_mark(&connection.stream, bounds).await?,
+        newest,
     })
 }
 
