@@ -127,7 +127,7 @@ fn answer(site: &Site, method: &Method, path: &str) -> Response<Full<Bytes>> {
         }
         "/readyz" | "/ready" => probe(reading.ready, &reading, "not ready"),
         "/leaderz" => probe(reading.leads(), &reading, "another copy may lead"),
-        "/startupz" => probe(reading.started, &reading, "not in touch with Postgres yet"),
+        "/startupz" => probe(reading.started, &reading, "not found in order yet"),
         "/status" => respond(
             StatusCode::OK,
             JSON,

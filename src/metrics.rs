@@ -69,6 +69,8 @@ pub struct Metrics {
     pub retention_last_success: Number,
     /// How often that failed.
     pub retention_failures: Counter,
+    /// Rows of `outbox.events` for whose day there was no partition.
+    pub default_partition_rows: Gauge,
     /// The slot, as the server shows it.
     pub slot: SlotMetrics,
 }
@@ -172,6 +174,7 @@ impl Default for Metrics {
             retries: Counter::default(),
             retention_last_success: Number::default(),
             retention_failures: Counter::default(),
+            default_partition_rows: Gauge::default(),
             slot: SlotMetrics::default(),
         }
     }
@@ -213,6 +216,9 @@ impl Metrics {
         add(to, name, help, &self.retention_last_success);
         let help = "Times seeing to old rows and partitions failed";
         add(to, "retention_failures", help, &self.retention_failures);
+        let help = "Rows of outbox.events in the default partition, about";
+        let rows = &self.default_partition_rows;
+        add(to, "default_partition_rows", help, rows);
     }
 
     fn register_events(&self, to: &mut Registry) {

@@ -10,7 +10,8 @@ use tracing::{debug, error, info, warn};
 
 use crate::error::Failure;
 use crate::lsn::Lsn;
-use crate::pg::catalog::{Holder, Server, Slot};
+use crate::metrics::Metrics;
+use crate::pg::catalog::{Holder, Partitions, Server, Slot};
 use crate::pg::control::Control;
 use crate::pg::params::Params;
 use crate::vitals::{SlotSample, Vitals};
@@ -34,7 +35,8 @@ pub async fn run(params: &Params, slot: &str, vitals: &Arc<Vitals>) {
     let mut danger = Danger::None;
     let mut waiting = Waiting::default();
     loop {
-        let looked = tokio::time::timeout(INTERVAL, look(params, slot, &mut control)).await;
+        let looked =
+            tokio::time::timeout(INTERVAL, look(params, slot, &mut control, &vitals.metrics)).await;
         match looked {
             Ok(Ok((mut sample, confirmed, current))) => {
                 let now = Instant::now();
@@ -71,6 +73,7 @@ async fn look(
     params: &Params,
     name: &str,
     control: &mut Option<Control>,
+    metrics: &Metrics,
 ) -> Result<(SlotSample, Option<Lsn>, Lsn), Failure> {
     let control = match control {
         Some(control) => control,
@@ -81,6 +84,9 @@ async fn look(
     };
     let server = Server::read(control.client()).await;
     let current = server.map_err(|error| error.failure())?.current;
+    let partitions = Partitions::read(control.client()).await;
+    let rows = partitions.map_err(|error| error.failure())?.default_rows;
+    metrics.default_partition_rows.set(rows);
     let slot = Slot::read(control.client(), name).await;
     let slot = slot.map_err(|error| error.failure())?;
     let at = SystemTime::now();

@@ -222,7 +222,10 @@ impl Term<'_> {
             .filter_map(|check| Some((check.group, check.failure()?)))
             .find(|(_, failure)| failure.disposition != Disposition::Standby);
         match failed {
-            None => Ok(()),
+            None => {
+                self.options.vitals.started();
+                Ok(())
+            }
             Some(("slot", failure)) if facts.slot.is_none() => {
                 let gone = self.slot_gone(&facts).await;
                 Err(gone.unwrap_or_else(|| failure.clone()))

@@ -130,8 +130,10 @@ struct Inner {
     /// Retrying since; a short trouble is none.
     troubled: Option<Instant>,
     problem: Option<Problem>,
-    /// It has been in touch with Postgres.
+    /// Everything in Postgres was found in order once.
     started: bool,
+    /// It has led or stood by.
+    served: bool,
     beat: Instant,
     slot: Option<SlotSample>,
     gap: Option<Gap>,
@@ -165,7 +167,7 @@ pub struct Reading {
     pub alive: bool,
     /// Whether it does its part, or could.
     pub ready: bool,
-    /// Whether it has been in touch with Postgres.
+    /// Whether everything in Postgres was found in order once, and it is not halted now.
     pub started: bool,
 }
 
@@ -199,6 +201,7 @@ impl Vitals {
             troubled: None,
             problem: None,
             started: false,
+            served: false,
             beat: Instant::now(),
             slot: None,
             gap: None,
@@ -219,7 +222,7 @@ impl Vitals {
         let mut inner = self.lock();
         inner.beat = Instant::now();
         inner.problem = problem;
-        inner.started |= matches!(state, State::Standby | State::Streaming);
+        inner.served |= matches!(state, State::Standby | State::Streaming);
         inner.troubled = match state {
             State::Retrying => inner.troubled.or(Some(Instant::now())),
             _ => None,
@@ -231,6 +234,11 @@ impl Vitals {
             self.show(state);
             self.states.send_replace(state);
         }
+    }
+
+    /// Everything in Postgres is in order; of NATS nothing is said.
+    pub fn started(&self) {
+        self.lock().started = true;
     }
 
     /// What keeps events from getting through while it leads, or that nothing does any more.
@@ -357,10 +365,10 @@ impl Vitals {
             alive: inner.state == State::Halted || inner.beat.elapsed() < self.stall_max,
             ready: match inner.state {
                 State::Standby | State::Streaming => true,
-                State::Retrying => inner.started && patient,
+                State::Retrying => inner.served && patient,
                 State::Starting | State::Halted | State::Draining => false,
             },
-            started: inner.started,
+            started: inner.started && inner.state != State::Halted,
         }
     }
 
@@ -411,7 +419,6 @@ mod tests {
         assert!(vitals.read().ready);
         tokio::time::advance(Duration::from_secs(1)).await;
         assert!(!vitals.read().ready);
-        assert!(vitals.read().started);
     }
 
     #[tokio::test(start_paused = true)]

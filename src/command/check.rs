@@ -146,6 +146,7 @@ async fn nats(config: &Config, source: Option<Source>) -> Result<Vec<Check>, Fai
         Ok(found) => {
             let mut checks = vec![
                 check("nats", "reachable", Verdict::Pass(options.nats.display())),
+                check("nats", "permissions", rights(&all, &pattern).await),
                 check("stream", "exists", Verdict::Pass(found.summary())),
                 check(
                     "stream",
@@ -186,11 +187,22 @@ async fn nats(config: &Config, source: Option<Source>) -> Result<Vec<Check>, Fai
                     ("stream", "exists")
                 }
                 jetstream::Error::OtherIngress { .. } => ("stream", "ingress"),
+                jetstream::Error::InboxDenied(_) | jetstream::Error::PublishDenied(_) => {
+                    ("nats", "permissions")
+                }
                 _ => ("nats", "reachable"),
             };
             vec![check(group, what, Verdict::Fail(error.failure(&all)))]
         }
     })
+}
+
+/// Whether our user may publish, and read what it has published.
+async fn rights(options: &jetstream::Options, pattern: &str) -> Verdict {
+    match jetstream::check_rights(options, pattern).await {
+        Ok(subjects) => Verdict::Pass(format!("may publish to {}", subjects.join(", "))),
+        Err(error) => Verdict::Fail(error.failure(options)),
+    }
 }
 
 /// Whether the stream listens on what the template makes. What it takes only in part may be all

@@ -460,6 +460,50 @@ async fn denied_request_halts_with_the_permission_to_grant() {
 }
 
 #[tokio::test]
+async fn check_finds_each_permission_that_is_missing_and_leaves_no_message() {
+    let everything = format!("{}, \"events.>\", \"dlq.events.>\"", requests_but("none"));
+    let lacking = [
+        "\"events.>\", ",
+        "\"dlq.events.>\", ",
+        "\"$JS.API.STREAM.MSG.GET.OUTBOX\", ",
+        "\"$JS.API.STREAM.MSG.GET.OUTBOX_DLQ\", ",
+    ];
+    let everything = everything + ", ";
+    for missing in lacking.map(Some).into_iter().chain([None]) {
+        let allowed = everything.replace(missing.unwrap_or("nothing"), "");
+        let site = as_restricted(allowed.trim_end_matches(", "), "\"_INBOX_app.>\"").await;
+        let check = site.outjet(["check"]).output().await;
+        let said = &check.stdout;
+        match missing {
+            None => {
+                assert_eq!(check.code, Some(0), "{check:?}");
+                let found = "ok    nats permissions      may publish to \
+                     events.outjet-check.outjet-check, dlq.events.outjet-check.outjet-check\n";
+                assert!(said.contains(found), "{said}");
+            }
+            Some(missing) => {
+                assert_eq!(check.code, Some(1), "{missing}: {check:?}");
+                let place = "FAIL  nats permissions      NATS at ";
+                assert!(said.contains(place), "{missing}: {said}");
+                let subject = missing.trim_matches(['"', ',', ' ']).trim_end_matches('>');
+                assert!(
+                    said.contains(&format!("to \"{subject}")),
+                    "{missing}: {said}"
+                );
+                assert!(said.contains("allow our user to publish to "), "{said}");
+            }
+        }
+        let admin = ConnectOptions::with_user_and_password("admin".into(), "admin".into());
+        let admin = admin.connect(site.world.nats.url()).await;
+        assert_eq!(
+            messages(admin.expect("connected")).await,
+            1,
+            "the one of the set-up"
+        );
+    }
+}
+
+#[tokio::test]
 async fn setup_that_may_not_create_the_stream_says_so() {
     let allowed = format!("{}, \"events.>\"", requests_but("none"));
     let mut site = Site::on(restricted(&allowed, "\"_INBOX_app.>\""), "").await;

@@ -2,6 +2,7 @@
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::process::Command;
 
 use crate::delivery::{Delivery, SOON};
 use crate::harness::postgres::Stop;
@@ -94,6 +95,55 @@ async fn service_is_ready_although_postgres_is_away_and_says_so() {
     manager.until_told("STATUS=streaming").await;
     assert_eq!(manager.times("READY=1"), 1, "{:?}", manager.heard);
     assert_eq!(outjet.terminate(SOON).await, Some(0));
+}
+
+const UNIT: &str = include_str!("../../deploy/systemd/outjet.service");
+
+/// What the unit says of a key.
+fn unit(key: &str) -> &'static str {
+    let lines = UNIT.lines().filter_map(|line| line.split_once('='));
+    let mut values = lines.filter(|(name, _)| *name == key);
+    values.next().unwrap_or_else(|| panic!("no {key}")).1
+}
+
+#[test]
+fn unit_leaves_time_to_drain_and_does_not_start_again_what_cannot_be_mended_so() {
+    let between = |text: &'static str, before: &str, behind: &str| -> u64 {
+        let (_, rest) = text.split_once(before).expect("it is said");
+        let (seconds, _) = rest.split_once(behind).expect("it ends");
+        seconds.parse().expect("seconds")
+    };
+    let drain = between(
+        include_str!("../../config/outjet.yaml"),
+        "drain_timeout: ",
+        "s",
+    );
+    let last = "const FINISH_MAX: Duration = Duration::from_secs(";
+    let last = between(include_str!("../../src/term.rs"), last, ")");
+    let stop: u64 = unit("TimeoutStopSec").parse().expect("seconds");
+    assert!(stop > drain + last, "{stop} s for {drain} and {last}");
+    assert_eq!(unit("Type"), "notify");
+    assert_eq!(unit("RestartPreventExitStatus"), "78");
+}
+
+/// Where systemd is installed.
+#[test]
+fn systemd_has_nothing_against_the_unit() {
+    let home = tempfile::tempdir().expect("a directory");
+    let file = home.path().join("outjet.service");
+    let ours = env!("CARGO_BIN_EXE_outjet");
+    std::fs::write(&file, UNIT.replace("/usr/local/bin/outjet", ours)).expect("written");
+    let verify = Command::new("systemd-analyze")
+        .args(["verify", "--man=no"])
+        .arg(&file)
+        .output();
+    match verify {
+        Ok(verified) => {
+            let said = String::from_utf8_lossy(&verified.stderr);
+            assert!(verified.status.success() && said.is_empty(), "{said}");
+        }
+        Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{error}"),
+    }
 }
 
 #[tokio::test]

@@ -141,6 +141,20 @@ const CLOCKS: &[&str] = &[
     "now_local",
 ];
 
+/// Who may ask what time it is, each for what a person or a consumer is shown. Everybody else only
+/// measures how long something takes: a clock that jumps must end no term and free no slot.
+const SHOWN_TIMES: &[&str] = &[
+    "command::recover",
+    "command::status",
+    "http",
+    "metrics::process",
+    "pg::replication",
+    "relay",
+    "retention",
+    "sampler",
+    "vitals",
+];
+
 /// Words that say nothing, or that mean something else in Postgres or NATS (STYLE).
 const EMPTY_WORDS: &[&str] = &[
     "offset",
@@ -194,6 +208,13 @@ fn modules_import_along_the_borders_only() {
 fn the_core_is_pure() {
     let files = sources("src");
     let complaints: Vec<String> = files.iter().flat_map(is_pure_where_it_must_be).collect();
+    assert!(complaints.is_empty(), "\n{}\n", complaints.join("\n"));
+}
+
+#[test]
+fn no_clocks_are_compared() {
+    let files = sources("src");
+    let complaints: Vec<String> = files.iter().flat_map(asks_no_time).collect();
     assert!(complaints.is_empty(), "\n{}\n", complaints.join("\n"));
 }
 
@@ -367,6 +388,24 @@ fn is_pure_where_it_must_be(file: &Source) -> Vec<String> {
         let mut words = line.split(|letter: char| !letter.is_alphanumeric() && letter != '_');
         if let Some(word) = words.find(|word| forbidden.contains(word)) {
             complaints.push(file.complaint(number, format!("{module} is pure, but says {word}")));
+        }
+    }
+    complaints
+}
+
+fn asks_no_time(file: &Source) -> Vec<String> {
+    let module = file.module();
+    let shows = SHOWN_TIMES.iter().any(|name| within(&module, name));
+    let mut complaints = Vec::new();
+    for (number, line) in file.code() {
+        let asks = ["SystemTime::now", "now_utc", "now_local"]
+            .iter()
+            .any(|word| line.contains(word));
+        // What passed by a clock on the wall may be anything.
+        let measures = line.contains("SystemTime::now().duration_since(")
+            && !line.contains("duration_since(UNIX_EPOCH");
+        if (asks && !shows) || measures {
+            complaints.push(file.complaint(number, format!("{module} asks what time it is")));
         }
     }
     complaints

@@ -107,6 +107,7 @@ async fn leader_and_standby_are_ready_and_one_of_them_leads() {
     leader.until_probes([200, 200, 200, 200]).await;
     let standby = Copy::run(&delivery).await;
     standby.until_probes([200, 200, 503, 200]).await;
+    assert_eq!(standby.status().await["state"], "standby");
     let (_, why) = standby.get("/leaderz").await;
     assert_eq!(why, "standby: another copy may lead\n");
     leader.outjet.kill().await;
@@ -138,6 +139,35 @@ async fn halted_copy_is_alive_and_not_ready_and_says_why() {
     let status = copy.status().await;
     assert_eq!(status["state"], "halted");
     assert!(status["problem"]["fix"].is_string(), "{status}");
+    let metrics = copy.metrics().await;
+    assert_eq!(metrics["outjet_state{state=\"halted\"}"], 1.0);
+}
+
+/// It was in order once, and that is over.
+#[tokio::test]
+async fn leader_that_halts_is_alive_and_neither_ready_nor_leading_nor_started() {
+    let delivery = Delivery::ready().await;
+    let copy = Copy::run(&delivery).await;
+    copy.until_probes([200, 200, 200, 200]).await;
+    delivery.session.run("DROP PUBLICATION outjet").await;
+    delivery
+        .session
+        .run("SELECT outbox.emit('order', '1', 'created')")
+        .await;
+    copy.until_probes([200, 503, 503, 503]).await;
+    assert_eq!(copy.status().await["state"], "halted");
+}
+
+/// Whoever rolls it out need not start it again and again until NATS is back.
+#[tokio::test]
+async fn copy_that_finds_no_nats_has_started_and_is_not_ready() {
+    let mut delivery = Delivery::ready().await;
+    delivery.world.nats.stop().await;
+    let copy = Copy::run(&delivery).await;
+    copy.until_probes([200, 503, 503, 200]).await;
+    assert_eq!(copy.status().await["state"], "retrying");
+    delivery.world.nats.start_again().await;
+    copy.until_probes([200, 200, 200, 200]).await;
 }
 
 #[tokio::test]
@@ -154,6 +184,8 @@ async fn servers_that_are_away_do_not_make_it_dead_or_at_once_unready() {
         .until_metric("outjet_retries_total", |retries| retries > 0.0)
         .await;
     assert_eq!(starting.probes().await, [200, 503, 503, 503]);
+    assert_eq!(starting.get("/status").await.0, 200);
+    assert_eq!(starting.get("/metrics").await.0, 200);
     delivery.world.postgres.start_again().await;
     copy.until_metric("outjet_state{state=\"retrying\"}", |state| state == 0.0)
         .await;
@@ -164,6 +196,7 @@ async fn servers_that_are_away_do_not_make_it_dead_or_at_once_unready() {
 async fn metrics_count_what_passes_and_show_the_slot() {
     let delivery = Delivery::ready().await;
     let copy = Copy::run(&delivery).await;
+    copy.until_probes([200, 200, 200, 200]).await;
     let standby = Copy::run(&delivery).await;
     let emit = "SELECT outbox.emit('order', '1', 'created', '12345678') FROM generate_series(1, 5)";
     for _ in 0..4 {
@@ -172,6 +205,9 @@ async fn metrics_count_what_passes_and_show_the_slot() {
     let too_large = "SELECT outbox.emit('order', '1', 'created', headers =>
         jsonb_build_object('X', repeat('x', 70000)))";
     delivery.session.run(too_large).await;
+    let stray = "INSERT INTO outbox.events (aggregatetype, aggregateid, type, created_at)
+        VALUES ('order', '1', 'created', now() + interval '1 year')";
+    delivery.session.run(stray).await;
     delivery.confirmed().await;
     let metrics = copy.metrics().await;
     for (name, value) in [
@@ -179,15 +215,15 @@ async fn metrics_count_what_passes_and_show_the_slot() {
         ("outjet_state{state=\"streaming\"}", 1.0),
         ("outjet_state{state=\"halted\"}", 0.0),
         ("outjet_leader_transitions_total", 1.0),
-        ("outjet_transactions_decoded_total", 5.0),
-        ("outjet_events_decoded_total", 21.0),
-        ("outjet_events_published_total", 20.0),
+        ("outjet_transactions_decoded_total", 6.0),
+        ("outjet_events_decoded_total", 22.0),
+        ("outjet_events_published_total", 21.0),
         ("outjet_events_dead_lettered_total", 1.0),
         ("outjet_decoded_bytes_total", 160.0),
         ("outjet_events_in_flight", 0.0),
         ("outjet_in_flight_bytes", 0.0),
         ("outjet_oldest_unpublished_timestamp_seconds", 0.0),
-        ("outjet_commit_to_ack_seconds_count", 5.0),
+        ("outjet_commit_to_ack_seconds_count", 6.0),
         ("outjet_nats_connected", 1.0),
     ] {
         assert_eq!(metrics.get(name), Some(&value), "{name}");
@@ -206,6 +242,8 @@ async fn metrics_count_what_passes_and_show_the_slot() {
     for copy in [&copy, &standby] {
         let slot = |name: &str| format!("outjet_slot_{name}{{slot=\"outjet\"}}");
         copy.until_metric(&slot("active"), |active| active == 1.0)
+            .await;
+        copy.until_metric("outjet_default_partition_rows", |rows| rows == 1.0)
             .await;
         copy.until_metric(&slot("retained_wal_bytes"), |bytes| bytes > 0.0)
             .await;

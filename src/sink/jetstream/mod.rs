@@ -30,6 +30,7 @@ mod letters;
 mod messages;
 mod options;
 mod reply;
+mod rights;
 mod schedules;
 mod tail;
 
@@ -55,6 +56,7 @@ pub use self::letterbox::{DeadLetter, Letterbox};
 use self::letters::{Buried, Letter, Letters};
 pub use self::options::{NatsOptions, Options, Storage, StreamOptions};
 use self::reply::Reply;
+pub use self::rights::check_rights;
 pub use self::schedules::{Schedule, Schedules};
 use self::tail::{Bounds, Range, Search, Start, Tail};
 use crate::backoff::{self, Backoff};
@@ -136,6 +138,8 @@ pub async fn inspect(options: &Options) -> Result<Inspection, Error> {
         first: found.state.first_sequence,
         last: found.state.last_sequence,
     };
+    let newest = Box::pin(tail::newest_mark(&connection.stream, bounds));
+    let newest = connection.unless_broken(newest).await?;
     Ok(Inspection {
         name: found.config.name.clone(),
         subjects: found.config.subjects.clone(),
@@ -144,7 +148,7 @@ pub async fn inspect(options: &Options) -> Result<Inspection, Error> {
         created: connection.created,
         expires: found.config.allow_message_ttl,
         warnings: client::warnings(&found.config),
-        newest: tail::newest_mark(&connection.stream, bounds).await?,
+        newest,
     })
 }
 

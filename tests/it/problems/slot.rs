@@ -236,8 +236,12 @@ async fn what_would_grow_or_vanish_later_is_warned_about_and_each_statement_that
         "any role of the database may write events as messages (messages.prefixes: outbox)";
     assert!(passed.contains(&ok("server messages", anybody)), "{passed}");
     client
-        .run("DO $$ BEGIN EXECUTE (SELECT string_agg(format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC',
-            oid::regprocedure), ';') FROM pg_proc WHERE proname = 'pg_logical_emit_message'); END $$")
+        .run(
+            "DO $$ BEGIN EXECUTE (
+               SELECT string_agg(format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC',
+                 oid::regprocedure), ';')
+               FROM pg_proc WHERE proname = 'pg_logical_emit_message'); END $$",
+        )
         .await;
     let passed = site.passes().await;
     let some = "whoever may EXECUTE pg_logical_emit_message may write events as messages";

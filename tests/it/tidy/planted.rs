@@ -126,6 +126,16 @@ fn a_clock_in_the_core() {
 }
 
 #[test]
+fn a_clock_on_the_wall() {
+    let text = "let due = SystemTime::now() + takeover_after;\n";
+    assert_eq!(asks_no_time(&source("src/term.rs", text)).len(), 1);
+    assert!(asks_no_time(&source("src/http.rs", text)).is_empty());
+    let text = "let took = SystemTime::now().duration_since(began);\n";
+    assert_eq!(asks_no_time(&source("src/vitals.rs", text)).len(), 1);
+    assert!(asks_no_time(&source("src/term.rs", "Instant::now()\n")).is_empty());
+}
+
+#[test]
 fn a_link_into_the_repository() {
     let text = "[a](docs/a.md#part) [b](https://b) [c](#c) [d](d.md \"title\")";
     assert_eq!(links(text), ["docs/a.md", "d.md"]);

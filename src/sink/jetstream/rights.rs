@@ -1,0 +1,84 @@
+//! Whether our user may do what publishing takes, found out by doing it: messages that no stream
+//! takes, and questions for a message. Only who subscribes to those subjects without JetStream sees
+//! anything, an empty message each.
+
+use async_nats::HeaderMap;
+use bytes::Bytes;
+
+use super::client::Connection;
+use super::error::Error;
+use super::messages::Messages;
+use super::options::Options;
+use crate::route;
+
+const EXPECTED_STREAM: &str = "Nats-Expected-Stream";
+
+/// No stream's name has a dot in it (`isValidName`, nats-server), so none takes what expects it.
+const NO_STREAM: &str = "outjet.check";
+
+/// What stands for a wildcard.
+const TOKEN: &str = "outjet-check";
+
+/// Tries to publish to a subject of `pattern` and to that of its dead letter, and to read messages.
+/// The stream must exist. Returns the subjects that were tried.
+pub async fn check_rights(options: &Options, pattern: &str) -> Result<Vec<String>, Error> {
+    let connection = Box::pin(Connection::open(&options.of_stream())).await?;
+    let subject = subject(pattern, &connection.info.config.subjects);
+    let letter = options.dead_letters.as_ref();
+    let letter = letter.map(|_| format!("dlq.{subject}"));
+    let subjects: Vec<String> = [Some(subject), letter].into_iter().flatten().collect();
+    for subject in &subjects {
+        let headers = HeaderMap::from_iter([(
+            EXPECTED_STREAM.parse().expect("a header's name"),
+            NO_STREAM.parse().expect("a header's value"),
+        )]);
+        let message = (subject.clone(), headers, Bytes::new());
+        denied(
+            connection
+                .request(message, options.nats.connect_timeout)
+                .await,
+        )?;
+    }
+    let streams = [Some(&options.stream), options.dead_letters.as_ref()];
+    for stream in streams.into_iter().flatten() {
+        let messages = Messages::new(connection.context.clone(), &stream.name);
+        denied(connection.unless_broken(messages.at(1)).await)?;
+    }
+    Ok(subjects)
+}
+
+/// Any other answer is one: that nobody listens, or that there is no such stream yet.
+fn denied<T>(tried: Result<T, Error>) -> Result<(), Error> {
+    match tried {
+        Err(error @ (Error::PublishDenied(_) | Error::InboxDenied(_))) => Err(error),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+/// A subject that the stream covers where only a part of the pattern is covered.
+fn subject(pattern: &str, covered: &[String]) -> String {
+    let narrower = covered.iter().find(|one| route::contains(pattern, one));
+    let pattern = narrower.map_or(pattern, String::as_str);
+    let tokens = pattern.split('.').map(|token| match token {
+        "*" | ">" => TOKEN,
+        token => token,
+    });
+    tokens.collect::<Vec<_>>().join(".")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::subject;
+
+    #[test]
+    fn subject_is_one_that_both_the_pattern_and_the_stream_take() {
+        let covered = ["other.a".to_owned(), "events.>".to_owned()];
+        assert_eq!(
+            subject("events.*.>", &covered),
+            "events.outjet-check.outjet-check"
+        );
+        assert_eq!(subject("events.order", &covered), "events.order");
+        assert_eq!(subject(">", &covered[1..]), "events.outjet-check");
+        assert_eq!(subject("none.>", &covered), "none.outjet-check");
+    }
+}
