@@ -3,9 +3,9 @@
 use std::fs;
 use std::time::Duration;
 
-use super::STREAM;
 use super::plan::{self, CopyFault, LinkFault, NatsFault, Plan, PostgresFault, TAKEOVER_AFTER};
 use super::watch::{self, NAMES};
+use super::{LOOK, STREAM};
 use crate::harness::cluster::Cluster;
 use crate::harness::postgres::Session;
 use crate::harness::process::{Signal, signal_if_alive};
@@ -222,7 +222,11 @@ async fn forget(nats: &mut Nats, lasts: Duration) -> u64 {
     nats.process().resume();
     let remembered = last_sequence(nats).await;
     sleep(lasts.saturating_sub(begun.elapsed())).await;
-    let last = last_sequence(nats).await;
+    let mut last = last_sequence(nats).await;
+    while last == remembered && begun.elapsed() < plan::FORGOTTEN_MAX {
+        sleep(LOOK).await;
+        last = last_sequence(nats).await;
+    }
     nats.kill().await;
     // On a machine that stood still, too, what is lost must have been held back.
     let in_time = begun.elapsed() < plan::HOLD * 9 / 10;

@@ -329,7 +329,13 @@ mod tests {
 
     #[tokio::test]
     async fn broker_that_forgets_while_everything_fails_costs_nothing_that_was_held_back() {
-        let report = play_short(Plan::holding(4, LENGTH), Nats::builder()).await;
+        // With links at peace the stream runs often enough, so that it has something to lose.
+        let plan = Plan {
+            postgres_link: Vec::new(),
+            nats_link: Vec::new(),
+            ..Plan::holding(4, LENGTH)
+        };
+        let report = play_short(plan, Nats::builder()).await;
         assert!(report.forgotten > 0, "nothing that was stored was lost");
     }
 
