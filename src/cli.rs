@@ -74,6 +74,8 @@ pub enum Command {
     Inspect(Inspect),
     /// Write test events into the outbox
     Emit(Emit),
+    /// Follow what is committed, as it would be published, without touching the real slot
+    Tail(Tail),
     /// Compare the outbox tables with the stream; exit with 1 if they differ
     Verify(Verify),
     /// Come back from a lost or missing slot: publish what the stream lacks, from the tables
@@ -81,6 +83,9 @@ pub enum Command {
     /// Look after the events that could not be published
     #[command(subcommand)]
     DeadLetters(DeadLetters),
+    /// Look after the events that are not due yet
+    #[command(subcommand)]
+    Delayed(Delayed),
     /// Publish rows of the outbox once more
     Replay(Replay),
     /// Show the configuration
@@ -191,6 +196,29 @@ pub struct Emit {
     pub count: u64,
 }
 
+/// `tail`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+It begins with what is committed from now on, and ends with an interrupt or when nobody reads its
+output. Needs the right REPLICATION and a free replication slot; while it runs, Postgres keeps
+the WAL that it has not read.
+
+Examples:
+  outjet tail
+  outjet tail --subject 'events.order.>'
+  outjet tail --json --limit 10 | jq .payload")]
+pub struct Tail {
+    /// Print a line of JSON for each event, with headers and body
+    #[arg(long)]
+    pub json: bool,
+    /// Only events whose subject falls under this, with * and > as in NATS
+    #[arg(long, value_name = "FILTER")]
+    pub subject: Option<String>,
+    /// End after so many events
+    #[arg(long, value_name = "N", value_parser = at_least_one())]
+    pub limit: Option<u64>,
+}
+
 /// `config`.
 #[derive(Debug, Subcommand)]
 pub enum Config {
@@ -293,6 +321,37 @@ pub struct NamedDeadLetters {
     /// All of them
     #[arg(long, conflicts_with = "sequences")]
     pub all: bool,
+}
+
+/// `delayed`.
+#[derive(Debug, Subcommand)]
+pub enum Delayed {
+    /// List them, in the order of their commits
+    List(ListDelayed),
+    /// Remove them for good: they do not appear any more
+    Cancel(CancelDelayed),
+}
+
+/// `delayed list`.
+#[derive(Args, Debug)]
+pub struct ListDelayed {
+    /// Print a line of JSON for each
+    #[arg(long)]
+    pub json: bool,
+    /// The first sequence number that is listed
+    #[arg(long, value_name = "SEQ", default_value_t = 1)]
+    pub from: u64,
+    /// The most that are listed
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub limit: u64,
+}
+
+/// `delayed cancel`.
+#[derive(Args, Debug)]
+pub struct CancelDelayed {
+    /// Their ids, as `list` shows them
+    #[arg(value_name = "ID", required = true)]
+    pub ids: Vec<String>,
 }
 
 /// `replay`.

@@ -207,6 +207,7 @@ impl Check<'_> {
                 .and(check_subjects)?
                 .required()
                 .0,
+            ingress: read!(self.stream.ingress).required(),
             replicas: read!(self.stream.replicas).within(REPLICAS)?.required(),
             storage: read!(self.stream.storage).required(),
             manage: read!(self.stream.manage).required(),
@@ -229,6 +230,7 @@ impl Check<'_> {
             format: read!(self.publish.format).required(),
             source: read!(self.publish.source).and_text(not_empty)?.optional(),
             on_reject: read!(self.publish.on_reject).required(),
+            delayed: read!(self.publish.delayed).required(),
             transactions: read!(self.publish.transactions).required(),
             in_flight_max: events.required() as usize,
             in_flight_bytes_max: bytes.required().0 as usize,

@@ -525,6 +525,10 @@ choice! {
         Baggage = "baggage",
         /// When it happened.
         CreatedAt = "created_at",
+        /// When consumers are to get it.
+        DeliverAt = "deliver_at",
+        /// From when on it is of no use.
+        ExpiresAt = "expires_at",
         /// For consumers that recognise repeated requests.
         DedupKey = "dedup_key",
         /// The version of the payload's schema.
@@ -551,6 +555,16 @@ choice! {
         Check = "check",
         /// It is made if it is missing, then checked.
         Create = "create",
+    }
+}
+
+choice! {
+    /// Where the stream takes events.
+    Ingress {
+        /// On its subjects: everybody who may publish there writes into it.
+        Public = "public",
+        /// On `_outjet.<stream.name>.>`: it stores what comes there under its subjects.
+        Private = "private",
     }
 }
 
@@ -585,6 +599,16 @@ choice! {
         DeadLetter = "dead_letter",
         /// Publishing stops before it, until a person has acted.
         Halt = "halt",
+    }
+}
+
+choice! {
+    /// What becomes of an event whose `deliver_at` lies behind its commit.
+    Delayed {
+        /// The server keeps it until then, in a stream of its own.
+        Schedule = "schedule",
+        /// It is published like any other; a header says when it was meant for.
+        Now = "now",
     }
 }
 

@@ -169,7 +169,7 @@ impl JetStream {
             buried.sequence = letters.last_sequence();
             self.seen_letters.reached(buried.sequence);
         }
-        let events = settled.stored + settled.known + settled.dead_lettered;
+        let events = settled.stored + settled.known + settled.dead_lettered + settled.delayed;
         if settled.known == 0 {
             self.hold
                 .begin(stored.sequence.saturating_sub(settled.stored as u64));
@@ -294,8 +294,8 @@ impl Hold {
         !self.hold.is_zero()
     }
 
-    /// The next events to be settled are new, and stand behind this sequence number. If they are the
-    /// first of the term, whatever stands before them was released by earlier ones.
+    /// The next events to be settled are new, and stand behind this sequence number. If they are
+    /// the first of the term, whatever stands before them was released by earlier ones.
     pub(super) fn begin(&mut self, sequence: u64) {
         if self.settled == 0 {
             self.released_to = sequence;
@@ -331,8 +331,8 @@ impl Hold {
         true
     }
 
-    /// How many released events a stream lost that ended at a sequence number and now ends at a lower
-    /// one. While the term still finds its first events stored it is not known how many of those
+    /// How many released events a stream lost that reached a sequence number and now ends at
+    /// another. While the term still finds its first events stored it is not known how many of those
     /// before them were released: then none is told, as all that is lost may be held.
     pub(super) fn gap(&self, was: u64, last: u64) -> u64 {
         let idle = self.settled == 0 && self.began_at.elapsed() >= self.hold;

@@ -213,7 +213,7 @@ impl Broker {
     }
 }
 
-/// Takes it back to where it was when that began. To a file system a process that stands still looks
+/// Takes it back to where it was when that began. A process that stands still leaves the files
 /// like one that was killed, and nobody else notices.
 async fn forget(nats: &mut Nats, lasts: Duration) -> u64 {
     let begun = Instant::now();

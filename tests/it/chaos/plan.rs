@@ -17,8 +17,8 @@ pub(crate) const TAKEOVER_AFTER: Duration = Duration::from_secs(2);
 /// How long events are held back by copies that do (`stream.hold`).
 pub(crate) const HOLD: Duration = Duration::from_secs(3);
 
-/// Older than this nothing is that a broker forgets: a stored event is confirmed once it is [`HOLD`]
-/// old, and the rest is for machines that are late.
+/// Older than this nothing is that a broker forgets. A stored event is confirmed once it is
+/// [`HOLD`] old: the rest is for machines that are late.
 pub(crate) const FORGOTTEN_MAX: Duration = Duration::from_secs(2);
 
 /// Everything that one round is made of.
