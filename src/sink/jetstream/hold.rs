@@ -332,8 +332,8 @@ impl Hold {
     }
 
     /// How many released events a stream lost that reached a sequence number and now ends at
-    /// another. While the term still finds its first events stored it is not known how many of those
-    /// before them were released: then none is told, as all that is lost may be held.
+    /// another. While the term still finds its first events stored it is not known how many of
+    /// those before them were released: then none is told, as all that is lost may be held.
     pub(super) fn gap(&self, was: u64, last: u64) -> u64 {
         let idle = self.settled == 0 && self.began_at.elapsed() >= self.hold;
         let released_to = match self.holds() && !idle {
