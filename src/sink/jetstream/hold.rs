@@ -53,11 +53,11 @@ impl Seen {
     }
 
     /// Refuses a stream that has become less than it was. `gap`: how many released events are lost
-    /// of so many messages that are.
+    /// where it reached one sequence number and now ends at another.
     pub(super) fn check(
         &mut self,
         stream: &Found<'_>,
-        gap: impl Fn(u64) -> u64,
+        gap: impl Fn(u64, u64) -> u64,
     ) -> Result<(), Error> {
         let Found {
             name,
@@ -65,14 +65,14 @@ impl Seen {
             last_sequence: last,
             replicas,
         } = *stream;
-        let changed = |reason: String, lost: u64| Error::StreamChanged {
+        let changed = |reason: String, last: u64| Error::StreamChanged {
             name: name.to_owned(),
             reason,
-            gap: gap(lost),
+            gap: gap(self.last_sequence, last),
         };
         if self.created.is_some_and(|before| before != created) {
             let reason = "was deleted and created again".to_owned();
-            return Err(changed(reason, self.last_sequence));
+            return Err(changed(reason, 0));
         }
         if last < self.last_sequence {
             let since = *self.behind.get_or_insert_with(Instant::now);
@@ -83,7 +83,7 @@ impl Seen {
             if replicas > 1 && since.elapsed() < BEHIND_MAX {
                 return Err(Error::Broken(reason));
             }
-            return Err(changed(reason, self.last_sequence - last));
+            return Err(changed(reason, last));
         }
         self.behind = None;
         self.created = Some(created);
@@ -140,11 +140,11 @@ impl JetStream {
     /// Refuses a connection to a stream that is less than it was.
     pub(super) fn check_seen(&mut self, connection: &Connection) -> Result<(), Error> {
         let found = Found::of(&connection.info);
-        self.seen.check(&found, |lost| self.hold.gap(lost))?;
+        self.seen.check(&found, |was, is| self.hold.gap(was, is))?;
         self.seen.reached(found.last_sequence);
         if let Some((_, info)) = &connection.letters {
             let found = Found::of(info);
-            self.seen_letters.check(&found, |_| 0)?;
+            self.seen_letters.check(&found, |_, _| 0)?;
             self.seen_letters.reached(found.last_sequence);
         }
         Ok(())
@@ -170,6 +170,10 @@ impl JetStream {
             self.seen_letters.reached(buried.sequence);
         }
         let events = settled.stored + settled.known + settled.dead_lettered + settled.delayed;
+        if settled.known == 0 {
+            self.hold
+                .begin(stored.sequence.saturating_sub(settled.stored as u64));
+        }
         self.hold.settle(events as u64, stored, buried);
     }
 
@@ -181,13 +185,13 @@ impl JetStream {
         let standing = Box::pin(connection.stream.standing());
         let standing = connection.unless_broken(standing).await?;
         let found = Found::now(&connection.info, &standing);
-        self.seen.check(&found, |lost| self.hold.gap(lost))?;
+        self.seen.check(&found, |was, is| self.hold.gap(was, is))?;
         let mut letters = None;
         if let Some((messages, info)) = &connection.letters {
             let standing = Box::pin(messages.standing());
             let standing = connection.unless_broken(standing).await?;
             self.seen_letters
-                .check(&Found::now(info, &standing), |_| 0)?;
+                .check(&Found::now(info, &standing), |_, _| 0)?;
             letters = Some((messages, standing));
         }
         if self.hold.close() {
@@ -246,10 +250,13 @@ pub(super) struct Hold {
     portions: VecDeque<Portion>,
     /// Behind the newest portion.
     open: Portion,
+    began_at: Instant,
     looked_at: Instant,
-    /// Events of this term that were settled, and how many of them were released.
+    /// Events of this term that were settled.
     settled: u64,
-    released: u64,
+    /// What stands at this sequence number or below was released, in this term or before it, as far
+    /// as that is known.
+    released_to: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -275,15 +282,24 @@ impl Hold {
                 closed_at: now,
                 due: now,
             },
+            began_at: now,
             looked_at: now,
             settled: 0,
-            released: 0,
+            released_to: 0,
         }
     }
 
     /// Whether anything is ever held back.
     pub(super) fn holds(&self) -> bool {
         !self.hold.is_zero()
+    }
+
+    /// The next events to be settled are new, and stand behind this sequence number. If they are
+    /// the first of the term, whatever stands before them was released by earlier ones.
+    pub(super) fn begin(&mut self, sequence: u64) {
+        if self.settled == 0 {
+            self.released_to = sequence;
+        }
     }
 
     /// Events were settled, the newest of them at these places or before them.
@@ -298,9 +314,6 @@ impl Hold {
         };
         self.open.stored = newer(self.open.stored, stored);
         self.open.buried = newer(self.open.buried, buried);
-        if !self.holds() {
-            self.released = self.settled;
-        }
     }
 
     /// Makes a portion of what was settled since the last one, if it is time for it.
@@ -318,9 +331,16 @@ impl Hold {
         true
     }
 
-    /// How many of the released events are among so many of the newest of the stream.
-    pub(super) fn gap(&self, lost: u64) -> u64 {
-        lost.saturating_sub(self.settled - self.released)
+    /// How many released events a stream lost that reached a sequence number and now ends at
+    /// another. While the term still finds its first events stored it is not known how many of
+    /// those before them were released: then none is told, as all that is lost may be held.
+    pub(super) fn gap(&self, was: u64, last: u64) -> u64 {
+        let idle = self.settled == 0 && self.began_at.elapsed() >= self.hold;
+        let released_to = match self.holds() && !idle {
+            true => self.released_to,
+            false => was,
+        };
+        released_to.saturating_sub(last)
     }
 
     /// When there is something to be seen to.
@@ -380,7 +400,7 @@ impl Hold {
             portion.due = now + (hold - age);
             return Ok(false);
         }
-        self.released = portion.settled;
+        self.released_to = self.released_to.max(portion.stored.sequence);
         self.portions.pop_front();
         Ok(true)
     }
@@ -392,6 +412,8 @@ impl Hold {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::RangeInclusive;
+
     use super::*;
 
     const HOLD: Duration = Duration::from_secs(128);
@@ -405,8 +427,12 @@ mod tests {
         }
     }
 
+    fn lost_all(was: u64, last: u64) -> u64 {
+        was - last
+    }
+
     fn lost(seen: &mut Seen, found: &Found<'_>) -> Option<u64> {
-        match seen.check(found, |lost| lost) {
+        match seen.check(found, lost_all) {
             Err(Error::StreamChanged { gap, .. }) => Some(gap),
             Ok(()) | Err(_) => None,
         }
@@ -428,14 +454,14 @@ mod tests {
         seen.reached(20);
         let behind = found(1, 19, 3);
         assert!(matches!(
-            seen.check(&behind, |lost| lost),
+            seen.check(&behind, lost_all),
             Err(Error::Broken(_))
         ));
         tokio::time::advance(BEHIND_MAX).await;
         assert_eq!(lost(&mut seen, &behind), Some(1));
-        assert!(seen.check(&found(1, 20, 3), |lost| lost).is_ok());
+        assert!(seen.check(&found(1, 20, 3), lost_all).is_ok());
         assert!(matches!(
-            seen.check(&behind, |lost| lost),
+            seen.check(&behind, lost_all),
             Err(Error::Broken(_))
         ));
     }
@@ -456,7 +482,49 @@ mod tests {
         assert_eq!((closed, hold.portions.len()), (HELD_MAX, HELD_MAX));
         let first = hold.portions.front().expect("a portion");
         assert_eq!((first.settled, first.stored.sequence), (3, 3));
-        assert_eq!(hold.gap(10_007), 7);
+    }
+
+    fn stored(hold: &mut Hold, sequences: RangeInclusive<u64>) {
+        let events = sequences.clone().count() as u64;
+        hold.begin(sequences.start() - 1);
+        found_stored(hold, events, *sequences.end());
+    }
+
+    fn found_stored(hold: &mut Hold, events: u64, newest: u64) {
+        let witness = Witness {
+            sequence: newest,
+            position: None,
+        };
+        hold.settle(events, witness, Witness::default());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_lost_and_was_not_released_is_no_gap() {
+        let mut hold = Hold::new(HOLD);
+        assert_eq!(hold.gap(2_331, 1_500), 0, "nobody knows yet");
+        // More of the stream's end is held than was settled so far.
+        found_stored(&mut hold, 640, 2_331);
+        assert_eq!(hold.gap(2_331, 1_500), 0);
+        // In flight, too.
+        assert_eq!(hold.gap(2_400, 1_500), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_stood_before_the_first_new_event_of_a_term_was_released() {
+        let mut hold = Hold::new(HOLD);
+        stored(&mut hold, 101..=120);
+        stored(&mut hold, 121..=130);
+        assert_eq!(hold.gap(130, 100), 0);
+        assert_eq!(hold.gap(130, 93), 7);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_was_released_if_nothing_came_again_for_as_long_as_it_is_held() {
+        let hold = Hold::new(HOLD);
+        tokio::time::advance(HOLD - Duration::from_millis(1)).await;
+        assert_eq!(hold.gap(20, 0), 0);
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!(hold.gap(20, 0), 20);
     }
 
     #[tokio::test(start_paused = true)]
@@ -464,7 +532,7 @@ mod tests {
         let mut hold = Hold::new(Duration::ZERO);
         hold.settle(5, Witness::default(), Witness::default());
         assert!(!hold.close());
-        assert_eq!(hold.gap(7), 7);
+        assert_eq!(hold.gap(12, 5), 7);
         assert_eq!(hold.wake_at(), hold.looked_at + LOOK_INTERVAL);
     }
 }

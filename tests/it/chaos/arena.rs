@@ -3,9 +3,9 @@
 use std::fs;
 use std::time::Duration;
 
-use super::STREAM;
 use super::plan::{self, CopyFault, LinkFault, NatsFault, Plan, PostgresFault, TAKEOVER_AFTER};
 use super::watch::{self, NAMES};
+use super::{LOOK, STREAM};
 use crate::harness::cluster::Cluster;
 use crate::harness::postgres::Session;
 use crate::harness::process::{Signal, signal_if_alive};
@@ -193,8 +193,8 @@ impl Broker {
         }
     }
 
-    /// Does it, waits, and makes up for it.
-    pub(crate) async fn strike(&mut self, fault: NatsFault, lasts: Duration) {
+    /// Does it, waits, and makes up for it. Says how many stored messages are lost.
+    pub(crate) async fn strike(&mut self, fault: NatsFault, lasts: Duration) -> u64 {
         let nats = self.next();
         match fault {
             NatsFault::Kill => nats.kill().await,
@@ -202,29 +202,45 @@ impl Broker {
             NatsFault::Pause => {
                 nats.process().pause().await;
                 sleep(lasts).await;
-                return nats.process().resume();
+                nats.process().resume();
+                return 0;
             }
             NatsFault::Forget => return forget(nats, lasts).await,
         }
         sleep(lasts).await;
         nats.start_again().await;
+        0
     }
 }
 
-/// Takes it back to where it was when that began. To a file system a process that stands still looks
+/// Takes it back to where it was when that began. A process that stands still leaves the files
 /// like one that was killed, and nobody else notices.
-async fn forget(nats: &mut Nats, lasts: Duration) {
+async fn forget(nats: &mut Nats, lasts: Duration) -> u64 {
     let begun = Instant::now();
     nats.process().pause().await;
     let store = nats.back_up();
     nats.process().resume();
-    sleep(lasts).await;
+    let remembered = last_sequence(nats).await;
+    sleep(lasts.saturating_sub(begun.elapsed())).await;
+    let mut last = last_sequence(nats).await;
+    while last == remembered && begun.elapsed() < plan::FORGOTTEN_MAX {
+        sleep(LOOK).await;
+        last = last_sequence(nats).await;
+    }
     nats.kill().await;
     // On a machine that stood still, too, what is lost must have been held back.
-    if begun.elapsed() < (plan::HOLD + plan::FORGOTTEN_MAX) / 2 {
+    let in_time = begun.elapsed() < plan::HOLD * 9 / 10;
+    if in_time {
         nats.put_back(store);
     }
     nats.start_again().await;
+    if in_time { last - remembered } else { 0 }
+}
+
+async fn last_sequence(nats: &Nats) -> u64 {
+    let stream = nats.jetstream().await.get_stream(STREAM).await;
+    let stream = stream.expect("the stream");
+    stream.cached_info().state.last_sequence
 }
 
 impl Copy {

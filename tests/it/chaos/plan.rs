@@ -17,8 +17,8 @@ pub(crate) const TAKEOVER_AFTER: Duration = Duration::from_secs(2);
 /// How long events are held back by copies that do (`stream.hold`).
 pub(crate) const HOLD: Duration = Duration::from_secs(3);
 
-/// Older than this nothing is that a broker forgets: a stored event is confirmed once it is [`HOLD`]
-/// old, and the rest is for machines that are late.
+/// Older than this nothing is that a broker forgets. A stored event is confirmed once it is
+/// [`HOLD`] old: the rest is for machines that are late.
 pub(crate) const FORGOTTEN_MAX: Duration = Duration::from_secs(2);
 
 /// Everything that one round is made of.
@@ -163,9 +163,14 @@ impl Plan {
     pub(crate) fn holding(seed: u64, length: Duration) -> Self {
         let mut plan = Self::new(seed, length);
         let random = Self::source(seed, 3);
-        let forget = [NatsFault::Forget; 4];
+        let forget = [NatsFault::Forget; 8];
         plan.hold = true;
-        plan.nats = track(random, (500, 4_000), length, &mut nats_faults(&forget));
+        plan.nats = track(random, (300, 1_500), length, &mut nats_faults(&forget));
+        // Of a stream that does not run nothing is lost.
+        let forgets = |planned: &&mut Planned<_>| planned.fault == NatsFault::Forget;
+        for planned in plan.nats.iter_mut().filter(forgets) {
+            planned.awaits_stream = true;
+        }
         plan
     }
 
@@ -261,7 +266,7 @@ fn nats_faults(more: &[NatsFault]) -> impl FnMut(&mut Random) -> (NatsFault, Dur
             Kill | Stop => skewed(random, (0, 2_000)),
             Pause => skewed(random, (100, 4_000)),
             // What was stored within that time is lost: the longer, the more.
-            Forget => between(random, (50, FORGOTTEN_MAX.as_millis() as u64)),
+            Forget => between(random, (300, FORGOTTEN_MAX.as_millis() as u64)),
         };
         (fault, lasts)
     }

@@ -38,8 +38,6 @@ pub(crate) struct Watch {
 struct Growth {
     last: u64,
     at: Option<Instant>,
-    /// How many messages were seen to be there no more.
-    forgotten: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -69,11 +67,6 @@ impl Watch {
         grew.is_some_and(|at| at.elapsed() < MOMENTS)
     }
 
-    /// How many messages the stream had, and then had not.
-    pub(crate) fn forgotten(&self) -> u64 {
-        self.growth.borrow().forgotten
-    }
-
     /// The copy that holds the slot, or held it last.
     pub(crate) fn leader(&self) -> usize {
         self.leader.borrow().copy
@@ -93,7 +86,7 @@ async fn watch_growth(jetstream: jetstream::Context, growth: watch::Sender<Growt
                 if last > growth.last {
                     growth.at = Some(Instant::now());
                 }
-                growth.forgotten += growth.last.saturating_sub(last);
+                // A broker that forgets makes it less.
                 growth.last = last;
             });
         }
