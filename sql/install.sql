@@ -22,7 +22,7 @@ SELECT pg_advisory_xact_lock(hashtextextended('outbox', 0));
 DO $install$
 DECLARE
   version_found int;
-  version_known CONSTANT int := 2;
+  version_known CONSTANT int := 3;
 BEGIN
   IF to_regclass('outbox.schema_version') IS NOT NULL THEN
     EXECUTE 'SELECT max(version) FROM outbox.schema_version' INTO version_found;
@@ -30,6 +30,14 @@ BEGIN
       RAISE EXCEPTION 'schema "outbox" is at version %, this file installs version %',
           version_found, version_known
         USING HINT = 'Use the outjet that installed it, or a newer one.';
+    END IF;
+    IF version_found < 3 THEN
+      ALTER TABLE outbox.events ADD COLUMN deliver_at timestamptz, ADD COLUMN expires_at timestamptz;
+      -- With more parameters each would become a second function of its name.
+      DROP FUNCTION outbox.emit(text, text, text, jsonb, text, jsonb, uuid, text, bytea, text, text,
+        text, text);
+      DROP FUNCTION outbox.emit_wal(text, text, text, jsonb, text, jsonb, uuid, text, bytea, text,
+        text, text, text);
     END IF;
     RETURN;
   END IF;
@@ -77,6 +85,8 @@ BEGIN
       correlation_id text DEFAULT nullif(current_setting('outbox.correlation_id', true), ''),
       traceparent    text DEFAULT nullif(current_setting('outbox.traceparent', true), ''),
       dedup_key      text,
+      deliver_at     timestamptz,
+      expires_at     timestamptz,
       PRIMARY KEY (id, created_at)
     ) PARTITION BY RANGE (created_at)$create$,
     CASE WHEN current_setting('server_version_num')::int >= 180000
@@ -103,6 +113,10 @@ COMMENT ON COLUMN outbox.events.payload_raw IS
   'Instead of payload: bytes that are sent untouched.';
 COMMENT ON COLUMN outbox.events.topic IS
   'The subject; without it the subject comes from aggregatetype and type.';
+COMMENT ON COLUMN outbox.events.deliver_at IS
+  'Consumers get it then and not before, on the subject delayed.<subject>.';
+COMMENT ON COLUMN outbox.events.expires_at IS
+  'The stream drops it then.';
 
 -- Inserts one event and returns its id. Context that is not given comes from the settings
 -- outbox.tenant_id, outbox.correlation_id and outbox.traceparent.
@@ -122,14 +136,16 @@ CREATE OR REPLACE FUNCTION outbox.emit(
   content_type   text        DEFAULT NULL,
   tenant_id      text        DEFAULT NULL,
   correlation_id text        DEFAULT NULL,
-  traceparent    text        DEFAULT NULL
+  traceparent    text        DEFAULT NULL,
+  deliver_at     timestamptz DEFAULT NULL,
+  expires_at     timestamptz DEFAULT NULL
 ) RETURNS uuid LANGUAGE plpgsql VOLATILE AS $function$
 DECLARE
   event_id CONSTANT uuid := coalesce(emit.id, outbox.new_id());
 BEGIN
   INSERT INTO outbox.events (
     id, aggregatetype, aggregateid, type, payload, topic, headers, dedup_key,
-    payload_raw, content_type, tenant_id, correlation_id, traceparent
+    payload_raw, content_type, tenant_id, correlation_id, traceparent, deliver_at, expires_at
   ) VALUES (
     event_id, emit.aggregatetype, emit.aggregateid, emit.type, emit.payload, emit.topic,
     emit.headers, emit.dedup_key, emit.payload_raw, emit.content_type,
@@ -138,7 +154,8 @@ BEGIN
     coalesce(emit.correlation_id,
       nullif(pg_catalog.current_setting('outbox.correlation_id', true), '')),
     coalesce(emit.traceparent,
-      nullif(pg_catalog.current_setting('outbox.traceparent', true), ''))
+      nullif(pg_catalog.current_setting('outbox.traceparent', true), '')),
+    emit.deliver_at, emit.expires_at
   );
   RETURN event_id;
 END
@@ -159,7 +176,9 @@ CREATE OR REPLACE FUNCTION outbox.emit_wal(
   content_type   text        DEFAULT NULL,
   tenant_id      text        DEFAULT NULL,
   correlation_id text        DEFAULT NULL,
-  traceparent    text        DEFAULT NULL
+  traceparent    text        DEFAULT NULL,
+  deliver_at     timestamptz DEFAULT NULL,
+  expires_at     timestamptz DEFAULT NULL
 ) RETURNS uuid LANGUAGE plpgsql VOLATILE AS $function$
 DECLARE
   event_id CONSTANT uuid := coalesce(emit_wal.id, outbox.new_id());
@@ -172,6 +191,7 @@ BEGIN
     'headers', emit_wal.headers, 'dedup_key', emit_wal.dedup_key,
     'payload_raw', pg_catalog.encode(emit_wal.payload_raw, 'base64'),
     'content_type', emit_wal.content_type,
+    'deliver_at', emit_wal.deliver_at, 'expires_at', emit_wal.expires_at,
     'tenant_id', coalesce(emit_wal.tenant_id,
       nullif(pg_catalog.current_setting('outbox.tenant_id', true), '')),
     'correlation_id', coalesce(emit_wal.correlation_id,
@@ -438,6 +458,6 @@ CROSS JOIN LATERAL (
 ) wal
 WHERE s.slot_type = 'logical' AND s.database = current_database();
 
-INSERT INTO outbox.schema_version (version) VALUES (2) ON CONFLICT DO NOTHING;
+INSERT INTO outbox.schema_version (version) VALUES (3) ON CONFLICT DO NOTHING;
 SELECT outbox.ensure_partitions();
 COMMIT;

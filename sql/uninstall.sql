@@ -28,9 +28,9 @@ DROP FUNCTION IF EXISTS
   outbox.expire_partitions(interval, name),
   outbox.ensure_partitions(int),
   outbox.emit_wal(text, text, text, jsonb, text, jsonb, uuid, text, bytea,
-    text, text, text, text),
+    text, text, text, text, timestamptz, timestamptz),
   outbox.emit(text, text, text, jsonb, text, jsonb, uuid, text, bytea,
-    text, text, text, text),
+    text, text, text, text, timestamptz, timestamptz),
   outbox.new_id();
 DROP TABLE IF EXISTS outbox.processed_messages, outbox.events, outbox.schema_version;
 DROP SCHEMA IF EXISTS outbox;

@@ -7,7 +7,7 @@
 mod handover;
 mod message;
 mod rejection;
-mod sample;
+mod unsent;
 mod values;
 
 use std::collections::{BTreeMap, HashMap};
@@ -28,11 +28,11 @@ use crate::route::{Route, RouteError, Template, check_subject};
 pub use handover::Handover;
 use message::MessageTable;
 pub use rejection::{Reason, Rejection};
+pub use unsent::Unsent;
+use values::{flag, in_json, is_json, media_type, texts, unhex};
 
 /// The prefix of the messages by which outjet itself hands a row to whoever leads.
 pub const HANDOVER: &str = "outjet";
-pub use sample::sample;
-use values::{flag, in_json, is_json, media_type, texts, unhex};
 
 /// What events are made of.
 #[derive(Clone, Debug)]
@@ -290,7 +290,7 @@ impl Transaction {
 }
 
 /// RFC 3339 with microseconds, UTC.
-fn timestamp(time: PgTime) -> String {
+pub fn timestamp(time: PgTime) -> String {
     let nanos = i128::from(time.to_unix_micros()) * 1000;
     let time = OffsetDateTime::from_unix_timestamp_nanos(nanos).ok();
     time.and_then(|time| time.format(&Rfc3339).ok())
@@ -300,6 +300,8 @@ fn timestamp(time: PgTime) -> String {
 /// What fields are that do not stand in the row as they are sent.
 struct Made<'a> {
     created: Option<String>,
+    deliver_at: Option<String>,
+    expires_at: Option<String>,
     pii_fields: Option<Vec<String>>,
     extra: Vec<(&'a str, &'a str)>,
 }
@@ -317,17 +319,26 @@ struct RowReader<'a> {
 
 impl RowReader<'_> {
     fn step(&self, position: Position, committed: &str, reserved: &mut u64) -> Step {
-        match self.event(position, committed, reserved) {
-            Ok(event) => Step::Event(event),
-            Err(reason) => Step::Rejected(Box::new(Rejection {
+        let read = self.read(position, committed, reserved);
+        read.map_or_else(Step::Rejected, Step::Event)
+    }
+
+    fn read(
+        &self,
+        position: Position,
+        committed: &str,
+        reserved: &mut u64,
+    ) -> Result<Event, Box<Rejection>> {
+        self.event(position, committed, reserved).map_err(|reason| {
+            Box::new(Rejection {
                 position,
                 table: self.plan.table.clone(),
                 id: self.lossy_id(),
                 subject: self.subject().unwrap_or_default(),
                 payload: self.raw_payload(),
                 reason,
-            })),
-        }
+            })
+        })
     }
 
     fn event(
@@ -341,8 +352,12 @@ impl RowReader<'_> {
         }
         let id = self.text(Field::Id)?.ok_or(Reason::NoId)?;
         let (payload, type_oid) = self.payload()?;
+        let deliver_at = self.time(Field::DeliverAt)?;
+        let expires_at = self.time(Field::ExpiresAt)?;
         let made = Made {
             created: self.text(Field::CreatedAt)?.and_then(rfc3339),
+            deliver_at: deliver_at.as_ref().map(|(text, _)| text.clone()),
+            expires_at: expires_at.as_ref().map(|(text, _)| text.clone()),
             pii_fields: self.value(Field::PiiFields).map(texts).transpose()?,
             extra: self.extra()?,
         };
@@ -379,6 +394,10 @@ impl RowReader<'_> {
             headers,
             payload,
             table: self.plan.table.clone(),
+            deliver_at: deliver_at
+                .map(|(_, at)| at)
+                .filter(|at| is_after(*at, committed)),
+            expires_at: expires_at.map(|(_, at)| at),
             replayed: self.again.is_some(),
             rejected: None,
             followers: 0,
@@ -399,6 +418,8 @@ impl RowReader<'_> {
             aggregatetype: self.text(Field::AggregateType)?,
             aggregateid: self.text(Field::AggregateId)?,
             created: made.created.as_deref(),
+            deliver_at: made.deliver_at.as_deref(),
+            expires_at: made.expires_at.as_deref(),
             content_type: self.text(Field::ContentType)?.or(suggested),
             tenant: self.text(Field::TenantId)?,
             correlation: self.text(Field::CorrelationId)?,
@@ -424,6 +445,29 @@ impl RowReader<'_> {
     fn text(&self, field: Field) -> Result<Option<&str>, Reason> {
         let value = self.value(field);
         value.map(|value| utf8(value, field.key())).transpose()
+    }
+
+    /// As RFC 3339, and as such. Without a time zone it is one of UTC. `None` also for an end that
+    /// nobody will see.
+    fn time(&self, field: Field) -> Result<Option<(String, OffsetDateTime)>, Reason> {
+        const TIMESTAMP: u32 = 1114;
+        let Some(value) = self.value(field) else {
+            return Ok(None);
+        };
+        let mut text = utf8(value, field.key())?.to_owned();
+        if field == Field::ExpiresAt && text == "infinity" {
+            return Ok(None);
+        }
+        if value.type_oid == TIMESTAMP {
+            text.push_str("+00");
+        }
+        let text = rfc3339(&text).unwrap_or(text);
+        let time = OffsetDateTime::parse(&text, &Rfc3339).ok();
+        match time {
+            Some(time) if time.year() < YEARS_END => Ok(Some((text, time))),
+            Some(_) if field == Field::ExpiresAt => Ok(None),
+            Some(_) | None => Err(Reason::Time(field.key())),
+        }
     }
 
     fn json(&self, field: Field) -> Result<Option<Json<'_>>, Reason> {
@@ -526,6 +570,15 @@ impl RowReader<'_> {
         }
         Ok(())
     }
+}
+
+/// A server counts nanoseconds, in 63 bits: they end in 2262.
+const YEARS_END: i32 = 2200;
+
+/// `committed`: RFC 3339. By the commit and not by a clock, so that it is the same for a row that
+/// is sent again later.
+fn is_after(time: OffsetDateTime, committed: &str) -> bool {
+    OffsetDateTime::parse(committed, &Rfc3339).is_ok_and(|committed| time > committed)
 }
 
 /// Whether a value lies where it was read; a constant does not.

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use clap::{Args, ColorChoice, Parser, Subcommand};
 
+use crate::config;
+
 /// Carries a Postgres outbox to NATS JetStream, from the write-ahead log.
 #[derive(Debug, Parser)]
 #[command(
@@ -67,6 +69,7 @@ pub enum Command {
     /// Create what is missing: schema, publication, slot, stream
     Setup(Setup),
     /// Check every prerequisite; each failure comes with its fix
+    #[command(after_help = "Exit codes: 0 nothing is missing, 1 something is. It changes nothing.")]
     Check,
     /// Show the slot, the stream and how far publishing has come
     Status(Status),
@@ -74,6 +77,8 @@ pub enum Command {
     Inspect(Inspect),
     /// Write test events into the outbox
     Emit(Emit),
+    /// Follow what is committed, as it would be published, without touching the real slot
+    Tail(Tail),
     /// Compare the outbox tables with the stream; exit with 1 if they differ
     Verify(Verify),
     /// Come back from a lost or missing slot: publish what the stream lacks, from the tables
@@ -81,6 +86,9 @@ pub enum Command {
     /// Look after the events that could not be published
     #[command(subcommand)]
     DeadLetters(DeadLetters),
+    /// Look after the events that are not due yet
+    #[command(subcommand)]
+    Delayed(Delayed),
     /// Publish rows of the outbox once more
     Replay(Replay),
     /// Show the configuration
@@ -113,7 +121,14 @@ pub struct Run {
 
 /// `setup`.
 #[derive(Args, Debug)]
-#[command(after_help = "It can be run again at any time: what exists is left as it is.")]
+#[command(
+    after_help = "It can be run again at any time: what exists is left as it is.
+
+Examples:
+  outjet setup --dry-run
+  outjet setup
+  outjet setup --backfill   for a table that has rows before its first slot"
+)]
 pub struct Setup {
     /// Print the SQL and the stream's configuration; change nothing
     #[arg(long)]
@@ -137,7 +152,7 @@ pub struct Status {
     #[arg(long)]
     pub watch: bool,
     /// Time between looks
-    #[arg(long, value_name = "TIME", value_parser = interval)]
+    #[arg(long, value_name = "DURATION", value_parser = interval)]
     #[arg(requires = "watch", default_value = "1s")]
     pub interval: Duration,
 }
@@ -191,6 +206,29 @@ pub struct Emit {
     pub count: u64,
 }
 
+/// `tail`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+It begins with what is committed from now on, and ends with an interrupt or when nobody reads its
+output. Needs the right REPLICATION and a free replication slot; while it runs, Postgres keeps
+the WAL that it has not read.
+
+Examples:
+  outjet tail
+  outjet tail --subject 'events.order.>'
+  outjet tail --json --limit 10 | jq .payload")]
+pub struct Tail {
+    /// Print a line of JSON for each event, with headers and body
+    #[arg(long)]
+    pub json: bool,
+    /// Only events whose subject falls under this, with * and > as in NATS
+    #[arg(long, value_name = "FILTER")]
+    pub subject: Option<String>,
+    /// End after so many events
+    #[arg(long, value_name = "N", value_parser = at_least_one())]
+    pub limit: Option<u64>,
+}
+
 /// `config`.
 #[derive(Debug, Subcommand)]
 pub enum Config {
@@ -219,26 +257,34 @@ pub struct Drop {
 #[derive(Args, Debug)]
 #[command(after_help = "\
 It reads the whole stream, and wants SELECT on the tables and TEMPORARY on the database.
-Rows that were dropped from the tables cannot be compared.")]
+Rows that were dropped from the tables cannot be compared.
+Exit codes: 0 they agree, 1 they differ.
+
+Examples:
+  outjet verify
+  outjet verify --since '2026-11-21 12:00' --json")]
 pub struct Verify {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-    /// Compare rows that were created at this time or later [default: what the stream reaches back]
+    /// Compare rows created then or later; UTC unless it says otherwise [default: what the stream
+    /// reaches back]
     #[arg(long, value_name = "TIME")]
     pub since: Option<String>,
     /// Give outjet this long to publish what was committed just now
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
-    pub wait: u64,
+    #[arg(long, value_name = "DURATION", value_parser = config::duration, default_value = "10s")]
+    pub wait: Duration,
 }
 
 /// `recover`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Rows that are no more in the tables cannot be published. It can be interrupted at any time,
-and finishes when it is run again.")]
+It makes a new slot; copies that had halted then go on by themselves. Rows that are no more in the
+tables cannot be published. It can be interrupted at any time, and finishes when it is run again.
+It wants SELECT on the tables and TEMPORARY on the database.")]
 pub struct Recover {
-    /// Rows that were created before this time were published [default: what the stream tells]
+    /// Rows created before then were published; UTC unless it says otherwise [default: what the
+    /// stream tells]
     #[arg(long, value_name = "TIME")]
     pub since: Option<String>,
 }
@@ -293,6 +339,37 @@ pub struct NamedDeadLetters {
     /// All of them
     #[arg(long, conflicts_with = "sequences")]
     pub all: bool,
+}
+
+/// `delayed`.
+#[derive(Debug, Subcommand)]
+pub enum Delayed {
+    /// List them, in the order of their commits
+    List(ListDelayed),
+    /// Remove them for good: they do not appear any more
+    Cancel(CancelDelayed),
+}
+
+/// `delayed list`.
+#[derive(Args, Debug)]
+pub struct ListDelayed {
+    /// Print a line of JSON for each
+    #[arg(long)]
+    pub json: bool,
+    /// The first sequence number that is listed
+    #[arg(long, value_name = "SEQ", default_value_t = 1)]
+    pub from: u64,
+    /// The most that are listed
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub limit: u64,
+}
+
+/// `delayed cancel`.
+#[derive(Args, Debug)]
+pub struct CancelDelayed {
+    /// Their ids, as `list` shows them
+    #[arg(value_name = "ID", required = true)]
+    pub ids: Vec<String>,
 }
 
 /// `replay`.
@@ -372,19 +449,11 @@ fn rate(text: &str) -> Result<u32, String> {
     number.ok_or_else(|| "write a number of events a second, as in 500/s".to_owned())
 }
 
-/// `500ms`, `2s` or `1m`; each look connects anew, so not too often.
+/// Each look connects anew, so not too often.
 fn interval(text: &str) -> Result<Duration, String> {
-    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_lowercase());
-    let unit = match &text[digits.len()..] {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        _ => 0,
-    };
-    let parsed = digits.parse::<u32>().ok();
-    match parsed.map(|number| Duration::from_millis(u64::from(number) * unit)) {
-        Some(interval) if interval >= Duration::from_millis(100) => Ok(interval),
-        _ => Err("write a number and a unit: 500ms, 2s or 1m; at least 100ms".to_owned()),
+    match config::duration(text)? {
+        interval if interval >= Duration::from_millis(100) => Ok(interval),
+        _ => Err("at least 100ms".to_owned()),
     }
 }
 

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use time::OffsetDateTime;
 
 /// One event, ready to be sent. Cheap to keep until it is settled: the body is shared with the
 /// buffer that it was read into.
@@ -23,6 +24,10 @@ pub struct Event {
     pub payload: Bytes,
     /// `schema.table` of the row, or the prefix of a message.
     pub table: Arc<str>,
+    /// Consumers are to get it then and not before: it was committed earlier than that.
+    pub deliver_at: Option<OffsetDateTime>,
+    /// It is of no use from then on.
+    pub expires_at: Option<OffsetDateTime>,
     /// It was published before and goes out again, on purpose.
     pub replayed: bool,
     /// Why it cannot be published: it belongs to the dead letters. The other fields then hold what

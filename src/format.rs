@@ -41,6 +41,10 @@ pub struct Fields<'a> {
     pub aggregateid: Option<&'a str>,
     /// RFC 3339.
     pub created: Option<&'a str>,
+    /// RFC 3339: when consumers are to get it.
+    pub deliver_at: Option<&'a str>,
+    /// RFC 3339: from when on it is of no use.
+    pub expires_at: Option<&'a str>,
     /// RFC 3339: when it was committed.
     pub committed: &'a str,
     /// The media type of the body.
@@ -128,6 +132,8 @@ impl Format {
         }
         let plain = [
             ("Outjet-Dedup-Key", fields.dedup_key),
+            ("Outjet-Deliver-At", fields.deliver_at),
+            ("Outjet-Expires-At", fields.expires_at),
             ("traceparent", fields.traceparent),
             ("tracestate", fields.tracestate),
             ("baggage", fields.baggage),
@@ -180,6 +186,8 @@ fn attributes(fields: &Fields<'_>, mut put: impl FnMut(&'static str, &[&str])) {
     attribute("ce-subject", fields.aggregateid);
     attribute("ce-time", fields.created);
     attribute("ce-recordedtime", Some(fields.committed));
+    // CloudEvents, extension "Expiry Time".
+    attribute("ce-expirytime", fields.expires_at);
     attribute("ce-datacontenttype", fields.content_type);
     attribute("ce-correlationid", fields.correlation);
     attribute("ce-tenantid", fields.tenant);

@@ -49,6 +49,10 @@ pub enum Field {
     Baggage,
     /// When the event occurred.
     CreatedAt,
+    /// When consumers are to get it, and not before.
+    DeliverAt,
+    /// From when on it is of no use.
+    ExpiresAt,
     /// A business key by which consumers may drop repeats.
     DedupKey,
     /// The version of the payload's schema.
@@ -69,7 +73,7 @@ pub enum Field {
 
 impl Field {
     /// Every field, with the key it has in the configuration and in templates.
-    pub const ALL: [(Self, &'static str); 23] = [
+    pub const ALL: [(Self, &'static str); 25] = [
         (Self::Id, "id"),
         (Self::Topic, "topic"),
         (Self::AggregateType, "aggregatetype"),
@@ -85,6 +89,8 @@ impl Field {
         (Self::Tracestate, "tracestate"),
         (Self::Baggage, "baggage"),
         (Self::CreatedAt, "created_at"),
+        (Self::DeliverAt, "deliver_at"),
+        (Self::ExpiresAt, "expires_at"),
         (Self::DedupKey, "dedup_key"),
         (Self::SchemaVersion, "schema_version"),
         (Self::TraceId, "trace_id"),
@@ -171,6 +177,17 @@ impl Mapping {
         self.fields.retain(|(known, _)| *known != field);
         self.dispensable.retain(|known| *known != field);
         self.fields.push((field, origin));
+    }
+
+    /// The mapping of a table that is known to have some columns and lack others: what need not
+    /// exist does, or is left out.
+    #[must_use]
+    pub fn of_columns(mut self, has: impl Fn(&str) -> bool) -> Self {
+        let dispensable = std::mem::take(&mut self.dispensable);
+        self.fields.retain(|(field, origin)| {
+            !dispensable.contains(field) || origin.column().is_none_or(&has)
+        });
+        self
     }
 
     /// The schema.

@@ -39,6 +39,8 @@ pub struct Metrics {
     pub events_known: Counter,
     /// Events that cannot be published.
     pub events_dead_lettered: Counter,
+    /// Events that the server keeps until they are due.
+    pub events_delayed: Counter,
     /// Bytes of their bodies.
     pub decoded_bytes: Counter,
     /// Events with the sink.
@@ -85,7 +87,7 @@ pub struct SlotMetrics {
     /// For how long something has waited to be confirmed.
     pub lag: Family<SlotLabel, Number>,
     /// Confirmed, and kept for transactions that are still open.
-    pub held_wal_bytes: Family<SlotLabel, Gauge>,
+    pub pinned_wal_bytes: Family<SlotLabel, Gauge>,
     /// Since when nobody streams from it; absent while somebody does, and before 17.
     pub inactive_since: Family<SlotLabel, Number>,
     /// Why it was invalidated, one of a fixed set.
@@ -155,6 +157,7 @@ impl Default for Metrics {
             events_published: Counter::default(),
             events_known: Counter::default(),
             events_dead_lettered: Counter::default(),
+            events_delayed: Counter::default(),
             decoded_bytes: Counter::default(),
             events_in_flight: Gauge::default(),
             in_flight_bytes: Gauge::default(),
@@ -223,6 +226,8 @@ impl Metrics {
         add(to, "events_known", help, &self.events_known);
         let help = "Events stored among the dead letters";
         add(to, "events_dead_lettered", help, &self.events_dead_lettered);
+        let help = "Events that the server keeps until they are due";
+        add(to, "events_delayed", help, &self.events_delayed);
         add(
             to,
             "decoded_bytes",
@@ -285,7 +290,7 @@ impl SlotMetrics {
         let help = "For how long something has waited to be confirmed, as this copy has seen it";
         add(to, "slot_lag_seconds", help, &self.lag);
         let help = "WAL that is confirmed and kept for transactions that are still open";
-        add(to, "slot_held_wal_bytes", help, &self.held_wal_bytes);
+        add(to, "slot_pinned_wal_bytes", help, &self.pinned_wal_bytes);
         let help = "Since when nobody streams from the slot; Postgres 17 and newer";
         add(
             to,

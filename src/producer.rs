@@ -24,6 +24,8 @@
 //! }
 //! ```
 
+use std::time::SystemTime;
+
 use serde::Serialize;
 use serde_json::{Map, Value};
 use tokio_postgres::types::{ToSql, Type};
@@ -45,6 +47,8 @@ pub struct Event {
     correlation_id: Option<String>,
     traceparent: Option<String>,
     dedup_key: Option<String>,
+    deliver_at: Option<SystemTime>,
+    expires_at: Option<SystemTime>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -76,6 +80,8 @@ impl Event {
             correlation_id: None,
             traceparent: None,
             dedup_key: None,
+            deliver_at: None,
+            expires_at: None,
         }
     }
 
@@ -154,6 +160,20 @@ impl Event {
         Self { dedup_key, ..self }
     }
 
+    /// Consumers get it then and not before, on the subject `delayed.<subject>`.
+    #[must_use]
+    pub fn deliver_at(self, time: SystemTime) -> Self {
+        let deliver_at = Some(time);
+        Self { deliver_at, ..self }
+    }
+
+    /// The stream drops it then.
+    #[must_use]
+    pub fn expires_at(self, time: SystemTime) -> Self {
+        let expires_at = Some(time);
+        Self { expires_at, ..self }
+    }
+
     /// Inserts it into `outbox.events`: `client` is the transaction that does the work. Asks for no
     /// right but INSERT.
     pub async fn insert(&self, client: &impl GenericClient) -> Result<(), Error> {
@@ -218,6 +238,14 @@ impl Event {
         let given = texts
             .into_iter()
             .filter_map(|(column, text)| Some(Cell::new(column, text.as_ref()?, Type::TEXT)));
+        row.extend(given);
+        let times = [
+            ("deliver_at", &self.deliver_at),
+            ("expires_at", &self.expires_at),
+        ];
+        let given = times.into_iter().filter_map(|(column, time)| {
+            Some(Cell::new(column, time.as_ref()?, Type::TIMESTAMPTZ))
+        });
         row.extend(given);
         row
     }

@@ -104,7 +104,13 @@ type Object<'a> = BTreeMap<String, &'a RawValue>;
 impl MessageTable {
     pub(super) fn new(prefix: &str, options: &Options) -> Result<Self, MappingError> {
         let mut mapping = Preset::Native.mapping("", prefix);
-        for field in [Field::Tracestate, Field::Baggage] {
+        let others = [
+            Field::DeliverAt,
+            Field::ExpiresAt,
+            Field::Tracestate,
+            Field::Baggage,
+        ];
+        for field in others {
             mapping.set(field, Origin::Column(field.key().to_owned()));
         }
         let fields = Field::ALL.into_iter();
@@ -187,7 +193,7 @@ fn type_oid(field: Field) -> u32 {
     match field {
         Field::Payload | Field::Headers => JSON,
         Field::PayloadRaw => BYTEA,
-        Field::CreatedAt => TIMESTAMPTZ,
+        Field::CreatedAt | Field::DeliverAt | Field::ExpiresAt => TIMESTAMPTZ,
         _ => TEXT,
     }
 }
@@ -212,13 +218,15 @@ fn value<'a>(name: &str, raw: &'a RawValue) -> Result<Option<Cow<'a, [u8]>>, Str
     let text = text.map_err(|_| format!("its {name} is not a text"))?;
     let text = match field {
         Some(Field::PayloadRaw) => hex(&text).ok_or("its payload_raw is not in base64")?,
-        Some(Field::CreatedAt) => {
+        Some(Field::DeliverAt | Field::ExpiresAt) if text.ends_with("infinity") => text,
+        Some(Field::CreatedAt | Field::DeliverAt | Field::ExpiresAt) => {
             let time = OffsetDateTime::parse(&text, &Rfc3339).ok();
             let time = time.and_then(|time| time.checked_to_offset(UtcOffset::UTC));
             // Postgres counts microseconds.
             let time = time.and_then(|time| time.replace_microsecond(time.microsecond()).ok());
             let time = time.and_then(|time| time.format(&Rfc3339).ok());
-            timestamptz(&time.ok_or("its created_at is not a time as in RFC 3339")?)
+            let time = time.ok_or_else(|| format!("its {name} is not a time as in RFC 3339"))?;
+            timestamptz(&time)
         }
         _ => text,
     };

@@ -41,6 +41,8 @@ impl Rejection {
             headers: Headers::default(),
             payload: self.payload,
             table: self.table,
+            deliver_at: None,
+            expires_at: None,
             replayed: false,
             rejected: Some(Box::new(rejected)),
             followers: 0,
@@ -82,6 +84,9 @@ pub enum Reason {
     /// A list of another shape.
     #[error("{0} is not a list of texts")]
     List(&'static str),
+    /// A time that is none, or that no server keeps an event until.
+    #[error("{0} is not a time before the year 2200")]
+    Time(&'static str),
     /// No server takes this subject.
     #[error("its subject cannot be published to, {why}: {subject:?}")]
     Subject {
@@ -105,6 +110,7 @@ impl Reason {
             Self::Inside(_) => "inside_column",
             Self::Payload => "payload",
             Self::List(_) => "list",
+            Self::Time(_) => "time",
             Self::Subject { .. } => "subject",
         }
     }

@@ -12,6 +12,7 @@ use crate::pg::catalog::Facts;
 use crate::pg::control::Control;
 use crate::pg::params::Params;
 use crate::pg::replication::Session;
+use crate::pg::{self, DIRECT};
 use crate::preflight::{self, Check, Options, Verdict};
 use crate::route;
 use crate::sink::jetstream;
@@ -37,11 +38,16 @@ pub async fn check_all(config: &Config, params: &Params, out: Out<'_>) -> Result
 
 /// Whether a replication session can be opened: pg_hba and poolers may refuse just that.
 async fn replication(params: &Params) -> Check {
-    let verdict = match Session::connect(params, &[]).await {
-        Ok(session) => {
-            session.close().await;
-            Verdict::Pass("a replication connection is let in".to_owned())
-        }
+    let pooled: Result<bool, pg::Error> = async {
+        let mut session = Session::connect(params, &[]).await?;
+        let pooled = session.pooled().await?;
+        session.close().await;
+        Ok(pooled)
+    }
+    .await;
+    let verdict = match pooled {
+        Ok(false) => Verdict::Pass("a replication connection is let in".to_owned()),
+        Ok(true) => Verdict::Warn(pooler(params)),
         Err(error) => Verdict::Fail(error.failure(params)),
     };
     Check {
@@ -49,6 +55,16 @@ async fn replication(params: &Params) -> Check {
         name: "replication",
         verdict,
     }
+}
+
+/// One that passes replication on, as PgBouncer does from 1.23 on. It can work.
+fn pooler(params: &Params) -> Problem {
+    Problem::new(
+        format!("a connection pooler answers at {params}"),
+        "the process that its login names is not the one that serves us; what is slow or restarted \
+         there cuts outjet off, and may keep the slot from a copy that takes over",
+        DIRECT,
+    )
 }
 
 /// The stream of the dead letters.
@@ -66,6 +82,43 @@ async fn dead_letters(options: &jetstream::Options) -> Check {
     Check {
         group: "stream",
         name: "dead letters",
+        verdict,
+    }
+}
+
+/// The stream of what is delayed. Whoever delays nothing needs none.
+async fn delayed(options: &jetstream::Options) -> Check {
+    let mut delayed = options.of_delayed();
+    let creates = std::mem::take(&mut delayed.stream.create);
+    let name = &delayed.stream.name;
+    let verdict = match jetstream::inspect(&delayed).await {
+        Ok(found) => Verdict::Pass(found.summary()),
+        Err(jetstream::Error::StreamMissing(_)) if creates => {
+            Verdict::Pass(format!("stream {name} is missing; setup and run create it"))
+        }
+        Err(error) => Verdict::Warn(error.failure(&delayed).problem),
+    };
+    Check {
+        group: "stream",
+        name: "delayed events",
+        verdict,
+    }
+}
+
+/// Whether the stream drops what has come to its end.
+fn expiring(found: &jetstream::Inspection) -> Check {
+    let name = &found.name;
+    let verdict = match found.expires {
+        true => Verdict::Pass("dropped at expires_at".to_owned()),
+        false => Verdict::Warn(Problem::new(
+            format!("stream {name} keeps events beyond their expires_at"),
+            "it was made without allow_msg_ttl, or the server is older than 2.11",
+            format!("`nats stream edit {name} --allow-msg-ttl`, if rows have an expires_at"),
+        )),
+    };
+    Check {
+        group: "stream",
+        name: "expiring events",
         verdict,
     }
 }
@@ -110,6 +163,10 @@ async fn nats(config: &Config, source: Option<Source>) -> Result<Vec<Check>, Fai
             if all.dead_letters.is_some() {
                 checks.push(dead_letters(&all).await);
             }
+            if all.delayed.is_some() {
+                checks.push(delayed(&all).await);
+            }
+            checks.push(expiring(&found));
             checks
         }
         Err(jetstream::Error::StreamMissing(_)) if creates => {

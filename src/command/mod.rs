@@ -5,6 +5,7 @@ mod append;
 pub mod check;
 pub mod config;
 mod dead_letters;
+mod delayed;
 pub mod drop;
 pub mod emit;
 mod handover;
@@ -12,11 +13,13 @@ mod inspect;
 mod recover;
 mod replay;
 mod retry;
+mod rows;
 mod run;
 pub mod setup;
 pub mod shell;
 pub mod status;
 mod stored;
+mod tail;
 mod verify;
 
 use std::collections::BTreeMap;
@@ -29,6 +32,7 @@ use crate::config::Config;
 use crate::error::{Exit, Failure, Problem};
 use crate::pg::control::Control;
 use crate::pg::params::Params;
+use crate::shutdown::Signals;
 
 /// Does what was typed. `false`: a check failed.
 pub fn dispatch(
@@ -48,9 +52,11 @@ pub fn dispatch(
         | Command::Status(_)
         | Command::Inspect(_)
         | Command::Emit(_)
+        | Command::Tail(_)
         | Command::Verify(_)
         | Command::Recover(_)
         | Command::DeadLetters(_)
+        | Command::Delayed(_)
         | Command::Replay(_)
         | Command::Drop(_) => connected(cli, environment, out),
     }
@@ -87,6 +93,7 @@ fn connected(
                 let params = config.params(environment)?;
                 retry::retry(typed, &config, &params, out).await
             }
+            Command::Delayed(typed) => delayed::delayed(typed, &config, out).await,
             Command::DeadLetters(typed) => dead_letters::dead_letters(typed, &config, out).await,
             Command::Run(typed) => run::run(typed, &config, environment, color).await,
             command => one_shot(command, &config, &config.params(environment)?, out).await,
@@ -120,6 +127,7 @@ async fn one_shot(
             .await
             .map(|()| true),
         Command::Emit(typed) => emit::emit_all(typed, params, out).await.map(|()| true),
+        Command::Tail(typed) => tail::tail(typed, config, params).await.map(|()| true),
         Command::Verify(typed) => verify::verify(typed, config, params, out).await,
         Command::Recover(typed) => Box::pin(recover::recover(
             typed.since.as_deref(),
@@ -137,6 +145,7 @@ async fn one_shot(
             .map(|()| true),
         Command::Run(_)
         | Command::DeadLetters(_)
+        | Command::Delayed(_)
         | Command::Config(_)
         | Command::Completions(_)
         | Command::Man => {
@@ -150,6 +159,18 @@ async fn connect(params: &Params) -> Result<Control, Failure> {
     Control::connect(params)
         .await
         .map_err(|error| error.failure(params))
+}
+
+/// For a command that a signal ends in good order.
+fn signals() -> Result<Signals, Failure> {
+    Signals::take().map_err(|error| {
+        let problem = Problem::new(
+            "signals cannot be waited for",
+            error.to_string(),
+            "please report this with the name of the operating system",
+        );
+        Failure::halt(Exit::Bug, problem)
+    })
 }
 
 fn colored(choice: ColorChoice, environment: &BTreeMap<String, String>) -> bool {

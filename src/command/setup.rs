@@ -45,11 +45,22 @@ pub async fn setup_all(
     control.close().await;
     done?;
     let options = config.sink_options();
+    set_up_streams(&options, dry_run, out).await
+}
+
+async fn set_up_streams(
+    options: &jetstream::Options,
+    dry_run: bool,
+    out: Out<'_>,
+) -> Result<(), Failure> {
     set_up_stream(&options.of_stream(), dry_run, out).await?;
-    match options.dead_letters {
-        Some(_) => set_up_stream(&options.of_dead_letters(), dry_run, out).await,
-        None => Ok(()),
+    if options.dead_letters.is_some() {
+        set_up_stream(&options.of_dead_letters(), dry_run, out).await?;
     }
+    if options.delayed.is_some() {
+        set_up_stream(&options.of_delayed(), dry_run, out).await?;
+    }
+    Ok(())
 }
 
 async fn set_up_stream(
@@ -63,8 +74,13 @@ async fn set_up_stream(
         let json = serde_json::to_string_pretty(&stream).unwrap_or_default();
         return writeln!(out, "-- stream {name}, unless it exists\n{json}").map_err(unwritten);
     }
-    let found = jetstream::inspect(options).await;
-    let found = found.map_err(|error| error.failure(options))?;
+    let found = match jetstream::inspect(options).await {
+        // Whoever delays nothing needs none; `outjet check` says it, too.
+        Err(error @ jetstream::Error::NoSchedules { .. }) => {
+            return writeln!(out, "skipped  stream {name}: {error}").map_err(unwritten);
+        }
+        found => found.map_err(|error| error.failure(options))?,
+    };
     let done = if found.created { "created" } else { "exists " };
     writeln!(out, "{done}  stream {name}").map_err(unwritten)
 }
@@ -80,10 +96,7 @@ pub async fn backfill_all(config: &Config, params: &Params, out: Out<'_>) -> Res
     control.close().await;
     done?;
     let options = config.sink_options();
-    set_up_stream(&options.of_stream(), false, out).await?;
-    if options.dead_letters.is_some() {
-        set_up_stream(&options.of_dead_letters(), false, out).await?;
-    }
+    set_up_streams(&options, false, out).await?;
     Box::pin(super::recover::recover(None, config, params, out)).await
 }
 

@@ -60,11 +60,11 @@ pub struct SlotStatus {
     /// WAL that the slot makes the server keep.
     pub retained_wal_bytes: Option<u64>,
     /// WAL that may still be written before the slot may be lost; null without a limit.
-    pub safe_wal_size_bytes: Option<i64>,
+    pub safe_wal_bytes: Option<i64>,
     /// Standbys keep it in step (Postgres 17 and newer).
     pub failover: bool,
     /// WAL that is confirmed and kept all the same, for transactions that are still open.
-    pub held_wal_bytes: Option<u64>,
+    pub pinned_wal_bytes: Option<u64>,
     /// Since when nobody streams from it (Postgres 17 and newer).
     pub inactive_since: Option<String>,
     /// Transactions that the server wrote to disk to decode them.
@@ -286,11 +286,14 @@ impl Status {
         writeln!(out, "confirmed     {confirmed} of {}", self.current_lsn)?;
         writeln!(out, "lag           {}", size(slot.lag_bytes))?;
         writeln!(out, "retained WAL  {}", size(slot.retained_wal_bytes))?;
-        if let Some(held) = slot.held_wal_bytes.filter(|held| *held >= HELD_BYTES_MIN) {
-            let held = size(Some(held));
+        if let Some(pinned) = slot
+            .pinned_wal_bytes
+            .filter(|pinned| *pinned >= PINNED_BYTES_MIN)
+        {
+            let pinned = size(Some(pinned));
             writeln!(
                 out,
-                "              {held} of it for transactions that are still open"
+                "              {pinned} of it for transactions that are still open"
             )?;
         }
         if slot.spill_bytes > 0 {
@@ -301,7 +304,7 @@ impl Status {
                  logical_decoding_work_mem"
             )?;
         }
-        match slot.safe_wal_size_bytes {
+        match slot.safe_wal_bytes {
             Some(left) => {
                 let left = size(u64::try_from(left).ok().or(Some(0)));
                 writeln!(out, "may grow by   {left}, then the slot may be lost")
@@ -326,9 +329,9 @@ impl SlotStatus {
             restart_lsn: slot.restart.map(|lsn| lsn.to_string()),
             lag_bytes: slot.lag_bytes(server.current),
             retained_wal_bytes: slot.retained_wal_bytes(server.current),
-            safe_wal_size_bytes: slot.safe_wal_size,
+            safe_wal_bytes: slot.safe_wal_size,
             failover: slot.failover,
-            held_wal_bytes: slot.held_wal_bytes(),
+            pinned_wal_bytes: slot.pinned_wal_bytes(),
             inactive_since: slot
                 .inactive_since
                 .and_then(|at| OffsetDateTime::from(at).format(&Rfc3339).ok()),
@@ -350,7 +353,7 @@ impl SlotStatus {
 }
 
 /// As much is kept without any open transaction until the server has looked (15 s): one segment.
-const HELD_BYTES_MIN: u64 = 16 * 1024 * 1024;
+const PINNED_BYTES_MIN: u64 = 16 * 1024 * 1024;
 
 /// Three digits and a unit.
 fn size(bytes: Option<u64>) -> String {

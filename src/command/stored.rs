@@ -1,7 +1,8 @@
-//! What stands in the stream and among the dead letters, put into a temporary table beside the
-//! outbox tables, so that Postgres compares them, whatever their size. Reading takes time with the
-//! length of the stream, some ten thousand messages a second; memory is constant here, and the
-//! table (a few dozen bytes a message) is Postgres's, which writes it to disk if it is large.
+//! What stands in the stream, among the dead letters and among what is delayed, put into a temporary
+//! table beside the outbox tables, so that Postgres compares them, whatever their size. Reading
+//! takes time with the length of the stream, some ten thousand messages a second; memory is
+//! constant here, and the table (a few dozen bytes a message) is Postgres's, which writes it to
+//! disk if it is large.
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -10,9 +11,9 @@ use tokio_postgres::Client;
 use crate::error::{Exit, Failure, Problem};
 use crate::event::Position;
 use crate::guard::{Entry, Mark, Source};
-use crate::pg::catalog::{Error, Facts, TableName};
+use crate::mapping::{Field, Mapping};
+use crate::pg::catalog::{Error, Facts, Table, TableName};
 use crate::pg::ddl;
-use crate::preflight::{Options, TableRequirement};
 use crate::sink::jetstream::{self, Ledger, Line, Past};
 
 /// Messages in one insert.
@@ -43,7 +44,7 @@ pub(super) struct Misplaced {
     pub(super) id: String,
 }
 
-/// Reads both streams into `pg_temp.outjet_stored`, in the open transaction.
+/// Reads the streams into `pg_temp.outjet_stored`, in the open transaction.
 pub(super) async fn load(
     client: &Client,
     options: &jetstream::Options,
@@ -54,15 +55,12 @@ pub(super) async fn load(
     execute(client, "make a temporary table", create).await?;
     let mut tally = Tally::default();
     copy(client, options, ours, (false, &mut tally)).await?;
-    if options.dead_letters.is_some() {
-        let mut letters = Tally::default();
-        copy(
-            client,
-            &options.of_dead_letters(),
-            ours,
-            (true, &mut letters),
-        )
-        .await?;
+    let letters = options.dead_letters.as_ref();
+    let letters = letters.map(|_| options.of_dead_letters());
+    let delayed = options.delayed.as_ref().map(|_| options.of_delayed());
+    for beside in letters.iter().chain(&delayed) {
+        let mut uncounted = Tally::default();
+        copy(client, beside, ours, (true, &mut uncounted)).await?;
     }
     let index = "CREATE INDEX ON pg_temp.outjet_stored (id); ANALYZE pg_temp.outjet_stored";
     execute(client, "index a temporary table", index).await?;
@@ -73,11 +71,13 @@ async fn copy(
     client: &Client,
     options: &jetstream::Options,
     ours: &Source,
-    (dead, tally): (bool, &mut Tally),
+    (beside, tally): (bool, &mut Tally),
 ) -> Result<(), Failure> {
     let mut ledger = match Ledger::open(options).await {
         Ok(ledger) => ledger,
-        Err(jetstream::Error::StreamMissing(_)) => return Ok(()),
+        Err(jetstream::Error::StreamMissing(_) | jetstream::Error::NoSchedules { .. }) => {
+            return Ok(());
+        }
         Err(error) => return Err(error.failure(options)),
     };
     match ledger.past {
@@ -97,8 +97,9 @@ async fn copy(
         {
             ids.push(mark.id);
             sequences.push(i64::try_from(sequence).unwrap_or(i64::MAX));
-            // A letter may be published later, and a replay is meant to be the second.
-            again.push(dead || replay);
+            // A letter may be published later, what is delayed has a mark besides, and a replay is
+            // meant to be the second.
+            again.push(beside || replay);
         }
         if ids.len() == BATCH_MAX || ended {
             let insert = "INSERT INTO pg_temp.outjet_stored \
@@ -147,42 +148,57 @@ impl Tally {
 }
 
 /// An outbox table, as it is compared.
-pub(super) struct Outbox<'a> {
-    pub(super) name: &'a TableName,
+pub(super) struct Outbox {
+    pub(super) mapping: Mapping,
+    pub(super) name: TableName,
     id: String,
     created: Option<String>,
+    expires: Option<String>,
     /// A column that numbers the rows.
     numbered: Option<String>,
     /// A column by which a poller has marked rows that it published.
     published: Option<String>,
 }
 
-impl<'a> Outbox<'a> {
+impl Outbox {
     /// The configured tables; those that do not exist were refused before.
-    pub(super) fn all(options: &'a Options, facts: &Facts) -> Vec<Self> {
-        let tables = options.tables.iter().zip(&facts.tables);
-        let tables = tables.filter_map(|(table, found)| {
-            let column =
-                |field: &str| named(table, field).map(|name| format!("t.{}", ddl::quote(name)));
-            let has = |name: &str| {
-                let mut columns = found.iter().flat_map(|found| &found.columns);
-                let has = columns.any(|column| column.name == name);
-                has.then(|| format!("t.{}", ddl::quote(name)))
-            };
-            Some(Self {
-                name: &table.name,
-                id: column("id")?,
-                created: column("created_at"),
-                numbered: has(NUMBERED),
-                published: has(PUBLISHED),
-            })
-        });
-        tables.collect()
+    pub(super) fn all(tables: &[Mapping], facts: &Facts) -> Result<Vec<Self>, Failure> {
+        let tables = tables.iter().zip(&facts.tables);
+        tables
+            .map(|(table, found)| Self::new(table, found.as_ref()))
+            .collect()
+    }
+
+    fn new(mapping: &Mapping, found: Option<&Table>) -> Result<Self, Failure> {
+        let columns = found.map_or(&[][..], |found| &found.columns);
+        let has = |wanted: &str| columns.iter().any(|column| column.name == wanted);
+        let there = mapping.clone().of_columns(has);
+        let quoted = |name: &str| format!("t.{}", ddl::quote(name));
+        let name = TableName::new(mapping.schema(), mapping.table());
+        let Some(id) = there.column_of(Field::Id).map(quoted) else {
+            return Err(Failure::halt(
+                Exit::CheckFailed,
+                Problem::new(
+                    format!("the rows of {name} cannot be compared with the stream"),
+                    "their id is taken from inside a column",
+                    "give the table a column for it, a generated one for instance, and map it",
+                ),
+            ));
+        };
+        Ok(Self {
+            mapping: mapping.clone(),
+            name,
+            id,
+            created: there.column_of(Field::CreatedAt).map(quoted),
+            expires: there.column_of(Field::ExpiresAt).map(quoted),
+            numbered: has(NUMBERED).then(|| quoted(NUMBERED)),
+            published: has(PUBLISHED).then(|| quoted(PUBLISHED)),
+        })
     }
 
     /// `schema.table t`.
     pub(super) fn from(&self) -> String {
-        format!("{} t", ddl::quote_table(self.name))
+        format!("{} t", ddl::quote_table(&self.name))
     }
 
     /// The message id of a row, as `assemble` makes it.
@@ -195,12 +211,17 @@ impl<'a> Outbox<'a> {
         )
     }
 
-    /// The rows that are compared.
+    /// The rows that are compared: not those that the stream has dropped in their time.
     pub(super) fn compared(&self, since: Option<&str>) -> String {
         let mut compared = format!("{} IS NOT NULL", self.id);
         if let (Some(created), Some(since)) = (&self.created, since) {
             let since = postgres_protocol::escape::escape_literal(since);
             compared.push_str(&format!(" AND {created} >= {since}"));
+        }
+        if let Some(expires) = &self.expires {
+            // Until the stream has been read, a little time passes.
+            let soon = "clock_timestamp() + interval '1 minute'";
+            compared.push_str(&format!(" AND coalesce({expires} > {soon}, true)"));
         }
         compared
     }
@@ -240,12 +261,6 @@ const NUMBERED: &str = "seq";
 
 /// What pollers call theirs.
 const PUBLISHED: &str = "published_at";
-
-fn named<'a>(table: &'a TableRequirement, field: &str) -> Option<&'a str> {
-    let mut columns = table.columns.iter();
-    let column = columns.find(|column| column.field == field)?;
-    Some(&column.column)
-}
 
 /// What of the tables cannot be compared, because the stream does not hold it any more: what
 /// `--since` says, or what the stream tells of itself.

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{Column, Config, Format, Ingress, Manage, OnReject, Storage, Table, Transactions};
+use super::{
+    Column, Config, Delayed, Format, Ingress, Manage, OnReject, Storage, Table, Transactions,
+};
 use crate::assemble;
 use crate::error::{Exit, Failure, Problem};
 use crate::format;
@@ -41,14 +43,20 @@ impl Config {
 
     /// What must be there in Postgres.
     pub fn preflight_options(&self) -> preflight::Options {
-        let tables = self.mappings().into_iter().map(|mapping| TableRequirement {
-            name: TableName::new(mapping.schema(), mapping.table()),
-            columns: RequiredColumn::of(&mapping),
+        let tables = self.tables.iter().map(|table| {
+            let mapping = mapping(table);
+            TableRequirement {
+                name: TableName::new(mapping.schema(), mapping.table()),
+                columns: RequiredColumn::of(&mapping),
+                expires: table.keep.is_some(),
+            }
         });
         preflight::Options {
             slot: self.postgres.slot.clone(),
             publication: self.postgres.publication.clone(),
             tables: tables.collect(),
+            prefixes: self.messages.prefixes.clone(),
+            turns_partitions: self.turns_partitions(),
         }
     }
 
@@ -135,6 +143,7 @@ impl Config {
                 domain: nats.jetstream_domain.clone(),
             },
             dead_letters: self.takes_dead_letters().then(|| stream.dead_letters()),
+            delayed: (self.publish.delayed == Delayed::Schedule).then(|| stream.delayed()),
             stream,
             in_flight_max: self.publish.in_flight_max,
             in_flight_bytes_max: self.publish.in_flight_bytes_max,
@@ -162,6 +171,8 @@ impl Config {
             max_age: stream.max_age.unwrap_or_default(),
             max_bytes: stream.max_bytes,
             atomic: self.is_atomic(),
+            expires: true,
+            schedules: false,
         }
     }
 
@@ -186,7 +197,6 @@ impl Config {
 
     /// What is deleted, and when.
     pub fn retention_options(&self) -> Result<retention::Options, Failure> {
-        let turning = self.retention.manage && self.tables.iter().any(|table| table.name.ours());
         let expiring = self.tables.iter().filter_map(|table| {
             let keep = table.keep?;
             let mapping = mapping(table);
@@ -201,12 +211,16 @@ impl Config {
         });
         Ok(retention::Options {
             slot: self.postgres.slot.clone(),
-            partitions: turning.then_some(Partitions {
+            partitions: self.turns_partitions().then_some(Partitions {
                 keep: self.retention.keep,
                 ahead_days: self.retention.ahead_days,
             }),
             tables: expiring.collect::<Result<_, _>>()?,
         })
+    }
+
+    fn turns_partitions(&self) -> bool {
+        self.retention.manage && self.tables.iter().any(|table| table.name.ours())
     }
 
     fn is_atomic(&self) -> bool {

@@ -230,6 +230,7 @@ impl Check<'_> {
             format: read!(self.publish.format).required(),
             source: read!(self.publish.source).and_text(not_empty)?.optional(),
             on_reject: read!(self.publish.on_reject).required(),
+            delayed: read!(self.publish.delayed).required(),
             transactions: read!(self.publish.transactions).required(),
             in_flight_max: events.required() as usize,
             in_flight_bytes_max: bytes.required().0 as usize,

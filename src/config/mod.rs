@@ -25,8 +25,8 @@ pub use names::TableName;
 pub use raw::Origin;
 pub use schema::json_schema;
 pub use value::{
-    Column, Columns, Field, Format, Ingress, Listen, LogFormat, LogLevel, Manage, OnReject, Preset,
-    Secret, SslMode, Storage, Transactions, duration_text, redact_url,
+    Column, Columns, Delayed, Field, Format, Ingress, Listen, LogFormat, LogLevel, Manage,
+    OnReject, Preset, Secret, SslMode, Storage, Transactions, duration, duration_text, redact_url,
 };
 
 use crate::error::Failure;
@@ -188,6 +188,8 @@ pub struct Publish {
     pub source: Option<String>,
     /// What becomes of an event that cannot be published.
     pub on_reject: OnReject,
+    /// What becomes of an event whose `deliver_at` lies behind its commit.
+    pub delayed: Delayed,
     /// How the events of one transaction appear.
     pub transactions: Transactions,
     /// Events in the window.

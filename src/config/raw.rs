@@ -11,8 +11,8 @@ use serde_saphyr::{Location, Spanned};
 
 use super::lists::{Routes, Tables, Texts};
 use super::value::{
-    Bytes, Format, Ingress, Listen, LogFormat, LogLevel, Manage, OnReject, Secret, Setting,
-    SslMode, Storage, Transactions, Url,
+    Bytes, Delayed, Format, Ingress, Listen, LogFormat, LogLevel, Manage, OnReject, Secret,
+    Setting, SslMode, Storage, Transactions, Url,
 };
 
 /// Where a value came from; what stands further down goes before.
@@ -354,6 +354,8 @@ section! {
         source: Leaf<String>,
         /// What becomes of an event that cannot be published.
         on_reject: Leaf<OnReject>,
+        /// What becomes of an event whose `deliver_at` lies behind its commit.
+        delayed: Leaf<Delayed>,
         /// How the events of one transaction appear in the stream.
         transactions: Leaf<Transactions>,
         /// Events that may be under way at once.

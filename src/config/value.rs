@@ -365,6 +365,11 @@ fn quantity(text: &str, units: &[(&str, u64)], example: &str) -> Result<u64, Ref
         .ok_or_else(|| refusal("is too large".to_owned()))
 }
 
+/// A duration as it may be written, or how it should be.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    <Duration as Scalar>::parse(text).map_err(|refusal| refusal.fix)
+}
+
 /// A duration as it is written: with the largest unit that divides it.
 pub fn duration_text(duration: Duration) -> String {
     const UNITS: [(&str, u128); 4] = [
@@ -525,6 +530,10 @@ choice! {
         Baggage = "baggage",
         /// When it happened.
         CreatedAt = "created_at",
+        /// When consumers are to get it.
+        DeliverAt = "deliver_at",
+        /// From when on it is of no use.
+        ExpiresAt = "expires_at",
         /// For consumers that recognise repeated requests.
         DedupKey = "dedup_key",
         /// The version of the payload's schema.
@@ -595,6 +604,16 @@ choice! {
         DeadLetter = "dead_letter",
         /// Publishing stops before it, until a person has acted.
         Halt = "halt",
+    }
+}
+
+choice! {
+    /// What becomes of an event whose `deliver_at` lies behind its commit.
+    Delayed {
+        /// The server keeps it until then, in a stream of its own.
+        Schedule = "schedule",
+        /// It is published like any other; a header says when it was meant for.
+        Now = "now",
     }
 }
 

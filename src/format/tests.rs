@@ -9,6 +9,8 @@ const FIELDS: Fields<'static> = Fields {
     aggregatetype: Some("order"),
     aggregateid: Some("ä\"%"),
     created: Some("2026-11-21T05:26:15Z"),
+    deliver_at: None,
+    expires_at: None,
     committed: "2026-11-21T05:26:16Z",
     content_type: Some("application/json"),
     tenant: Some(""),

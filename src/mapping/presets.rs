@@ -63,6 +63,9 @@ const NATIVE: Fields = &[
     (Traceparent, Column("traceparent")),
     (CreatedAt, Column("created_at")),
     (DedupKey, Column("dedup_key")),
+    // Since version 3 of the schema.
+    (DeliverAt, Maybe("deliver_at")),
+    (ExpiresAt, Maybe("expires_at")),
 ];
 
 /// Debezium documentation, "Outbox Event Router" and "Outbox Quarkus Extension".
@@ -121,6 +124,7 @@ const ENVELOPE: Fields = &[
     (TraceId, Column("trace_id")),
     (CorrelationId, Column("correlation_id")),
     (CreatedAt, Column("created_at")),
+    (DeliverAt, Maybe("scheduled_for")),
     (Pii, Column("pii")),
     (PiiFields, Column("pii_fields")),
     (Consent, Column("consent")),
@@ -238,7 +242,7 @@ impl Preset {
         }
     }
 
-    /// What a poller notes beside each event. Nothing of it is read.
+    /// What a poller notes beside each event. Nothing of it is needed.
     fn own(self) -> &'static [&'static str] {
         match self {
             Self::Native | Self::Debezium => &[],

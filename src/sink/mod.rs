@@ -24,6 +24,8 @@ pub enum Report {
         known: usize,
         /// Stored just now among the dead letters, because they cannot be published.
         dead_lettered: usize,
+        /// Their schedules were stored just now: the server publishes them when they are due.
+        delayed: usize,
     },
     /// What was settled since the last portion, and before this report, is a portion that is held
     /// back. Only of a sink that holds, and at most [`HELD_MAX`] times more often than `Released`.

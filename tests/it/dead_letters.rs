@@ -3,6 +3,7 @@
 mod mapped;
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use crate::delivery::{Delivery, SOON, STREAM};
 use crate::faults::die_at;
@@ -262,4 +263,30 @@ async fn missing_stream_for_dead_letters_is_told_before_one_is_needed() {
         run.stderr.contains("stream \"OUTBOX_DLQ\" does not exist"),
         "{run:?}"
     );
+}
+
+#[tokio::test]
+async fn retention_of_dead_letters_is_what_their_stream_says() {
+    let delivery = ready("").await;
+    let jetstream = delivery.world.nats.jetstream().await;
+    let stream = jetstream
+        .get_stream("OUTBOX_DLQ")
+        .await
+        .expect("the letters");
+    let mut config = stream.cached_info().config.clone();
+    config.max_age = Duration::from_secs(30 * 24 * 60 * 60);
+    jetstream.update_stream(&config).await.expect("edited");
+    let again = delivery.outjet(["setup"]).output().await;
+    assert_eq!(again.code, Some(0), "{again:?}");
+    let mut outjet = delivery.run();
+    outjet.logged("leading", SOON).await;
+    let bad = r#"SELECT outbox.emit('order', '1', 'bad', headers => '["no object"]')"#;
+    delivery.session.run(bad).await;
+    delivery.confirmed().await;
+    assert_eq!(letters(&delivery).await.len(), 1);
+    let stream = jetstream
+        .get_stream("OUTBOX_DLQ")
+        .await
+        .expect("the letters");
+    assert_eq!(stream.cached_info().config.max_age, config.max_age);
 }

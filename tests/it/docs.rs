@@ -64,12 +64,17 @@ fn every_feature_of_a_poller_names_tests_that_exist() {
 }
 
 #[test]
-fn every_command_of_the_readme_can_be_typed() {
-    let readme = readme();
-    let blocks = blocks(&readme, "");
+fn every_command_of_the_documentation_can_be_typed() {
+    let mut pages = readme();
+    let docs = fs::read_dir(root().join("docs")).expect("the pages");
+    for page in docs.flatten() {
+        pages += "\n";
+        pages += &fs::read_to_string(page.path()).expect("a page");
+    }
+    let blocks = blocks(&pages, "");
     let typed = blocks.iter().flat_map(|block| block.lines());
     let typed = typed.map(|line| line.strip_prefix("$ ").unwrap_or(line));
-    let prose = outside_blocks(&readme);
+    let prose = outside_blocks(&pages);
     let commands: BTreeSet<&str> = typed
         .chain(spans(&prose))
         .filter(|line| line.starts_with("outjet "))
@@ -180,6 +185,8 @@ async fn sql_and_permissions_of_the_readme_suffice() {
     let setup = call("postgres", &["setup"]).output().await;
     assert_eq!(setup.code, Some(0), "{setup:?}");
 
+    let page = fs::read_to_string(root().join("docs/coming-from-a-poller.md")).expect("the page");
+    let questions = blocks(&page, "sql");
     let blocks = blocks(&readme, "sql");
     let (grants, statements): (Vec<_>, Vec<_>) = blocks
         .iter()
@@ -196,6 +203,9 @@ async fn sql_and_permissions_of_the_readme_suffice() {
         let by_owner = statement.contains("partitions");
         let session = if by_owner { &owner } else { &shop };
         session.run(statement).await;
+    }
+    for question in questions {
+        owner.run(question).await;
     }
     let published = shop.text("SELECT outbox.wait_published('60 s')").await;
     assert_eq!(published, "t");

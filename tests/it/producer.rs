@@ -1,5 +1,7 @@
 //! `outjet::producer`: what an application in Rust writes, as it arrives.
 
+use std::time::{Duration, SystemTime};
+
 use std::process::Command;
 
 use outjet::producer::Event;
@@ -29,7 +31,9 @@ async fn event_is_published_with_all_that_was_given_if_its_transaction_commits()
         .traceparent(TRACEPARENT)
         .tenant_id("acme")
         .correlation_id("c1")
-        .dedup_key("k1");
+        .dedup_key("k1")
+        .deliver_at(SystemTime::UNIX_EPOCH)
+        .expires_at(SystemTime::UNIX_EPOCH + Duration::from_secs(4_102_444_800));
     let bytes = Event::new("order", "42", "OrderSigned")
         .bytes([0, 255], "application/x-signature")
         .topic("events.signed");
@@ -66,8 +70,11 @@ async fn event_is_published_with_all_that_was_given_if_its_transaction_commits()
         "ce-tenantid",
         "ce-correlationid",
         "Outjet-Dedup-Key",
+        "Outjet-Deliver-At",
+        "Outjet-Expires-At",
     ];
-    let given = ["low", TRACEPARENT, "acme", "c1", "k1"].map(Some);
+    let (due, end) = ("1970-01-01T00:00:00Z", "2100-01-01T00:00:00Z");
+    let given = ["low", TRACEPARENT, "acme", "c1", "k1", due, end].map(Some);
     assert_eq!(headers.map(|name| full.header(name)), given);
     assert_eq!(bytes.subject, "events.signed");
     assert_eq!(bytes.payload.as_ref(), [0, 255]);

@@ -26,7 +26,10 @@ fn options(schema: &str, name: &str, columns: &[&str]) -> Options {
         tables: vec![TableRequirement {
             name: TableName::new(schema, name),
             columns: columns.iter().map(column).collect(),
+            expires: false,
         }],
+        prefixes: Vec::new(),
+        turns_partitions: false,
     }
 }
 
@@ -72,7 +75,7 @@ async fn second_setup_finds_everything_and_check_passes() {
     let again = set_up(&client, &native()).await.expect("set up");
     assert_eq!(
         again,
-        "exists   schema outbox, version 2\n\
+        "exists   schema outbox, version 3\n\
          created  partitions of the days ahead\n\
          exists   publication outjet\n\
          exists   replication slot outjet\n"

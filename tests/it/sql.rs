@@ -72,7 +72,37 @@ async fn installing_again_or_twice_at_once_changes_nothing() {
     let found = "SELECT (SELECT count(*) FROM outbox.events) || ' ' ||
         (SELECT count(*) FROM pg_inherits WHERE inhparent = 'outbox.events'::regclass) || ' ' ||
         (SELECT string_agg(version::text, ',') FROM outbox.schema_version)";
-    assert_eq!(one.text(found).await, "1 9 2");
+    assert_eq!(one.text(found).await, "1 9 3");
+}
+
+#[tokio::test]
+async fn schema_of_version_two_gets_what_is_new_and_keeps_its_rows() {
+    let (_postgres, client) = installed().await;
+    let arguments =
+        "text, text, text, jsonb, text, jsonb, uuid, text, bytea, text, text, text, text";
+    let both = format!("{arguments}, timestamptz, timestamptz");
+    let old = |name: &str| {
+        format!(
+            "DROP FUNCTION outbox.{name}({both});
+             CREATE FUNCTION outbox.{name}({arguments}) RETURNS uuid LANGUAGE sql
+               AS 'SELECT gen_random_uuid()';"
+        )
+    };
+    let back = format!(
+        "SELECT outbox.emit('a', '1', 't'); {} {}
+         ALTER TABLE outbox.events DROP deliver_at, DROP expires_at;
+         UPDATE outbox.schema_version SET version = 2",
+        old("emit"),
+        old("emit_wal")
+    );
+    client.run(&back).await;
+    client.run(INSTALL).await;
+    let emit = "SELECT outbox.emit('a', '2', 't'); SELECT outbox.emit_wal('a', '3', 't');
+        SELECT outbox.emit('a', '4', 't', deliver_at => '2026-01-01', expires_at => '2026-01-02')";
+    client.run(emit).await;
+    let found = "SELECT count(*) || ' ' || count(deliver_at) || ' ' || count(expires_at)
+        FROM outbox.events";
+    assert_eq!(client.text(found).await, "3 1 1");
 }
 
 #[tokio::test]
@@ -84,7 +114,7 @@ async fn newer_schema_and_foreign_table_are_left_alone() {
     let (_, message) = refusal(&client, INSTALL).await;
     assert_eq!(
         message,
-        "schema \"outbox\" is at version 99, this file installs version 2"
+        "schema \"outbox\" is at version 99, this file installs version 3"
     );
     client.run("CREATE DATABASE other; ").await;
     let other = Session::connect(&postgres.url_as("postgres", "other")).await;

@@ -104,7 +104,8 @@ const BORDERS: &[(&str, Border)] = &[
     ),
     // Builds everybody's options, and is imported by commands alone.
     ("config", Border::AllBut(&["command", "http::", "term::"])),
-    ("cli", Border::Only(&["cli"])),
+    // Values are written as in the configuration.
+    ("cli", Border::Only(&["cli", "config"])),
     ("command", Border::AllBut(&[])),
     ("lib", Border::AllBut(&[])),
     ("main", Border::AllBut(&[])),

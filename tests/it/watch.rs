@@ -1,5 +1,6 @@
 //! What a copy says of itself over HTTP: probes for each role, metrics, status.
 
+mod deploy;
 mod page;
 mod prometheus;
 mod status;
@@ -263,7 +264,7 @@ async fn slot_is_watched_from_a_copy_that_does_not_lead() {
         FROM generate_series(1, 1000) AS n";
     delivery.session.run(large).await;
     delivery.confirmed().await;
-    copy.until_metric(&slot("held_wal_bytes"), |bytes| bytes > 500_000.0)
+    copy.until_metric(&slot("pinned_wal_bytes"), |bytes| bytes > 500_000.0)
         .await;
     copy.until_metric(&slot("spill_transactions_total"), |n| n >= 1.0)
         .await;
@@ -298,7 +299,7 @@ async fn slot_is_watched_from_a_copy_that_does_not_lead() {
     let shown = &json["postgres"]["slot_status"];
     assert!(shown["spill_bytes"].as_u64() > Some(500_000), "{shown}");
     assert!(shown["inactive_since"].is_string(), "{shown}");
-    assert!(shown["held_wal_bytes"].is_u64(), "{shown}");
+    assert!(shown["pinned_wal_bytes"].is_u64(), "{shown}");
 }
 
 /// Once before it is too late, once when it is over, and once when it was too late.
@@ -377,18 +378,19 @@ async fn every_metric_of_the_readme_exists_with_help_and_type() {
         .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
         .filter(|name| name.starts_with("outjet_"))
         .collect();
-    let readme = readme_metrics();
     for name in &described {
         assert!(
             body.contains(&format!("# HELP {name} ")),
             "{name} has no help"
         );
         assert!(
-            readme.contains(&format!("`{name}")),
-            "the README does not have {name}"
+            DOCUMENTED.contains(&format!("`{name}")),
+            "docs/metrics.md does not have {name}"
         );
     }
-    let documented = readme.split('`').filter(|word| word.starts_with("outjet_"));
+    let documented = DOCUMENTED
+        .split('`')
+        .filter(|word| word.starts_with("outjet_"));
     for name in documented {
         let name = name.trim_end_matches("_total").trim_end_matches("_info");
         let known = described.contains(&name);
@@ -401,14 +403,8 @@ async fn every_metric_of_the_readme_exists_with_help_and_type() {
     }
 }
 
-/// The section of the README.
-fn readme_metrics() -> &'static str {
-    let readme = include_str!("../../README.md");
-    let (_, readme) = readme
-        .split_once("### Metrics")
-        .expect("a section on metrics");
-    readme.split("\n#").next().expect("its text")
-}
+/// The page.
+const DOCUMENTED: &str = include_str!("../../docs/metrics.md");
 
 #[tokio::test]
 async fn address_that_is_taken_is_told_and_keeps_nobody_from_publishing() {

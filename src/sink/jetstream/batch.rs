@@ -17,9 +17,9 @@ use super::error::Error;
 use super::{EXPECTED_LAST_SEQUENCE, IN_FLIGHT_BYTES_MAX, JetStream, epoch_mut};
 use crate::fault;
 
-const BATCH_ID: &str = "Nats-Batch-Id";
-const BATCH_SEQUENCE: &str = "Nats-Batch-Sequence";
-const BATCH_COMMIT: &str = "Nats-Batch-Commit";
+pub(super) const BATCH_ID: &str = "Nats-Batch-Id";
+pub(super) const BATCH_SEQUENCE: &str = "Nats-Batch-Sequence";
+pub(super) const BATCH_COMMIT: &str = "Nats-Batch-Commit";
 
 /// What these three and the expectation take at most, with an id of 43 characters (a number behind
 /// the last token of an inbox).

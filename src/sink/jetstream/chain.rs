@@ -66,12 +66,13 @@ enum State {
     /// It stood there already.
     Known,
     DeadLettered,
+    Delayed,
 }
 
 impl State {
     fn is_settled(self) -> bool {
         match self {
-            Self::Stored { .. } | Self::Known | Self::DeadLettered => true,
+            Self::Stored { .. } | Self::Known | Self::DeadLettered | Self::Delayed => true,
             Self::Waiting | Self::Staged | Self::InFlight { .. } | Self::Refused => false,
         }
     }
@@ -86,6 +87,8 @@ pub(super) struct Settled {
     pub(super) known: usize,
     /// Events that were stored among the dead letters.
     pub(super) dead_lettered: usize,
+    /// Events whose schedules were stored.
+    pub(super) delayed: usize,
     /// The highest sequence of those that were acknowledged, and whose it is.
     pub(super) newest: Option<(u64, Position)>,
 }
@@ -132,9 +135,11 @@ impl Chain {
     pub(super) fn restart(&mut self, last_sequence: u64) {
         for slot in &mut self.ring {
             match slot.state {
-                State::Waiting | State::Stored { .. } | State::Known | State::DeadLettered => {
-                    continue;
-                }
+                State::Waiting
+                | State::Stored { .. }
+                | State::Known
+                | State::DeadLettered
+                | State::Delayed => continue,
                 State::Refused | State::Staged => {}
                 State::InFlight { sequence, .. } if slot.places.contains(&sequence) => {}
                 State::InFlight { sequence, .. } => slot.places.push(sequence),
@@ -231,6 +236,11 @@ impl Chain {
         self.pass(State::DeadLettered);
     }
 
+    /// The server keeps the waiting event until it is due.
+    pub(super) fn delay(&mut self) {
+        self.pass(State::Delayed);
+    }
+
     /// A reply says that event `number` was stored at `sequence`, the last of so many `together`.
     pub(super) fn acknowledge(
         &mut self,
@@ -291,6 +301,7 @@ impl Chain {
                 }
                 State::Known => settled.known += 1,
                 State::DeadLettered => settled.dead_lettered += 1,
+                State::Delayed => settled.delayed += 1,
                 State::Waiting | State::Staged | State::InFlight { .. } | State::Refused => break,
             }
             self.ring.pop_front();
@@ -381,6 +392,8 @@ mod tests {
             headers: Headers::default(),
             payload: Bytes::new(),
             table: "outbox.events".into(),
+            deliver_at: None,
+            expires_at: None,
             replayed: false,
             rejected: None,
             followers: 0,
@@ -482,6 +495,7 @@ mod tests {
         assert_eq!(chain.take_settled().stored, 1);
         chain.acknowledge(3, (10, 2)).unwrap();
         let settled = Settled {
+            delayed: 0,
             stored: 2,
             known: 1,
             dead_lettered: 1,

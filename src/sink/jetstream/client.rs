@@ -78,6 +78,12 @@ impl Connection {
         })
     }
 
+    /// One more stream; creates it if told so.
+    pub(super) async fn open_stream(&self, stream: &StreamOptions) -> Result<Info, Error> {
+        check_version(&self.client, stream)?;
+        Ok(read_usable(&self.context, stream).await?.0)
+    }
+
     /// Does something with the connection, which may break meanwhile: the client would only wait.
     pub(super) async fn unless_broken<T>(
         &self,
@@ -285,12 +291,25 @@ fn check_version(client: &Client, stream: &StreamOptions) -> Result<(), Error> {
         return Ok(());
     }
     let version = client.server_info().version;
-    Err(Error::NoBatches { version })
+    Err(if stream.schedules {
+        Error::NoSchedules { version }
+    } else {
+        Error::NoBatches { version }
+    })
 }
 
 /// A stream that can be appended to.
 async fn read_usable(context: &Context, stream: &StreamOptions) -> Result<(Info, bool), Error> {
     let (mut info, created) = read_or_create(context, stream).await?;
+    if stream.schedules {
+        return match lacks(&info.config) {
+            None => Ok((info, created)),
+            Some(lack) => Err(Error::NotScheduling {
+                name: stream.name.clone(),
+                lack,
+            }),
+        };
+    }
     // From here on a subject is what a message is stored under.
     info.config.subjects = stream.public_subjects(&info.config)?;
     match refusal(&info.config) {
@@ -369,11 +388,30 @@ pub fn config(stream: &StreamOptions) -> Config {
             .unwrap_or(-1),
         // A full stream refuses new events, which wait in Postgres, instead of dropping old ones
         // that nobody has read.
-        discard: DiscardPolicy::New,
+        discard: match stream.schedules {
+            true => DiscardPolicy::Old, // the server takes no other there
+            false => DiscardPolicy::New,
+        },
         allow_atomic_publish: stream.atomic,
+        // A server before 2.11 takes the setting, and forgets it.
+        allow_message_ttl: stream.expires,
+        allow_message_schedules: stream.schedules,
         description: Some("written by outjet, and by nobody else".to_owned()),
         ..Config::default()
     }
+}
+
+/// What keeps a stream from keeping what is delayed.
+fn lacks(config: &Config) -> Option<&'static str> {
+    let wanted = [
+        (config.allow_message_schedules, "allow_msg_schedules"),
+        (config.allow_message_ttl, "allow_msg_ttl"),
+        (config.allow_atomic_publish, "allow_atomic"),
+        (!config.no_ack, "no_ack: false"),
+        (!config.sealed, "sealed: false"),
+    ];
+    let mut lacking = wanted.into_iter().filter(|(has, _)| !has);
+    lacking.next().map(|(_, setting)| setting)
 }
 
 /// Why a stream cannot be appended to in a chain: the server itself would write into it, or an

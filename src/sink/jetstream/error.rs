@@ -60,6 +60,20 @@ pub enum Error {
         /// Its version.
         version: String,
     },
+    /// The server is too old to keep what is delayed.
+    #[error("nats-server {version} keeps no event until it is due")]
+    NoSchedules {
+        /// Its version.
+        version: String,
+    },
+    /// The stream was made without what keeping takes.
+    #[error("stream {name:?} keeps no event until it is due: it lacks {lack}")]
+    NotScheduling {
+        /// The stream.
+        name: String,
+        /// Which setting.
+        lack: &'static str,
+    },
     /// The stream was made without what is configured.
     #[error("stream {name:?} takes no transaction as a whole")]
     NotAtomic {
@@ -198,6 +212,8 @@ impl Error {
             | Self::StreamNotCreated { .. }
             | Self::StreamRefused { .. }
             | Self::NoBatches { .. }
+            | Self::NoSchedules { .. }
+            | Self::NotScheduling { .. }
             | Self::NotAtomic { .. }
             | Self::OtherIngress { .. }
             | Self::OtherSource { .. }
@@ -227,6 +243,8 @@ impl Error {
             | Self::StreamNotCreated { .. }
             | Self::StreamRefused { .. }
             | Self::NoBatches { .. }
+            | Self::NoSchedules { .. }
+            | Self::NotScheduling { .. }
             | Self::NotAtomic { .. }
             | Self::OtherIngress { .. }
             | Self::OtherSource { .. }
@@ -255,6 +273,12 @@ impl Error {
             }
             Self::NoBatches { .. } => {
                 "publish.transactions is atomic, which takes nats-server 2.12.1".to_owned()
+            }
+            Self::NoSchedules { .. } => {
+                "publish.delayed is schedule, which takes nats-server 2.12.1".to_owned()
+            }
+            Self::NotScheduling { .. } => {
+                "publish.delayed is schedule, and the stream was made without it".to_owned()
             }
             Self::NotAtomic { .. } => {
                 "publish.transactions is atomic, and the stream was made without allow_atomic"
@@ -308,6 +332,13 @@ impl Error {
             Self::NoBatches { .. } => {
                 "upgrade the server, or set publish.transactions to pipelined".to_owned()
             }
+            Self::NoSchedules { .. } => {
+                "upgrade the server, or set publish.delayed to now".to_owned()
+            }
+            Self::NotScheduling { name, .. } => format!(
+                "`nats stream edit {name} --allow-schedules --allow-msg-ttl --allow-batch`, or set \
+                 publish.delayed to now"
+            ),
             Self::NotAtomic { .. } => format!(
                 "`nats stream edit {name} --allow-batch`, or set publish.transactions to pipelined"
             ),
@@ -418,6 +449,7 @@ fn permissions(options: &Options) -> String {
         None => "$JS.API".to_owned(),
     };
     let streams = [&options.stream].into_iter().chain(&options.dead_letters);
+    let streams = streams.chain(&options.delayed);
     let subjects = streams.map(|stream| {
         let (name, subjects) = (&stream.name, stream.entrances().join(", "));
         format!("{subjects}, {api}.STREAM.INFO.{name}, {api}.STREAM.MSG.GET.{name}")

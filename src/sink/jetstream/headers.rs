@@ -1,12 +1,23 @@
 //! The headers of a message.
 
+use async_nats::jetstream::stream::Config;
 use async_nats::{HeaderMap, HeaderName as NatsHeaderName, HeaderValue};
+use time::OffsetDateTime;
 
 use super::tail::{MESSAGE_ID, PLAIN_ID, POSITION, SOURCE};
 use crate::event::{Event, HeaderName};
 
 /// On what was published before and goes out again.
 pub(super) const REPLAY: &str = "Outjet-Replay";
+
+/// How long the server keeps a message.
+pub(super) const TTL: &str = "Nats-TTL";
+
+/// A value of `Nats-TTL`: whole seconds, of which there must be one (ADR-43).
+pub(super) fn ttl(left: time::Duration) -> String {
+    let seconds = left.whole_seconds() + i64::from(left.subsec_nanoseconds() > 0);
+    format!("{}s", seconds.max(1))
+}
 
 /// The bytes of a header block as it is sent; the server counts them with the body.
 pub(super) fn wire_len(headers: &HeaderMap) -> usize {
@@ -20,7 +31,11 @@ pub(super) fn wire_len(headers: &HeaderMap) -> usize {
 }
 
 /// The headers of a message but for the expectation.
-pub(super) fn headers(event: &Event, source: &str, anonymous: bool) -> HeaderMap {
+pub(super) fn headers(
+    (event, source): (&Event, &str),
+    anonymous: bool,
+    stream: &Config,
+) -> HeaderMap {
     let mut headers = row_headers(event);
     headers.insert(NatsHeaderName::from_static(SOURCE), source);
     headers.insert(
@@ -31,6 +46,12 @@ pub(super) fn headers(event: &Event, source: &str, anonymous: bool) -> HeaderMap
     let anonymous = anonymous || event.replayed;
     let id = if anonymous { PLAIN_ID } else { MESSAGE_ID };
     headers.insert(NatsHeaderName::from_static(id), event.id.as_str());
+    // What has come to its end already is there for a second.
+    if let Some(expires) = event.expires_at
+        && stream.allow_message_ttl
+    {
+        headers.insert(TTL, ttl(expires - OffsetDateTime::now_utc()));
+    }
     headers
 }
 

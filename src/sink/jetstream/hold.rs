@@ -169,7 +169,7 @@ impl JetStream {
             buried.sequence = letters.last_sequence();
             self.seen_letters.reached(buried.sequence);
         }
-        let events = settled.stored + settled.known + settled.dead_lettered;
+        let events = settled.stored + settled.known + settled.dead_lettered + settled.delayed;
         self.hold.settle(events as u64, stored, buried);
     }
 

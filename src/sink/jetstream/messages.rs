@@ -41,8 +41,17 @@ impl Messages {
     /// The message at a sequence number; `None` if there is none.
     pub(super) async fn at(&self, seq: u64) -> Result<Option<Stored>, Error> {
         self.ask(&Question {
-            seq,
-            next_by_subj: None,
+            seq: Some(seq),
+            ..Question::default()
+        })
+        .await
+    }
+
+    /// The last message with this subject.
+    pub(super) async fn last_of(&self, subject: &str) -> Result<Option<Stored>, Error> {
+        self.ask(&Question {
+            last_by_subj: Some(subject),
+            ..Question::default()
         })
         .await
     }
@@ -50,8 +59,9 @@ impl Messages {
     /// The first message at or behind a sequence number.
     pub(super) async fn from(&self, seq: u64) -> Result<Option<Stored>, Error> {
         self.ask(&Question {
-            seq,
+            seq: Some(seq),
             next_by_subj: Some(">"),
+            ..Question::default()
         })
         .await
     }
@@ -79,8 +89,8 @@ impl Messages {
         &self.stream
     }
 
-    async fn ask(&self, question: &Question) -> Result<Option<Stored>, Error> {
-        let broken = |why: String| Error::Broken(format!("read message {}: {why}", question.seq));
+    async fn ask(&self, question: &Question<'_>) -> Result<Option<Stored>, Error> {
+        let broken = |why: String| Error::Broken(format!("read a message ({question:?}): {why}"));
         let subject = format!("STREAM.MSG.GET.{}", self.stream);
         let answer = self.context.request(subject, question).await;
         let answer: Answer = answer.map_err(|error| broken(crate::error::chain(&error)))?;
@@ -127,11 +137,14 @@ struct State {
 }
 
 /// `JSApiMsgGetRequest` of nats-server.
-#[derive(Debug, Serialize)]
-struct Question {
-    seq: u64,
+#[derive(Debug, Default, Serialize)]
+struct Question<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
-    next_by_subj: Option<&'static str>,
+    seq: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_by_subj: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_by_subj: Option<&'a str>,
 }
 
 /// `JSApiMsgGetResponse`. No `Response`: an untagged enum is read twice, and of a long tail there

@@ -19,6 +19,7 @@
 mod batch;
 mod chain;
 pub mod client;
+mod delayed;
 mod error;
 mod headers;
 mod hold;
@@ -29,6 +30,7 @@ mod letters;
 mod messages;
 mod options;
 mod reply;
+mod schedules;
 mod tail;
 
 use std::ops::RangeInclusive;
@@ -43,6 +45,7 @@ use tracing::{info, warn};
 use self::batch::{BATCH_HEADER_BYTES, Batch};
 use self::chain::{Chain, Settled, Waiting};
 use self::client::{Connection, HEADER_BYTES_MAX};
+use self::delayed::Delayed;
 pub use self::error::Error;
 use self::headers::{headers, wire_len};
 use self::hold::{Hold, Seen, Witness};
@@ -52,6 +55,7 @@ pub use self::letterbox::{DeadLetter, Letterbox};
 use self::letters::{Buried, Letter, Letters};
 pub use self::options::{NatsOptions, Options, Storage, StreamOptions};
 use self::reply::Reply;
+pub use self::schedules::{Schedule, Schedules};
 use self::tail::{Bounds, Range, Search, Start, Tail};
 use crate::backoff::{self, Backoff};
 use crate::error::Failure;
@@ -104,6 +108,8 @@ pub struct Inspection {
     pub last_sequence: u64,
     /// It was missing, and `options` said to create it.
     pub created: bool,
+    /// Its messages may have an end.
+    pub expires: bool,
     /// What is worth knowing.
     pub warnings: Vec<&'static str>,
     /// The newest event of an outjet, if one was found near the end.
@@ -136,6 +142,7 @@ pub async fn inspect(options: &Options) -> Result<Inspection, Error> {
         messages: found.state.messages,
         last_sequence: found.state.last_sequence,
         created: connection.created,
+        expires: found.config.allow_message_ttl,
         warnings: client::warnings(&found.config),
         newest: tail::newest_mark(&connection.stream, bounds).await?,
     })
@@ -170,6 +177,8 @@ struct Epoch {
     connection: Connection,
     tail: Search,
     letters: Option<Letters>,
+    /// Opened for the first event that is delayed.
+    delayed: Option<Delayed>,
     /// Where the stream ended when the epoch began.
     last_sequence: u64,
     /// What stood there.
@@ -305,6 +314,7 @@ impl JetStream {
             connection,
             tail,
             letters,
+            delayed: None,
             last_sequence: bounds.last,
             newest,
             message_bytes_max,
@@ -378,6 +388,7 @@ impl JetStream {
             stored,
             known,
             dead_lettered,
+            delayed,
             newest,
         } = settled;
         self.book(settled);
@@ -398,6 +409,7 @@ impl JetStream {
             stored,
             known,
             dead_lettered,
+            delayed,
         };
         let _ = reports.send(settled).await;
         if self.hold.close() {
@@ -421,6 +433,19 @@ impl JetStream {
             if !self.has_room() {
                 break;
             }
+            if self.is_dead_letter().await? {
+                self.pass(Chain::skip).await?;
+                continue;
+            }
+            if self.is_delayed() {
+                match self.delay().await {
+                    Ok(how) => self.pass(how).await?,
+                    Err(error) if error.rejected().is_none() => return Err(error),
+                    Err(_) if self.chain.in_flight() > 0 => break,
+                    Err(unsendable) => self.bury(unsendable).await?,
+                }
+                continue;
+            }
             if self.stands_already().await? {
                 self.pass(Chain::skip).await?;
                 continue;
@@ -431,7 +456,8 @@ impl JetStream {
                 ..
             } = self.chain.waiting().expect("an event waits");
             let together = event.followers > 0 || self.chain.staged() > 0;
-            let mut headers = headers(event, &self.source, duplicate_of.is_some());
+            let stream = &epoch_mut(&mut self.epoch).connection.info.config;
+            let mut headers = headers((event, &self.source), duplicate_of.is_some(), stream);
             let mut headers_bytes = wire_len(&headers) + BATCH_HEADER_BYTES;
             if !together {
                 let expected = HeaderValue::from(self.chain.last_sequence());
@@ -498,18 +524,24 @@ impl JetStream {
         self.pass(Chain::bury).await
     }
 
-    /// Whether the stream holds the waiting event, or has held it; or it is a dead letter.
+    /// Whether the waiting event was dead-lettered before. To be asked first: the stream may take it
+    /// for one of the messages that are there no more.
+    async fn is_dead_letter(&mut self) -> Result<bool, Error> {
+        let waiting = self.chain.waiting().expect("an event waits");
+        let epoch = epoch_mut(&mut self.epoch);
+        match &mut epoch.letters {
+            Some(letters) => {
+                let connection = &epoch.connection;
+                letters.hold(connection, &self.lineage, &waiting).await
+            }
+            None => Ok(false),
+        }
+    }
+
+    /// Whether the stream holds the waiting event, or has held it.
     async fn stands_already(&mut self) -> Result<bool, Error> {
         let waiting = self.chain.waiting().expect("an event waits");
         let epoch = epoch_mut(&mut self.epoch);
-        // First: the stream may take it for one of the messages that are there no more.
-        if let Some(letters) = &mut epoch.letters
-            && letters
-                .hold(&epoch.connection, &self.lineage, &waiting)
-                .await?
-        {
-            return Ok(true);
-        }
         if !epoch.tail.is_finished() {
             let holds = epoch.holds(&self.lineage, &waiting, &self.options).await?;
             if epoch.tail.is_finished() {

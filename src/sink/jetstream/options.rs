@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::delayed::prefix;
 use super::ingress::Ingress;
 use super::letters::invalid_subject;
 use crate::route;
@@ -16,6 +17,8 @@ pub struct Options {
     pub stream: StreamOptions,
     /// The stream of what cannot be published; `None` to stop there.
     pub dead_letters: Option<StreamOptions>,
+    /// The stream of what is delayed; `None` to publish that like all else.
+    pub delayed: Option<StreamOptions>,
     /// Most events sent and not acknowledged. A server queues 10 000 (2.11) or 100 000 (2.12)
     /// messages a stream and refuses more; beyond 4096 nothing gets faster.
     pub in_flight_max: usize,
@@ -28,10 +31,11 @@ pub struct Options {
 }
 
 impl Options {
-    /// The stream alone, without its dead letters.
+    /// The stream alone, without its dead letters and what is delayed.
     pub fn of_stream(&self) -> Self {
         Self {
             dead_letters: None,
+            delayed: None,
             ..self.clone()
         }
     }
@@ -39,6 +43,15 @@ impl Options {
     /// The stream of the dead letters as one of its own.
     pub fn of_dead_letters(&self) -> Self {
         let stream = self.stream.dead_letters();
+        Self {
+            stream,
+            ..self.of_stream()
+        }
+    }
+
+    /// The stream of what is delayed as one of its own.
+    pub fn of_delayed(&self) -> Self {
+        let stream = self.stream.delayed();
         Self {
             stream,
             ..self.of_stream()
@@ -171,6 +184,10 @@ pub struct StreamOptions {
     pub max_bytes: Option<u64>,
     /// Whether it must be able to store the events of a transaction together (`allow_atomic`).
     pub atomic: bool,
+    /// Whether its messages may have an end (`allow_msg_ttl`), where the server can do that.
+    pub expires: bool,
+    /// Whether the server must write into it what is due (`allow_msg_schedules`).
+    pub schedules: bool,
 }
 
 impl StreamOptions {
@@ -191,6 +208,23 @@ impl StreamOptions {
             max_age: Duration::ZERO,
             max_bytes: None,
             atomic: false,
+            expires: false,
+            ..self.clone()
+        }
+    }
+
+    /// The stream of what is delayed, `<name>_DELAYED`: made like it, without a limit that a
+    /// schedule could fall to before it is due.
+    pub fn delayed(&self) -> Self {
+        let subjects = self.subjects.iter().map(|s| format!("delayed.{s}"));
+        let schedules = format!("{}.>", prefix(&self.name));
+        Self {
+            name: format!("{}_DELAYED", self.name),
+            subjects: subjects.chain([schedules]).collect(),
+            max_age: Duration::ZERO,
+            max_bytes: None,
+            atomic: true,
+            schedules: true,
             ..self.clone()
         }
     }

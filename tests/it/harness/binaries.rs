@@ -85,7 +85,8 @@ pub(crate) fn nats_server(version: Option<&str>) -> PathBuf {
 pub(crate) fn prometheus() -> PathBuf {
     let fetched = tools().join("prometheus/usr/bin/prometheus");
     let with_promtool = |path: &PathBuf| path.with_file_name("promtool").is_file();
-    watcher("PROMETHEUS", &["prometheus"], &fetched, with_promtool)
+    let flag = ("--watchers", "PROMETHEUS");
+    extra(flag, &["prometheus"], &fetched, with_promtool)
 }
 
 /// A browser that runs without a display.
@@ -96,16 +97,20 @@ pub(crate) fn chromium() -> PathBuf {
         "chromium-browser",
         "google-chrome",
     ];
-    watcher(
-        "CHROMIUM",
-        &names,
-        &tools().join("chromium/chromium"),
-        |_| true,
-    )
+    let fetched = tools().join("chromium/chromium");
+    extra(("--watchers", "CHROMIUM"), &names, &fetched, |_| true)
 }
 
-fn watcher(
-    variable: &str,
+/// Redis, or what calls itself so.
+pub(crate) fn redis_server() -> PathBuf {
+    let fetched = tools().join("redis/redis-server");
+    let names = ["redis-server", "valkey-server"];
+    extra(("--redis", "REDIS_SERVER"), &names, &fetched, |_| true)
+}
+
+/// What few tests need: from the environment, PATH, or fetched by a flag of `scripts/tools`.
+fn extra(
+    (flag, variable): (&str, &str),
     names: &[&str],
     fetched: &Path,
     suits: impl Fn(&PathBuf) -> bool,
@@ -118,10 +123,10 @@ fn watcher(
         found.find(&suits)
     };
     let found = find().or_else(|| {
-        fetch(&["--watchers"]);
+        fetch(&[flag]);
         find()
     });
-    found.unwrap_or_else(|| panic!("type `scripts/tools --watchers` or set {variable}"))
+    found.unwrap_or_else(|| panic!("type `scripts/tools {flag}` or set {variable}"))
 }
 
 /// Makes `command` run as an ordinary user if we are root: Postgres refuses to run as root.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::harness::cluster::Cluster;
-use crate::harness::postgres::Session;
+use crate::harness::postgres::{Session, Stop};
 use crate::harness::stage::{self, QUICK, SOON, STREAM, Writers};
 use crate::harness::{Judge, Outjet, Postgres, Wait, drain, until};
 
@@ -109,6 +109,38 @@ async fn leader_of_three_replicas_may_be_killed_under_load() {
 #[tokio::test]
 async fn leader_of_three_replicas_may_be_killed_under_load_on_the_oldest_server() {
     leader_is_killed(OLDEST).await;
+}
+
+#[tokio::test]
+async fn delayed_events_of_three_replicas_appear_once_though_their_rows_are_sent_again() {
+    const DELAYED: &str = "OUTBOX_DELAYED";
+    let mut replicated = Box::pin(Replicated::ready(None)).await;
+    let mut outjet = Box::pin(replicated.lead()).await;
+    let emit = "SELECT string_agg(outbox.emit('order', n::text, 'placed',
+          deliver_at => now() + interval '5 seconds')::text, ' ')
+        FROM generate_series(1, 20) n";
+    let emitted = replicated.session.text(emit).await;
+    stage::confirmed(&replicated.session, EVENTUALLY).await;
+    outjet.kill().await;
+    replicated.cluster.leader(DELAYED).await.kill().await;
+    replicated.postgres.restart(Stop::Immediate).await;
+    replicated.session = replicated.postgres.connect().await;
+    let _outjet = Box::pin(replicated.lead()).await;
+    replicated.session.text(emit).await;
+    stage::confirmed(&replicated.session, EVENTUALLY).await;
+    let jetstream = replicated.cluster.jetstream().await;
+    let mut appeared = until("they are due", EVENTUALLY, async || {
+        let mut kept = drain::messages(&jetstream, DELAYED).await;
+        kept.retain(|message| message.subject.starts_with("delayed."));
+        match kept.len() {
+            0..40 => Wait::NotYet(kept.len().to_string()),
+            _ => Wait::Ready(kept),
+        }
+    })
+    .await;
+    assert_eq!(appeared.len(), 40);
+    appeared.retain(|message| emitted.contains(message.header("Outjet-Id").expect("an id")));
+    assert_eq!(appeared.len(), 20);
 }
 
 async fn leader_steps_down(replicated: Replicated) {

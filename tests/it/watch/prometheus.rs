@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{Copy, ask, readme_metrics};
+use super::{Copy, DOCUMENTED, ask};
 use crate::delivery::{Delivery, SOON};
 use crate::harness::process::{Process, Signal, run};
 use crate::harness::{Nats, Postgres, Wait, binaries, postgres, until};
@@ -119,7 +119,7 @@ async fn prometheus_scrapes_every_metric_of_the_readme_and_every_panel_shows_som
         .iter()
         .filter_map(|metric| Some((metric["metric"].as_str()?, metric)))
         .collect();
-    let documented = readme_metrics().split('`').skip(1).step_by(2);
+    let documented = DOCUMENTED.split('`');
     let documented = documented.filter(|name| name.starts_with("outjet_"));
     for name in documented.chain(["process_cpu_seconds_total"]) {
         // Newer versions describe a counter by its full name.
@@ -240,9 +240,9 @@ fn alerts_pass_their_tests_and_each_has_one_in_which_it_fires() {
 }
 
 #[test]
-fn configuration_of_the_readme_is_one_of_prometheus() {
-    let readme = include_str!("../../../README.md");
-    let (_, yaml) = readme.split_once("```yaml prometheus\n").expect("a block");
+fn configuration_that_is_documented_is_one_of_prometheus() {
+    let page = include_str!("../../../docs/metrics.md");
+    let (_, yaml) = page.split_once("```yaml prometheus\n").expect("a block");
     let (yaml, _) = yaml.split_once("```").expect("its end");
     let directory = tempfile::tempdir().expect("a directory");
     fs::write(directory.path().join("alerts.yaml"), ALERTS).expect("write a file");

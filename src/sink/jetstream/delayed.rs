@@ -1,0 +1,279 @@
+//! Delayed events: kept by the server until they are due, as message schedules (ADR-51) in a stream
+//! of their own, because the server itself writes into it what is due. So that stream has no chain,
+//! and needs none: each event has a subject of its own there.
+//!
+//! A schedule is stored together with a mark, in one batch (ADR-50): both or none. The mark's
+//! subject must not have a message yet, and the mark stays when the schedule is gone, because it
+//! has fired or was cancelled. So whatever is sent again is refused by the server, and the mark
+//! says that it was stored. That holds until the mark expires, [`MARK_KEPT`] behind the delivery.
+
+use std::time::Duration;
+
+use async_nats::jetstream::stream::Info;
+use async_nats::{HeaderMap, HeaderValue};
+use bytes::Bytes;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::batch::{BATCH_COMMIT, BATCH_HEADER_BYTES, BATCH_ID, BATCH_SEQUENCE};
+use super::chain::{Chain, Waiting};
+use super::client::{Connection, HEADER_BYTES_MAX};
+use super::error::Error;
+use super::headers::{TTL, row_headers, ttl, wire_len};
+use super::messages::Messages;
+use super::options::{Options, StreamOptions};
+use super::reply::Reply;
+use super::tail::{PLAIN_ID, POSITION, SOURCE};
+use super::{JetStream, epoch_mut, unsendable};
+use crate::event::{Event, Rejected};
+use crate::fault;
+use crate::route;
+
+const SCHEDULE: &str = "Nats-Schedule";
+const SCHEDULE_TARGET: &str = "Nats-Schedule-Target";
+const SCHEDULE_TTL: &str = "Nats-Schedule-TTL";
+const EXPECTED_LAST_SUBJECT_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";
+
+/// What a delayed event is called among the reasons of dead letters.
+const REASON: &str = "delayed";
+
+/// How long a mark outlives the delivery. Postgres sends again what was confirmed shortly before a
+/// crash, or not at all: a week is longer than outjet is away unnoticed.
+const MARK_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// What schedules take beside the headers of a batch: names, times and the target's prefix.
+const SCHEDULE_HEADER_BYTES: usize = 200;
+
+/// The stream of an `Options::delayed`, for one epoch.
+pub(super) struct Delayed {
+    name: String,
+    subjects: Vec<String>,
+    bytes_max: usize,
+    messages: Messages,
+    batches: u64,
+}
+
+impl Delayed {
+    /// Opens the stream, or creates it if told so.
+    pub(super) async fn open(
+        connection: &Connection,
+        stream: &StreamOptions,
+    ) -> Result<Self, Error> {
+        let opened = Box::pin(connection.open_stream(stream));
+        let found: Info = connection.unless_broken(opened).await?;
+        Ok(Self {
+            bytes_max: connection.message_bytes_max(&found),
+            messages: Messages::new(connection.context.clone(), &stream.name),
+            name: found.config.name,
+            subjects: found.config.subjects,
+            batches: 0,
+        })
+    }
+
+    /// Stores the schedule of the event, and waits until it is. `false`: it was stored before.
+    pub(super) async fn store(
+        &mut self,
+        connection: &Connection,
+        (event, source): (&Event, &str),
+        options: &Options,
+    ) -> Result<bool, Error> {
+        let subject = schedule_subject(&options.stream.name, event);
+        let mark_subject = format!("{subject}.{MARK}");
+        let schedule = self.schedule(event, source)?;
+        self.check(event, (&mark_subject, &schedule))?;
+        self.batches += 1;
+        let name = connection.inbox.rsplit('.').next().unwrap_or_default();
+        let batch = format!("{name}-d{}", self.batches);
+        let within = options.ack_timeout;
+        let mark = in_batch(mark(event, source), &batch, 1);
+        let mark_to = (mark_subject.clone(), None);
+        connection
+            .publish(mark_to, (mark, Bytes::new()), within)
+            .await?;
+        fault::point("schedule_in_part");
+        let mut schedule = in_batch(schedule, &batch, 2);
+        schedule.insert(BATCH_COMMIT, "1");
+        let request = (subject, schedule, event.payload.clone());
+        let answer = connection.request(request, within).await?;
+        let reason = match Reply::read(&answer, &self.name) {
+            Reply::Stored { together: 2, .. } => return Ok(true),
+            Reply::Stored { together, .. } => format!("{together} messages stored instead of 2"),
+            Reply::Duplicate(_) => "the server calls it a duplicate".to_owned(),
+            Reply::Refused(reason) | Reply::Unclear(reason) => reason,
+        };
+        let marked = Box::pin(self.messages.last_of(&mark_subject));
+        match connection.unless_broken(marked).await? {
+            Some(_) => Ok(false),
+            None => Err(Error::Broken(format!(
+                "the schedule of an event was not acknowledged as expected: {reason}"
+            ))),
+        }
+    }
+
+    fn schedule(&self, event: &Event, source: &str) -> Result<HeaderMap, Error> {
+        let due = event.deliver_at.expect("a delayed event is due some time");
+        let mut headers = row_headers(event);
+        bear(&mut headers, event, source);
+        headers.insert(SCHEDULE, format!("@at {}", rfc3339(due)));
+        let target = format!("{TARGET_PREFIX}{}", event.subject);
+        if !self.covers(&target) {
+            return Err(Error::Uncovered {
+                name: self.name.clone(),
+                subjects: self.subjects.join(", "),
+                subject: target,
+            });
+        }
+        headers.insert(SCHEDULE_TARGET, target);
+        if let Some(expires) = event.expires_at {
+            headers.insert(SCHEDULE_TTL, ttl(expires - due));
+        }
+        Ok(headers)
+    }
+
+    fn check(&self, event: &Event, (subject, headers): (&str, &HeaderMap)) -> Result<(), Error> {
+        let refuse = |reason, error| Err(unsendable(event, Rejected { reason, error }));
+        if let Err(why) = route::check_subject(subject) {
+            return refuse("subject", format!("its schedule has no subject, {why}"));
+        }
+        let headers = wire_len(headers) + BATCH_HEADER_BYTES + SCHEDULE_HEADER_BYTES;
+        let (bytes, max) = (headers + event.payload.len(), self.bytes_max);
+        if headers > HEADER_BYTES_MAX || bytes > max {
+            let error = format!("{bytes} bytes with the headers of a schedule, at most {max}");
+            return refuse("too_large", error);
+        }
+        Ok(())
+    }
+
+    fn covers(&self, subject: &str) -> bool {
+        let mut patterns = self.subjects.iter();
+        patterns.any(|pattern| route::matches(pattern, subject))
+    }
+}
+
+impl JetStream {
+    /// Whether the server is to keep the waiting event until it is due. The guard is not asked for
+    /// it, which would take it for one of the messages that are there no more.
+    pub(super) fn is_delayed(&self) -> bool {
+        let waiting = self.chain.waiting().expect("an event waits");
+        let due = waiting.event.deliver_at.is_some() && waiting.event.rejected.is_none();
+        due && self.options.delayed.is_some()
+    }
+
+    /// Has the server keep the waiting event, and says how it was settled.
+    pub(super) async fn delay(&mut self) -> Result<fn(&mut Chain), Error> {
+        let Waiting { event, .. } = self.chain.waiting().expect("an event waits");
+        let (epoch, options) = (epoch_mut(&mut self.epoch), &self.options);
+        let stream = options.delayed.as_ref().expect("events are delayed");
+        let delayed = match &mut epoch.delayed {
+            Some(open) => open,
+            None => {
+                let opened = Delayed::open(&epoch.connection, stream).await;
+                let opened = opened.map_err(|error| refused(event, error))?;
+                epoch.delayed.insert(opened)
+            }
+        };
+        let store = delayed.store(&epoch.connection, (event, &self.source), options);
+        let stored = Box::pin(store).await?;
+        fault::point("schedule_stored");
+        Ok(if stored { Chain::delay } else { Chain::skip })
+    }
+}
+
+/// That events cannot be kept is no reason to stop the others: what one event makes of it.
+fn refused(event: &Event, error: Error) -> Error {
+    match error {
+        Error::NoSchedules { .. }
+        | Error::NotScheduling { .. }
+        | Error::StreamMissing(_)
+        | Error::StreamNotCreated { .. } => {
+            let due = event.deliver_at.map(rfc3339).unwrap_or_default();
+            let error = format!("it cannot be kept until {due}: {error}");
+            let reason = REASON;
+            unsendable(event, Rejected { reason, error })
+        }
+        other => other,
+    }
+}
+
+/// What stands before the subject of an event that was delayed.
+pub(super) const TARGET_PREFIX: &str = "delayed.";
+
+/// Where a schedule says that its event will appear.
+pub(super) fn schedule_target(headers: &HeaderMap) -> Option<&str> {
+    headers.get(SCHEDULE_TARGET).map(HeaderValue::as_str)
+}
+
+/// The last token of a mark's subject.
+const MARK: &str = "mark";
+
+/// What the schedules of a stream have their subjects under.
+pub(super) fn prefix(stream: &str) -> String {
+    format!("_outjet.delayed.{stream}")
+}
+
+fn schedule_subject(stream: &str, event: &Event) -> String {
+    let Event { position, id, .. } = event;
+    format!("{}.{}.{position}", prefix(stream), token(id))
+}
+
+/// The subject of the schedules of all events with this id.
+pub(super) fn schedules_of(stream: &str, id: &str) -> String {
+    format!("{}.{}.*", prefix(stream), token(id))
+}
+
+/// An id as one token, different for different ids.
+fn token(id: &str) -> String {
+    let mut token = String::with_capacity(id.len());
+    for byte in id.bytes() {
+        match byte {
+            b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'-' | b'_' => token.push(byte.into()),
+            _ => token.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    token
+}
+
+/// Says whose event it is. Not by `Nats-Msg-Id`, which the server drops when the event is due.
+fn bear(headers: &mut HeaderMap, event: &Event, source: &str) {
+    headers.insert(SOURCE, source);
+    headers.insert(POSITION, event.position.to_string());
+    headers.insert(PLAIN_ID, event.id.as_str());
+}
+
+fn mark(event: &Event, source: &str) -> HeaderMap {
+    let due = event.deliver_at.expect("a delayed event is due some time");
+    let left = (due - OffsetDateTime::now_utc()).max(time::Duration::ZERO);
+    let mut headers = HeaderMap::new();
+    bear(&mut headers, event, source);
+    headers.insert(EXPECTED_LAST_SUBJECT_SEQUENCE, HeaderValue::from(0_u64));
+    headers.insert(TTL, ttl(left + MARK_KEPT));
+    headers
+}
+
+fn in_batch(mut headers: HeaderMap, batch: &str, sequence: u64) -> HeaderMap {
+    headers.insert(BATCH_ID, batch);
+    headers.insert(BATCH_SEQUENCE, HeaderValue::from(sequence));
+    headers
+}
+
+fn rfc3339(time: OffsetDateTime) -> String {
+    time.format(&Rfc3339).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn different_ids_have_different_subjects_of_one_token() {
+        let ids = ["a", "A", "a.b", "a%2Eb", "public.t:7", "ä", "*", ">", "a b"];
+        let mut tokens: Vec<_> = ids.iter().map(|id| token(id)).collect();
+        for token in &tokens {
+            assert_eq!(route::check_subject(&format!("x.{token}")), Ok(()));
+            assert!(route::matches("x.*", &format!("x.{token}")), "{token}");
+        }
+        tokens.sort();
+        tokens.dedup();
+        assert_eq!(tokens.len(), ids.len());
+    }
+}
