@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use harness::cluster::Cluster;
 use harness::postgres::Session;
 use harness::process::{self, Process};
-use harness::wait::until_sync;
+use harness::wait::{until, until_sync};
 use harness::{Nats, Outjet, Postgres, Wait, binaries, outjet};
 
 /// The slot that all others are copies of.
@@ -60,6 +60,10 @@ struct Asked {
     /// The stream stands on three servers
     #[arg(long)]
     cluster: bool,
+    /// Measure how soon a new event is stored when Postgres sends N again that the stream holds
+    #[arg(long, value_name = "N", conflicts_with = "events",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    tail: Option<u64>,
     /// Postgres's bin directory, with pg_recvlogical in it [default: the newest that is found]
     #[arg(long, value_name = "DIR")]
     postgres: Option<PathBuf>,
@@ -144,8 +148,12 @@ struct Pass {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
-    let asked = Asked::parse();
+    let mut asked = Asked::parse();
+    asked.events = asked.tail.unwrap_or(asked.events);
     let bench = Bench::prepare(&asked).await;
+    if asked.tail.is_some() {
+        return bench.tails().await;
+    }
     let slot = bench.copy_slot("warm_up").await;
     bench.pg_recvlogical(&slot).await;
 
@@ -326,14 +334,8 @@ impl<'a> Bench<'a> {
         let mut nats = Broker::start(self.asked.replicas()).await;
         self.set_up(&nats, slot).await;
         let before = nats.cpu();
-        let confirmed = format!(
-            "SELECT confirmed_flush_lsn >= '{}' FROM pg_replication_slots
-             WHERE slot_name = '{slot}'",
-            self.end,
-        );
         let started = Instant::now();
-        let outjet = self.call(&nats, slot).args(["run"]).spawn();
-        self.session.until_text(&confirmed, "t", PASS_WITHIN).await;
+        let outjet = self.publish(&nats, slot).await;
         let pass = Pass {
             elapsed: started.elapsed(),
             cpu: cpu(outjet.id()),
@@ -348,10 +350,68 @@ impl<'a> Bench<'a> {
             "",
             outjet.resident_bytes_max() / 1024,
         );
-        let stream = nats.jetstream().await.get_stream("OUTBOX").await;
-        let stored = stream.expect("the stream").cached_info().state.messages;
+        let stored = messages(&nats).await;
         assert_eq!(stored, self.asked.events, "messages in the stream");
         pass
+    }
+
+    /// Runs outjet until all of the backlog is confirmed.
+    async fn publish(&self, nats: &Broker, slot: &str) -> Outjet {
+        let confirmed = format!(
+            "SELECT confirmed_flush_lsn >= '{}' FROM pg_replication_slots
+             WHERE slot_name = '{slot}'",
+            self.end,
+        );
+        let outjet = self.call(nats, slot).args(["run"]).spawn();
+        self.session.until_text(&confirmed, "t", PASS_WITHIN).await;
+        outjet
+    }
+
+    /// The guard: a leader finds the backlog in the stream, and one event that is not there.
+    async fn tails(&self) {
+        println!(
+            "\n{:<7}{:>16}{:>14}",
+            "round", "new event after", "CPU/event"
+        );
+        for round in 1..=self.asked.rounds {
+            self.tail(round).await;
+        }
+    }
+
+    async fn tail(&self, round: u64) {
+        let mut nats = Broker::start(self.asked.replicas()).await;
+        let slot = self.copy_slot("tail").await;
+        self.set_up(&nats, &slot).await;
+        self.publish(&nats, &slot)
+            .await
+            .terminate(PASS_WITHIN)
+            .await;
+        let stored = messages(&nats).await;
+        // The same name, because the messages bear it, and nothing of the backlog confirmed.
+        let drop = format!("SELECT pg_drop_replication_slot('{slot}')");
+        self.session.text(&drop).await;
+        self.copy_slot(&slot).await;
+        let emit = "SELECT outbox.emit('order', '1', 'created')";
+        self.session.text(emit).await;
+        let before = nats.cpu();
+        let started = Instant::now();
+        let mut outjet = self.call(&nats, &slot).args(["run"]).spawn();
+        until("the new event is stored", PASS_WITHIN, async || {
+            let now = messages(&nats).await;
+            Wait::ready_if(now > stored, now)
+        })
+        .await;
+        let (elapsed, ours, theirs) = (started.elapsed(), cpu(outjet.id()), nats.cpu() - before);
+        assert_eq!(messages(&nats).await, stored + 1, "messages in the stream");
+        println!(
+            "{round:<7}{:>14.2} s{:>11.1} µs   (nats-server: {:.1} µs; {} KiB resident at most)",
+            elapsed.as_secs_f64(),
+            ours.as_secs_f64() * 1e6 / self.asked.events as f64,
+            theirs.as_secs_f64() * 1e6 / self.asked.events as f64,
+            outjet.resident_bytes_max() / 1024,
+        );
+        outjet.terminate(PASS_WITHIN).await;
+        self.session.text(&drop).await;
     }
 
     async fn set_up(&self, nats: &Broker, slot: &str) {
@@ -388,6 +448,11 @@ impl<'a> Bench<'a> {
             pass.cpu.as_secs_f64() * 1e6 / events,
         );
     }
+}
+
+async fn messages(nats: &Broker) -> u64 {
+    let stream = nats.jetstream().await.get_stream("OUTBOX").await;
+    stream.expect("the stream").cached_info().state.messages
 }
 
 /// Of times and of CPU, each by itself.

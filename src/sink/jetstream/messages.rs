@@ -4,10 +4,10 @@
 
 use async_nats::jetstream::context::Context;
 use async_nats::jetstream::response::Response;
-use async_nats::jetstream::stream::RawMessage;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde::{Deserialize, Serialize};
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Map;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -93,12 +93,15 @@ impl Messages {
         let broken = |why: String| Error::Broken(format!("read a message ({question:?}): {why}"));
         let subject = format!("STREAM.MSG.GET.{}", self.stream);
         let answer = self.context.request(subject, question).await;
-        let answer: Response<Answer> =
-            answer.map_err(|error| broken(crate::error::chain(&error)))?;
-        match answer {
-            Response::Ok(Answer { message }) => Ok(Some(Stored::new(&message))),
-            Response::Err { error } if error.error_code() == NO_MESSAGE => Ok(None),
-            Response::Err { error } => Err(broken(error.to_string())),
+        let answer: Answer = answer.map_err(|error| broken(crate::error::chain(&error)))?;
+        match (answer.message, answer.error) {
+            (Some(message), _) => match Stored::new(&message) {
+                Some(stored) => Ok(Some(stored)),
+                None => Err(broken(format!("{:?} is no time", message.time))),
+            },
+            (None, Some(error)) if error.error_code() == NO_MESSAGE => Ok(None),
+            (None, Some(error)) => Err(broken(error.to_string())),
+            (None, None) => Err(broken("an answer without a message".to_owned())),
         }
     }
 }
@@ -144,32 +147,60 @@ struct Question<'a> {
     next_by_subj: Option<&'a str>,
 }
 
+/// `JSApiMsgGetResponse`. No `Response`: an untagged enum is read twice, and of a long tail there
+/// are many.
 #[derive(Debug, Deserialize)]
 struct Answer {
-    message: RawMessage,
+    message: Option<RawMessage>,
+    error: Option<async_nats::jetstream::Error>,
+}
+
+/// As much of `StoredMsg` as is needed.
+#[derive(Debug, Deserialize)]
+struct RawMessage {
+    seq: u64,
+    #[serde(default)]
+    hdrs: String,
+    /// Of the body, only how long it is in base64.
+    #[serde(default, rename = "data", deserialize_with = "length")]
+    body_chars: usize,
+    time: String,
+}
+
+fn length<'de, D: Deserializer<'de>>(text: D) -> Result<usize, D::Error> {
+    struct Length;
+
+    impl Visitor<'_> for Length {
+        type Value = usize;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a text")
+        }
+
+        fn visit_str<E>(self, text: &str) -> Result<usize, E> {
+            Ok(text.len())
+        }
+    }
+
+    text.deserialize_str(Length)
 }
 
 impl Stored {
-    fn new(message: &RawMessage) -> Self {
-        let block = message
-            .headers
-            .as_ref()
-            .and_then(|block| STANDARD.decode(block).ok());
-        Self {
-            sequence: message.sequence,
-            body_bytes: message.payload.len() / 4 * 3,
-            time: message.time,
-            header_block: block.unwrap_or_default(),
-        }
+    fn new(message: &RawMessage) -> Option<Self> {
+        Some(Self {
+            sequence: message.seq,
+            body_bytes: message.body_chars / 4 * 3,
+            time: time(&message.time)?,
+            header_block: STANDARD.decode(&message.hdrs).unwrap_or_default(),
+        })
     }
 
     /// The first value of a header; lines that are no headers are passed over.
     pub(super) fn header(&self, name: &str) -> Option<&str> {
         let lines = self.header_block.split(|byte| *byte == b'\n');
         let mut values = lines.filter_map(|line| {
-            let line = std::str::from_utf8(line).ok()?;
-            let (found, value) = line.split_once(':')?;
-            (found == name).then(|| value.trim())
+            let value = line.strip_prefix(name.as_bytes())?.strip_prefix(b":")?;
+            Some(std::str::from_utf8(value).ok()?.trim())
         });
         values.next()
     }
@@ -178,6 +209,24 @@ impl Stored {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn answer_is_a_message_or_an_error() {
+        let message = r#"{"type":"x","message":{"subject":"a","seq":2,"hdrs":"TkFUUw==",
+            "data":"AAAAAAAA","time":"2026-11-21T16:14:02.125588175Z"}}"#;
+        let answer: Answer = serde_json::from_str(message).expect("an answer");
+        let stored = Stored::new(&answer.message.expect("a message")).expect("a time");
+        assert_eq!((stored.sequence, stored.body_bytes), (2, 6));
+        assert_eq!(stored.header_block, b"NATS");
+        let bare = r#"{"message":{"subject":"a","seq":3,"time":"2026-11-21T16:14:02Z"}}"#;
+        let answer: Answer = serde_json::from_str(bare).expect("an answer");
+        let stored = Stored::new(&answer.message.expect("a message")).expect("a time");
+        assert_eq!((stored.sequence, stored.body_bytes), (3, 0));
+        let none = r#"{"error":{"code":404,"err_code":10037,"description":"no message found"}}"#;
+        let answer: Answer = serde_json::from_str(none).expect("an answer");
+        let error = answer.error.expect("an error");
+        assert_eq!(error.error_code(), NO_MESSAGE);
+    }
 
     #[test]
     fn a_line_that_is_no_header_does_not_hide_the_others() {
