@@ -22,6 +22,10 @@ pub struct Options {
     pub publication: String,
     /// The outbox tables; at least one.
     pub tables: Vec<TableRequirement>,
+    /// Prefixes of the logical messages that are events.
+    pub prefixes: Vec<String>,
+    /// We are to turn the partitions of `outbox.events`.
+    pub turns_partitions: bool,
 }
 
 impl Options {
@@ -38,6 +42,8 @@ pub struct TableRequirement {
     pub name: TableName,
     /// What is read of it.
     pub columns: Vec<RequiredColumn>,
+    /// We are to delete its old rows.
+    pub expires: bool,
 }
 
 /// A field of an event, and the column that it comes from.
@@ -113,6 +119,7 @@ impl Verdict {
 /// what would be after a failover.
 pub fn judge(facts: &Facts, options: &Options) -> Vec<Check> {
     let mut checks = judge_server(facts);
+    checks.extend(server::messages(&facts.server, &options.prefixes));
     checks.extend(judge_tables(facts, options));
     checks.extend(judge_publication(facts, options));
     checks.extend(judge_slot(facts, options));
@@ -185,7 +192,10 @@ pub(crate) mod tests {
                 columns: ["id", "aggregatetype", "type", "payload", "created_at"]
                     .map(column)
                     .to_vec(),
+                expires: false,
             }],
+            prefixes: vec!["outbox".to_owned()],
+            turns_partitions: true,
         }
     }
 
@@ -207,6 +217,8 @@ pub(crate) mod tests {
             superuser: false,
             replication: true,
             rds_replication: false,
+            idle_slot_timeout: None,
+            anybody_emits: true,
             schema_installed: true,
             schema_owned: true,
         }
@@ -226,6 +238,7 @@ pub(crate) mod tests {
             kind: 'p',
             persistence: 'p',
             unlogged_partitions: Vec::new(),
+            may_delete: false,
             published: true,
             published_by_partition: false,
             row_filter: None,

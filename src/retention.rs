@@ -13,7 +13,7 @@ use tracing::{debug, info, warn};
 use crate::error::{Failure, Problem};
 use crate::pg::catalog::{Error, TableName};
 use crate::pg::control::Control;
-use crate::pg::ddl::{quote, quote_table};
+use crate::pg::ddl::{grant_deleting, grant_turning, quote, quote_table};
 use crate::pg::params::Params;
 use crate::vitals::{State, Vitals, unix_seconds};
 
@@ -112,19 +112,19 @@ async fn pass(params: &Params, options: &Options) -> Vec<Problem> {
         Err(error) => return vec![error.failure(params).problem],
     };
     let client = control.client();
-    let role = quote(&params.user);
+    let role = &params.user;
     let mut problems = Vec::new();
     if let Some(partitions) = &options.partitions
         && let Err(error) = turn(client, partitions, &options.slot).await
     {
-        problems.push(unturned(&error, &role));
+        problems.push(unturned(&error, role));
     }
     for table in &options.tables {
         match delete(client, table, &options.slot).await {
             Err(error) if error.sqlstate() == Some(IN_USE) => {
                 debug!(table = %table.name, "rows in use are left for the next time");
             }
-            Err(error) => problems.push(undeleted(&error, &table.name, &role)),
+            Err(error) => problems.push(undeleted(&error, &table.name, role)),
             Ok(0) => {}
             Ok(rows) => info!(table = %table.name, rows, "old rows deleted"),
         }
@@ -198,9 +198,8 @@ fn unturned(error: &Error, role: &str) -> Problem {
     match error.sqlstate() {
         Some(NOT_PERMITTED) => Problem {
             fix: format!(
-                "run `outjet setup` as the owner, then GRANT USAGE ON SCHEMA outbox TO {role}; \
-                 GRANT EXECUTE ON FUNCTION outbox.ensure_partitions, outbox.expire_partitions \
-                 TO {role}; or set retention.manage: false"
+                "run `outjet setup` as the owner, then {} or set retention.manage: false",
+                grant_turning(role)
             ),
             ..problem
         },
@@ -213,8 +212,8 @@ fn undeleted(error: &Error, table: &TableName, role: &str) -> Problem {
     match error.sqlstate() {
         Some(NOT_PERMITTED) => Problem {
             fix: format!(
-                "GRANT SELECT, DELETE ON {} TO {role}, and on its partitions, or remove its keep",
-                quote_table(table)
+                "{} (and on its partitions), or remove its keep",
+                grant_deleting(table, role)
             ),
             ..problem
         },

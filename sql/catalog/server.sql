@@ -22,6 +22,12 @@ SELECT
     SELECT FROM pg_catalog.pg_roles g
     WHERE g.rolname = 'rds_replication' AND pg_has_role(r.oid, g.oid, 'MEMBER')
   ) AS rds_replication,
+  nullif(current_setting('idle_replication_slot_timeout', true), '0') AS idle_slot_timeout,
+  -- By name: 17 has added an argument.
+  EXISTS (
+    SELECT FROM pg_catalog.pg_proc p
+    WHERE p.proname = 'pg_logical_emit_message' AND has_function_privilege('public', p.oid, 'EXECUTE')
+  ) AS anybody_emits,
   schema.owned IS NOT NULL AS schema_installed,
   coalesce(schema.owned, false) AS schema_owned
 FROM pg_catalog.pg_roles r

@@ -10,6 +10,13 @@ SELECT
     WHERE l.relpersistence = 'u'
     ORDER BY 1
   ) AS unlogged_partitions,
+  NOT EXISTS (
+    SELECT FROM (SELECT p.relid FROM pg_partition_tree(c.oid) p UNION SELECT c.oid) part
+    JOIN pg_catalog.pg_class l ON l.oid = part.relid
+    WHERE l.relkind = 'r' AND NOT (
+      has_schema_privilege(l.relnamespace, 'USAGE') AND has_table_privilege(l.oid, 'SELECT')
+      AND has_table_privilege(l.oid, 'DELETE'))
+  ) AS may_delete,
   t.pubname IS NOT NULL AS published,
   EXISTS (
     SELECT FROM pg_partition_tree(c.oid) p

@@ -12,6 +12,7 @@ use crate::pg::catalog::Facts;
 use crate::pg::control::Control;
 use crate::pg::params::Params;
 use crate::pg::replication::Session;
+use crate::pg::{self, DIRECT};
 use crate::preflight::{self, Check, Options, Verdict};
 use crate::route;
 use crate::sink::jetstream;
@@ -37,11 +38,16 @@ pub async fn check_all(config: &Config, params: &Params, out: Out<'_>) -> Result
 
 /// Whether a replication session can be opened: pg_hba and poolers may refuse just that.
 async fn replication(params: &Params) -> Check {
-    let verdict = match Session::connect(params, &[]).await {
-        Ok(session) => {
-            session.close().await;
-            Verdict::Pass("a replication connection is let in".to_owned())
-        }
+    let pooled: Result<bool, pg::Error> = async {
+        let mut session = Session::connect(params, &[]).await?;
+        let pooled = session.pooled().await?;
+        session.close().await;
+        Ok(pooled)
+    }
+    .await;
+    let verdict = match pooled {
+        Ok(false) => Verdict::Pass("a replication connection is let in".to_owned()),
+        Ok(true) => Verdict::Warn(pooler(params)),
         Err(error) => Verdict::Fail(error.failure(params)),
     };
     Check {
@@ -49,6 +55,16 @@ async fn replication(params: &Params) -> Check {
         name: "replication",
         verdict,
     }
+}
+
+/// One that passes replication on, as PgBouncer does from 1.23 on. It can work.
+fn pooler(params: &Params) -> Problem {
+    Problem::new(
+        format!("a connection pooler answers at {params}"),
+        "the process that its login names is not the one that serves us; what is slow or restarted \
+         there cuts outjet off, and may keep the slot from a copy that takes over",
+        DIRECT,
+    )
 }
 
 /// The stream of the dead letters.
@@ -169,6 +185,7 @@ async fn nats(config: &Config, source: Option<Source>) -> Result<Vec<Check>, Fai
                 jetstream::Error::StreamMissing(_) | jetstream::Error::StreamRefused { .. } => {
                     ("stream", "exists")
                 }
+                jetstream::Error::OtherIngress { .. } => ("stream", "ingress"),
                 _ => ("nats", "reachable"),
             };
             vec![check(group, what, Verdict::Fail(error.failure(&all)))]

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{Column, Config, Delayed, Format, Manage, OnReject, Storage, Table, Transactions};
+use super::{
+    Column, Config, Delayed, Format, Ingress, Manage, OnReject, Storage, Table, Transactions,
+};
 use crate::assemble;
 use crate::error::{Exit, Failure, Problem};
 use crate::format;
@@ -41,14 +43,20 @@ impl Config {
 
     /// What must be there in Postgres.
     pub fn preflight_options(&self) -> preflight::Options {
-        let tables = self.mappings().into_iter().map(|mapping| TableRequirement {
-            name: TableName::new(mapping.schema(), mapping.table()),
-            columns: RequiredColumn::of(&mapping),
+        let tables = self.tables.iter().map(|table| {
+            let mapping = mapping(table);
+            TableRequirement {
+                name: TableName::new(mapping.schema(), mapping.table()),
+                columns: RequiredColumn::of(&mapping),
+                expires: table.keep.is_some(),
+            }
         });
         preflight::Options {
             slot: self.postgres.slot.clone(),
             publication: self.postgres.publication.clone(),
             tables: tables.collect(),
+            prefixes: self.messages.prefixes.clone(),
+            turns_partitions: self.turns_partitions(),
         }
     }
 
@@ -149,6 +157,10 @@ impl Config {
         jetstream::StreamOptions {
             name: stream.name.clone(),
             subjects: stream.subjects.clone(),
+            ingress: match stream.ingress {
+                Ingress::Public => jetstream::Ingress::Public,
+                Ingress::Private => jetstream::Ingress::Private,
+            },
             replicas: stream.replicas as usize,
             storage: match stream.storage {
                 Storage::File => jetstream::Storage::File,
@@ -185,7 +197,6 @@ impl Config {
 
     /// What is deleted, and when.
     pub fn retention_options(&self) -> Result<retention::Options, Failure> {
-        let turning = self.retention.manage && self.tables.iter().any(|table| table.name.ours());
         let expiring = self.tables.iter().filter_map(|table| {
             let keep = table.keep?;
             let mapping = mapping(table);
@@ -200,12 +211,16 @@ impl Config {
         });
         Ok(retention::Options {
             slot: self.postgres.slot.clone(),
-            partitions: turning.then_some(Partitions {
+            partitions: self.turns_partitions().then_some(Partitions {
                 keep: self.retention.keep,
                 ahead_days: self.retention.ahead_days,
             }),
             tables: expiring.collect::<Result<_, _>>()?,
         })
+    }
+
+    fn turns_partitions(&self) -> bool {
+        self.retention.manage && self.tables.iter().any(|table| table.name.ours())
     }
 
     fn is_atomic(&self) -> bool {

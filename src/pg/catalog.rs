@@ -123,6 +123,11 @@ pub struct Server {
     pub replication: bool,
     /// Is a member of Amazon's `rds_replication`.
     pub rds_replication: bool,
+    /// How long a slot may be idle before it is invalidated (18 and newer), in the server's words;
+    /// `None`: for ever.
+    pub idle_slot_timeout: Option<String>,
+    /// Every role may write logical messages, as after `initdb`.
+    pub anybody_emits: bool,
     /// The table `outbox.schema_version` exists.
     pub schema_installed: bool,
     /// We may do with it what its owner may.
@@ -166,6 +171,8 @@ impl Server {
             superuser: row.try_get("superuser")?,
             replication: row.try_get("replication")?,
             rds_replication: row.try_get("rds_replication")?,
+            idle_slot_timeout: row.try_get("idle_slot_timeout")?,
+            anybody_emits: row.try_get("anybody_emits")?,
             schema_installed: row.try_get("schema_installed")?,
             schema_owned: row.try_get("schema_owned")?,
         })
@@ -232,7 +239,7 @@ impl Slot {
 
     /// Bytes of WAL that are confirmed and kept all the same, for transactions that are still open
     /// (`restart_lsn` goes on when they end, and then some seconds later).
-    pub fn held_wal_bytes(&self) -> Option<u64> {
+    pub fn pinned_wal_bytes(&self) -> Option<u64> {
         Some(self.confirmed_flush?.bytes_since(self.restart?))
     }
 
@@ -392,6 +399,8 @@ pub struct Table {
     pub persistence: char,
     /// Its partitions that are unlogged.
     pub unlogged_partitions: Vec<String>,
+    /// We may delete its rows, and those of its partitions.
+    pub may_delete: bool,
     /// The publication publishes it under its own name.
     pub published: bool,
     /// The publication publishes partitions of it under theirs.
@@ -431,6 +440,7 @@ impl Table {
             kind: letter(row, "kind")?,
             persistence: letter(row, "persistence")?,
             unlogged_partitions: row.try_get("unlogged_partitions")?,
+            may_delete: row.try_get("may_delete")?,
             published: row.try_get("published")?,
             published_by_partition: row.try_get("published_by_partition")?,
             row_filter: row.try_get("row_filter")?,

@@ -38,6 +38,8 @@ pub(super) struct Conn {
     /// ParameterStatus, BackendKeyData and ReadyForQuery as the server sent them at the end of the
     /// login: [`super::control`] repeats them to its client.
     pub(super) greeting: BytesMut,
+    /// The process that serves us, as the login names it.
+    pub(super) backend_pid: i32,
     /// ReadyForQuery that are still to come for commands whose futures were dropped.
     pub(super) ready_owed: usize,
     /// Notices in the order in which they came; see [`NOTICES_MAX`].
@@ -208,6 +210,7 @@ impl Conn {
             at,
             phase: Phase::LogIn,
             greeting: BytesMut::new(),
+            backend_pid: 0,
             ready_owed: 0,
             notices: VecDeque::new(),
         }
@@ -254,7 +257,7 @@ impl Conn {
                     let name = body.name().map_err(Kind::Parse)?;
                     session.note(name, body.value().map_err(Kind::Parse)?);
                 }
-                Message::BackendKeyData(_) => {}
+                Message::BackendKeyData(body) => self.backend_pid = body.process_id(),
                 Message::ReadyForQuery(_) => break,
                 _ => return Err(Kind::Malformed("the end of the login")),
             }

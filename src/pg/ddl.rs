@@ -74,6 +74,13 @@ pub fn create_slot_with_snapshot(slot: &str) -> String {
     format!("CREATE_REPLICATION_SLOT {slot} LOGICAL pgoutput EXPORT_SNAPSHOT")
 }
 
+/// A pgoutput slot that vanishes with the replication session whose command this is. In the old
+/// grammar, too.
+pub fn create_temporary_slot(slot: &str) -> String {
+    let slot = quote(slot);
+    format!("CREATE_REPLICATION_SLOT {slot} TEMPORARY LOGICAL pgoutput NOEXPORT_SNAPSHOT")
+}
+
 /// Another slot at the same place. It is not kept in step on standbys.
 pub fn copy_slot(from: &str, to: &str) -> String {
     let (from, to) = (literal(from), literal(to));
@@ -93,6 +100,24 @@ pub fn drop_slot(slot: &str) -> String {
 /// Only with the slot: a slot without its publication is no more good (42704).
 pub fn drop_publication(publication: &str) -> String {
     format!("DROP PUBLICATION {};", quote(publication))
+}
+
+/// To turn the partitions of `outbox.events`.
+pub fn grant_turning(role: &str) -> String {
+    let role = quote(role);
+    format!(
+        "GRANT USAGE ON SCHEMA outbox TO {role}; GRANT EXECUTE ON FUNCTION \
+         outbox.ensure_partitions, outbox.expire_partitions TO {role};"
+    )
+}
+
+/// To delete old rows; a partition wants the second for itself.
+pub fn grant_deleting(table: &TableName, role: &str) -> String {
+    let (schema, role) = (quote(&table.schema), quote(role));
+    format!(
+        "GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT SELECT, DELETE ON {} TO {role};",
+        quote_table(table)
+    )
 }
 
 /// Ends the backend that holds a slot.

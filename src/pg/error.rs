@@ -13,6 +13,8 @@ use super::tls::TlsError;
 
 mod failure;
 
+pub use self::failure::DIRECT;
+
 /// A step of the conversation failed. Match on [`Error::sqlstate`], show [`Error::failure`].
 pub struct Error(Box<Inner>);
 

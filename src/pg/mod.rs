@@ -18,4 +18,4 @@ mod tls;
 
 #[cfg(any(test, fuzzing))]
 pub(crate) use conn::frames;
-pub use error::{Error, ServerMessage};
+pub use error::{DIRECT, Error, ServerMessage};

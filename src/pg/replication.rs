@@ -92,6 +92,14 @@ impl Session {
             .map_err(|kind| self.conn.error(kind))
     }
 
+    /// Whether a pooler stands in between: to those who log in it gives a key of its own to cancel
+    /// with, so that the process it names is not the one that serves them.
+    pub async fn pooled(&mut self) -> Result<bool, Error> {
+        let rows = self.query("SELECT pg_backend_pid()").await?;
+        let serving = rows.into_iter().flatten().flatten().next();
+        Ok(serving != Some(self.conn.backend_pid.to_string()))
+    }
+
     /// Which cluster this is, and how far it has written.
     pub async fn identify_system(&mut self) -> Result<System, Error> {
         let rows = self.query("IDENTIFY_SYSTEM").await?;

@@ -100,6 +100,25 @@ fn role(server: &Server) -> Verdict {
     ))
 }
 
+/// Who may write events without a table: nothing is wrong with either answer.
+pub(super) fn messages(server: &Server, prefixes: &[String]) -> Option<Check> {
+    if prefixes.is_empty() {
+        return None;
+    }
+    let who = match server.anybody_emits {
+        true => "any role of the database",
+        false => "whoever may EXECUTE pg_logical_emit_message",
+    };
+    let prefixes = prefixes.join(", ");
+    Some(Check {
+        group: "server",
+        name: "messages",
+        verdict: Verdict::Pass(format!(
+            "{who} may write events as messages (messages.prefixes: {prefixes})"
+        )),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::tests::{facts, failure, text, warning};

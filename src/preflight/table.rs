@@ -18,7 +18,10 @@ pub(super) fn judge(facts: &Facts, options: &Options) -> Vec<Check> {
             Some(table) => {
                 checks.push(check("exists", kind(table)));
                 checks.push(check("columns", columns(wanted, table)));
-                checks.extend(partitions(wanted, facts).map(|found| check("partitions", found)));
+                checks.extend(outbox(wanted, facts, options));
+                if wanted.expires {
+                    checks.push(check("keep", deleting(table, facts)));
+                }
             }
         }
     }
@@ -26,13 +29,38 @@ pub(super) fn judge(facts: &Facts, options: &Options) -> Vec<Check> {
 }
 
 /// Of the native outbox alone: what becomes of others is their owner's concern.
-fn partitions(wanted: &TableRequirement, facts: &Facts) -> Option<Verdict> {
-    let table = &wanted.name;
-    let until = facts.partitions.until.as_ref()?;
-    if !facts.server.schema_installed || *table != TableName::new("outbox", "events") {
-        return None;
+fn outbox(wanted: &TableRequirement, facts: &Facts, options: &Options) -> Vec<Check> {
+    let (table, partitions) = (&wanted.name, &facts.partitions);
+    let (true, Some(until)) = (facts.server.schema_installed, &partitions.until) else {
+        return Vec::new();
+    };
+    if *table != TableName::new("outbox", "events") {
+        return Vec::new();
     }
-    Some(match facts.partitions.short {
+    let turning = partitions.may_turn.filter(|_| options.turns_partitions);
+    let verdicts = [
+        ("partitions", Some(reach(table, until, partitions.short))),
+        (
+            "default",
+            (partitions.default_rows > 0).then(|| strays(table, partitions.default_rows)),
+        ),
+        (
+            "retention",
+            turning.map(|may| turned(may, &facts.server.role)),
+        ),
+    ];
+    let checks = verdicts.into_iter().filter_map(|(name, verdict)| {
+        verdict.map(|verdict| Check {
+            group: "table",
+            name,
+            verdict,
+        })
+    });
+    checks.collect()
+}
+
+fn reach(table: &TableName, until: &str, short: bool) -> Verdict {
+    match short {
         false => Verdict::Pass(format!("{table} has partitions until {until}")),
         true => Verdict::warn(
             format!("{table} has no partition for tomorrow"),
@@ -42,7 +70,47 @@ fn partitions(wanted: &TableRequirement, facts: &Facts) -> Option<Verdict> {
             ),
             "SELECT outbox.ensure_partitions(); once a day, by cron or pg_cron",
         ),
-    })
+    }
+}
+
+/// A day that has rows there can have no partition any more.
+fn strays(table: &TableName, rows: i64) -> Verdict {
+    Verdict::warn(
+        format!("about {rows} rows of {table} are in its default partition"),
+        "there was no partition for their day: they are published, and slow to be removed",
+        "SELECT outbox.ensure_partitions(); for the days ahead; these rows go when they are old \
+         enough: SELECT outbox.expire_partitions();",
+    )
+}
+
+fn turned(may: bool, role: &str) -> Verdict {
+    match may {
+        true => Verdict::Pass(format!("role {role} may turn the partitions")),
+        false => Verdict::warn(
+            format!("role {} may not turn the partitions", ddl::quote(role)),
+            "retention.manage is on: without them rows go to the default partition, and old ones \
+             stay",
+            format!(
+                "{} or set retention.manage: false",
+                ddl::grant_turning(role)
+            ),
+        ),
+    }
+}
+
+fn deleting(table: &Table, facts: &Facts) -> Verdict {
+    let (name, role) = (&table.name, &facts.server.role);
+    match table.may_delete {
+        true => Verdict::Pass(format!("role {role} may delete old rows of {name}")),
+        false => Verdict::warn(
+            format!("role {} may not delete rows of {name}", ddl::quote(role)),
+            "tables has keep for it, and old rows stay",
+            format!(
+                "{} (and on its partitions), or remove its keep",
+                ddl::grant_deleting(name, role)
+            ),
+        ),
+    }
 }
 
 fn missing(wanted: &TableName, facts: &Facts) -> Verdict {

@@ -26,7 +26,10 @@ fn options(schema: &str, name: &str, columns: &[&str]) -> Options {
         tables: vec![TableRequirement {
             name: TableName::new(schema, name),
             columns: columns.iter().map(column).collect(),
+            expires: false,
         }],
+        prefixes: Vec::new(),
+        turns_partitions: false,
     }
 }
 

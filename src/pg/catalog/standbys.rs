@@ -50,6 +50,10 @@ pub struct Partitions {
     pub until: Option<String>,
     /// That is too soon for a row of tomorrow.
     pub short: bool,
+    /// About how many rows are in none of them, but in the default partition.
+    pub default_rows: i64,
+    /// Whether we may make and drop them; `None`: there are no functions for it.
+    pub may_turn: Option<bool>,
 }
 
 impl Partitions {
@@ -61,6 +65,8 @@ impl Partitions {
             Ok(Self {
                 until: row.try_get("until")?,
                 short: row.try_get::<_, Option<bool>>("short")? == Some(true),
+                default_rows: row.try_get("default_rows")?,
+                may_turn: row.try_get("may_turn")?,
             })
         };
         row.and_then(parse)

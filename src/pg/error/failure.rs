@@ -332,9 +332,7 @@ impl Told<'_> {
             "what answers at {} is a connection pooler, not Postgres itself",
             self.at
         );
-        let fix = "give the server's own address in DATABASE_URL (often port 5432, or the host \
-                   name without \"-pooler\")";
-        (problem, fix.to_owned())
+        (problem, DIRECT.to_owned())
     }
 
     fn no_connection_left(&self) -> (String, String) {
@@ -420,3 +418,7 @@ fn hosts(params: &Params) -> String {
     let hosts: Vec<_> = params.hosts.iter().map(Host::to_string).collect();
     hosts.join(", ")
 }
+
+/// What to do about a pooler.
+pub const DIRECT: &str = "give the server's own address in DATABASE_URL (often port 5432, or the \
+                          host name without \"-pooler\")";

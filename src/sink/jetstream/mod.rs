@@ -23,6 +23,7 @@ mod delayed;
 mod error;
 mod headers;
 mod hold;
+mod ingress;
 mod ledger;
 mod letterbox;
 mod letters;
@@ -48,6 +49,7 @@ use self::delayed::Delayed;
 pub use self::error::Error;
 use self::headers::{headers, wire_len};
 use self::hold::{Hold, Seen, Witness};
+pub use self::ingress::Ingress;
 pub use self::ledger::{Ledger, Line, Past};
 pub use self::letterbox::{DeadLetter, Letterbox};
 use self::letters::{Buried, Letter, Letters};
@@ -98,7 +100,7 @@ pub struct JetStream {
 pub struct Inspection {
     /// Its name.
     pub name: String,
-    /// What it listens on.
+    /// The subjects that it stores events under.
     pub subjects: Vec<String>,
     /// How many messages it holds.
     pub messages: u64,
@@ -471,7 +473,7 @@ impl JetStream {
                 self.bury(unsendable).await?;
                 continue;
             }
-            let (subject, payload) = (event.subject.clone(), event.payload.clone());
+            let (subject, payload) = (self.entrance(event), event.payload.clone());
             if together {
                 epoch_mut(&mut self.epoch)
                     .batch
@@ -495,6 +497,11 @@ impl JetStream {
             fault::point("published");
         }
         Ok(())
+    }
+
+    fn entrance(&self, event: &Event) -> String {
+        let stream = &self.options.stream;
+        stream.ingress.entrance(&stream.name, &event.subject)
     }
 
     /// Appends the waiting event to the dead letters, if there are any for it.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::delayed::prefix;
+use super::ingress::Ingress;
 use super::letters::invalid_subject;
 use crate::route;
 
@@ -165,8 +166,10 @@ fn hex(digits: &[u8; 2]) -> Option<u8> {
 pub struct StreamOptions {
     /// Its name.
     pub name: String,
-    /// What it listens on.
+    /// What it stores events under.
     pub subjects: Vec<String>,
+    /// Whether it also listens on these.
+    pub ingress: Ingress,
     /// Copies in the cluster.
     pub replicas: usize,
     /// File, or memory.
@@ -222,6 +225,8 @@ impl StreamOptions {
             max_bytes: None,
             atomic: true,
             schedules: true,
+            // A schedule names the subject that its event appears on, and the stream must take that.
+            ingress: Ingress::Public,
             ..self.clone()
         }
     }

@@ -7,8 +7,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use super::{
-    CONFIG, HALTED, NOT_PERMITTED, POSTGRES_SECRET, SOON, Site, UNAVAILABLE, connection_refused,
-    ends, halted, mends,
+    CONFIG, HALTED, NOT_PERMITTED, POSTGRES_SECRET, SOON, Site, UNAVAILABLE, block,
+    connection_refused, ends, halted, mends,
 };
 use crate::harness::postgres::{self, Session};
 use crate::harness::{Nats, Postgres, Stop, World, drain};
@@ -170,7 +170,8 @@ async fn server_that_is_away_is_waited_for() {
 async fn pooler_in_between_is_recognized_by_its_answer() {
     let world = with(Postgres::builder().tcp()).await;
     Site::of(&world).sets_up().await;
-    let pooler = Pooler::start(world.postgres.port().expect("a port")).await;
+    let server = world.postgres.port().expect("a port");
+    let pooler = Pooler::start(server, Replication::Refused).await;
     let url = format!(
         "postgres://postgres:{POSTGRES_SECRET}@127.0.0.1:{}/postgres",
         pooler.port
@@ -190,21 +191,56 @@ async fn pooler_in_between_is_recognized_by_its_answer() {
     assert_eq!(site.types("status").await.code, Some(0));
 }
 
-/// Passes sessions on, except those that want to replicate: it answers them as PgBouncer 1.22 does.
+/// It works, so it is not refused; but it is told.
+#[tokio::test]
+async fn pooler_that_passes_replication_on_is_recognized_by_its_process_id() {
+    let world = with(Postgres::builder().tcp()).await;
+    Site::of(&world).sets_up().await;
+    let direct = Site::of(&world).passes().await;
+    let in_place = format!("ok    {:<20}  a replication", "server replication");
+    assert!(direct.contains(&in_place), "{direct}");
+    let server = world.postgres.port().expect("a port");
+    let pooler = Pooler::start(server, Replication::PassedOn).await;
+    let at = format!("127.0.0.1:{}", pooler.port);
+    let url = format!("postgres://postgres:{POSTGRES_SECRET}@{at}/postgres");
+    let site = Site::of(&world).with("DATABASE_URL", url);
+    let problem = Problem::new(
+        format!("a connection pooler answers at {at}/postgres as postgres"),
+        "the process that its login names is not the one that serves us; what is slow or restarted \
+         there cuts outjet off, and may keep the slot from a copy that takes over",
+        "give the server's own address in DATABASE_URL (often port 5432, or the host name without \
+         \"-pooler\")",
+    );
+    let warned = block("warn", "server replication", &problem);
+    let passed = site.passes().await;
+    assert!(passed.contains(&warned), "{passed}");
+    ends(site.leads().await).await;
+}
+
+/// What a pooler does about sessions that want to replicate.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Replication {
+    /// As PgBouncer 1.22 does.
+    Refused,
+    /// As 1.23 does.
+    PassedOn,
+}
+
+/// Passes sessions on, with a key of its own to cancel with (`welcome_client`, PgBouncer).
 struct Pooler {
     port: u16,
     _tasks: JoinSet<()>,
 }
 
 impl Pooler {
-    async fn start(server: u16) -> Self {
+    async fn start(server: u16, replication: Replication) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let port = listener.local_addr().expect("an address").port();
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut sessions = JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
-                sessions.spawn(Self::session(client, server));
+                sessions.spawn(Self::session(client, server, replication));
             }
         });
         Self {
@@ -213,14 +249,15 @@ impl Pooler {
         }
     }
 
-    async fn session(mut client: TcpStream, server: u16) {
+    async fn session(mut client: TcpStream, server: u16, replication: Replication) {
         let mut startup = Self::packet(&mut client).await;
         // SSLRequest, as sslmode=prefer sends it.
         if startup.get(4..8) == Some(&80_877_103_i32.to_be_bytes()) {
             client.write_all(b"N").await.expect("an open socket");
             startup = Self::packet(&mut client).await;
         }
-        if startup.windows(13).any(|name| name == b"\0replication\0") {
+        let replicates = startup.windows(13).any(|name| name == b"\0replication\0");
+        if replicates && replication == Replication::Refused {
             let mut fields = Vec::new();
             let parameter = "unsupported startup parameter: replication";
             for (field, text) in [
@@ -243,8 +280,28 @@ impl Pooler {
             .await
             .expect("a server");
         server.write_all(&startup).await.expect("an open socket");
+        Self::own_key(&mut client, &mut server).await;
         // Either end may break off.
         let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+    }
+
+    /// Passes the server's messages on up to BackendKeyData, and that with another process id.
+    async fn own_key(client: &mut TcpStream, server: &mut TcpStream) {
+        loop {
+            let mut tag = [0];
+            if server.read_exact(&mut tag).await.is_err() {
+                return;
+            }
+            let mut packet = Self::packet(server).await;
+            if tag == *b"K" {
+                packet[4..8].copy_from_slice(&1_i32.to_be_bytes());
+            }
+            client.write_all(&tag).await.expect("an open socket");
+            client.write_all(&packet).await.expect("an open socket");
+            if tag == *b"K" {
+                return;
+            }
+        }
     }
 
     /// A packet without a type: length and content. Empty if the client has gone.

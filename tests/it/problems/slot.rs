@@ -203,3 +203,124 @@ impl Stranger {
         }
     }
 }
+
+/// What `check` prints of these, with and without.
+#[tokio::test]
+async fn what_would_grow_or_vanish_later_is_warned_about_and_each_statement_that_is_printed_helps()
+{
+    let world = World::with(Postgres::builder().version(18), Nats::builder()).await;
+    let site = Site::of(&world);
+    site.sets_up().await;
+    let client = world.postgres.connect().await;
+    let ok = |place: &str, found: &str| format!("ok    {place:<20}  {found}\n");
+
+    client
+        .run("ALTER SYSTEM SET idle_replication_slot_timeout = '2d'")
+        .await;
+    client.run("SELECT pg_reload_conf()").await;
+    let problem = Problem::new(
+        "replication slot \"outjet\" is lost when nobody has streamed from it for 2d",
+        "idle_replication_slot_timeout = 2d: Postgres invalidates slots that idle",
+        "ALTER SYSTEM SET idle_replication_slot_timeout = 0; SELECT pg_reload_conf();",
+    );
+    until_found(&site, &block("warn", "slot idle", &problem)).await;
+    types(&client, &problem.fix).await;
+    until("the warning is gone", SOON, async || {
+        let passed = site.passes().await;
+        Wait::ready_if(!passed.contains("slot idle"), passed)
+    })
+    .await;
+
+    let passed = site.passes().await;
+    let anybody =
+        "any role of the database may write events as messages (messages.prefixes: outbox)";
+    assert!(passed.contains(&ok("server messages", anybody)), "{passed}");
+    client
+        .run("DO $$ BEGIN EXECUTE (SELECT string_agg(format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC',
+            oid::regprocedure), ';') FROM pg_proc WHERE proname = 'pg_logical_emit_message'); END $$")
+        .await;
+    let passed = site.passes().await;
+    let some = "whoever may EXECUTE pg_logical_emit_message may write events as messages";
+    assert!(passed.contains(some), "{passed}");
+    let none = site
+        .clone()
+        .with("OUTJET_MESSAGES__PREFIXES", "[]")
+        .passes()
+        .await;
+    assert!(!none.contains("server messages"), "{none}");
+
+    client
+        .run(
+            "INSERT INTO outbox.events (aggregatetype, aggregateid, type, created_at)
+            VALUES ('order', '1', 'created', '2020-01-01')",
+        )
+        .await;
+    let line = "about 1 rows of outbox.events are in its default partition\n";
+    until_found(&site, &format!("warn  {:<20}  {line}", "table default")).await;
+}
+
+#[tokio::test]
+async fn rights_that_retention_lacks_are_granted_by_the_printed_statements() {
+    let (world, site) = ready().await;
+    let client = world.postgres.connect().await;
+    client
+        .run(
+            "CREATE TABLE public.notes (id uuid, made timestamptz, body jsonb);
+            ALTER PUBLICATION outjet ADD TABLE public.notes;
+            CREATE ROLE \"app-1\" LOGIN REPLICATION",
+        )
+        .await;
+    let yaml = "tables:
+  - name: outbox.events
+  - name: public.notes
+    preset: none
+    columns: {id: id, created_at: made, payload: body, aggregatetype: {value: n}, type: {value: n}}
+    keep: 1d
+";
+    let site = site.login(&world, "app-1", "postgres").config(yaml);
+    let turning = Problem::new(
+        "role \"app-1\" may not turn the partitions",
+        "retention.manage is on: without them rows go to the default partition, and old ones stay",
+        "GRANT USAGE ON SCHEMA outbox TO \"app-1\"; GRANT EXECUTE ON FUNCTION \
+         outbox.ensure_partitions, outbox.expire_partitions TO \"app-1\"; \
+         or set retention.manage: false",
+    );
+    let deleting = Problem::new(
+        "role \"app-1\" may not delete rows of public.notes",
+        "tables has keep for it, and old rows stay",
+        "GRANT USAGE ON SCHEMA \"public\" TO \"app-1\"; GRANT SELECT, DELETE ON \
+         \"public\".\"notes\" TO \"app-1\"; (and on its partitions), or remove its keep",
+    );
+    let passed = site.passes().await;
+    assert!(
+        passed.contains(&block("warn", "table retention", &turning)),
+        "{passed}"
+    );
+    assert!(
+        passed.contains(&block("warn", "table keep", &deleting)),
+        "{passed}"
+    );
+    let unmanaged = site
+        .clone()
+        .with("OUTJET_RETENTION__MANAGE", "false")
+        .passes()
+        .await;
+    assert!(!unmanaged.contains("table retention"), "{unmanaged}");
+    for problem in [turning, deleting] {
+        let end = problem.fix.rfind(';').expect("a statement");
+        types(&client, &problem.fix[..=end]).await;
+    }
+    let passed = site.passes().await;
+    for line in [
+        format!(
+            "ok    {:<20}  role app-1 may turn the partitions\n",
+            "table retention"
+        ),
+        format!(
+            "ok    {:<20}  role app-1 may delete old rows of public.notes\n",
+            "table keep"
+        ),
+    ] {
+        assert!(passed.contains(&line), "{passed}");
+    }
+}
