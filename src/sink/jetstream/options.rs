@@ -225,7 +225,7 @@ impl StreamOptions {
             max_bytes: None,
             atomic: true,
             schedules: true,
-            // A schedule names the subject that its event appears on, and the stream must take that.
+            // A schedule names the subject that its event appears on: the stream must take that.
             ingress: Ingress::Public,
             ..self.clone()
         }
