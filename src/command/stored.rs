@@ -1,8 +1,8 @@
-//! What stands in the stream, among the dead letters and among what is delayed, put into a temporary
-//! table beside the outbox tables, so that Postgres compares them, whatever their size. Reading
-//! takes time with the length of the stream, some ten thousand messages a second; memory is
-//! constant here, and the table (a few dozen bytes a message) is Postgres's, which writes it to
-//! disk if it is large.
+//! What stands in the stream, among the dead letters and among what is delayed, put into a
+//! temporary table beside the outbox tables, so that Postgres compares them, whatever their size.
+//! Reading takes time with the length of the stream, some ten thousand messages a second; memory
+//! is constant here, and the table (a few dozen bytes a message) is Postgres's, which writes it
+//! to disk if it is large.
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;

@@ -1,8 +1,7 @@
 //! `outjet::producer`: what an application in Rust writes, as it arrives.
 
-use std::time::{Duration, SystemTime};
-
 use std::process::Command;
+use std::time::{Duration, SystemTime};
 
 use outjet::producer::Event;
 use serde_json::json;
@@ -55,10 +54,8 @@ async fn event_is_published_with_all_that_was_given_if_its_transaction_commits()
     stage.confirmed().await;
     let stored = drain::messages(&stage.jetstream().await, STREAM).await;
     let ids: Vec<String> = stored.iter().map(|message| message.row_id()).collect();
-    assert_eq!(
-        ids,
-        [&full, &bytes, &bare].map(|event| event.id().to_string())
-    );
+    let inserted = [&full, &bytes, &bare].map(|event| event.id().to_string());
+    assert_eq!(ids, inserted);
     let [full, bytes, bare] = &stored[..] else {
         panic!("{stored:?}");
     };

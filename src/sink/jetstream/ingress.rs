@@ -125,6 +125,8 @@ mod tests {
             expires: false,
             schedules: false,
             atomic: false,
+            expires: true,
+            schedules: false,
         }
     }
 

@@ -528,8 +528,8 @@ impl JetStream {
         self.pass(Chain::bury).await
     }
 
-    /// Whether the waiting event was dead-lettered before. To be asked first: the stream may take it
-    /// for one of the messages that are there no more.
+    /// Whether the waiting event was dead-lettered before. To be asked first: the stream may take
+    /// it for one of the messages that are there no more.
     async fn is_dead_letter(&mut self) -> Result<bool, Error> {
         let waiting = self.chain.waiting().expect("an event waits");
         let epoch = epoch_mut(&mut self.epoch);

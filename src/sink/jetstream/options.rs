@@ -225,6 +225,8 @@ impl StreamOptions {
             max_bytes: None,
             atomic: true,
             schedules: true,
+            // A schedule names the subject that its event appears on: the stream must take that.
+            ingress: Ingress::Public,
             ..self.clone()
         }
     }
