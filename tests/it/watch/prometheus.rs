@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{Copy, ask, readme_metrics};
+use super::{Copy, DOCUMENTED, ask};
 use crate::delivery::{Delivery, SOON};
 use crate::harness::process::{Process, Signal, run};
 use crate::harness::{Nats, Postgres, Wait, binaries, postgres, until};
@@ -119,7 +119,7 @@ async fn prometheus_scrapes_every_metric_of_the_readme_and_every_panel_shows_som
         .iter()
         .filter_map(|metric| Some((metric["metric"].as_str()?, metric)))
         .collect();
-    let documented = readme_metrics().split('`').skip(1).step_by(2);
+    let documented = DOCUMENTED.split('`').skip(1).step_by(2);
     let documented = documented.filter(|name| name.starts_with("outjet_"));
     for name in documented.chain(["process_cpu_seconds_total"]) {
         // Newer versions describe a counter by its full name.
