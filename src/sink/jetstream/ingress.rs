@@ -122,8 +122,6 @@ mod tests {
             duplicate_window: std::time::Duration::ZERO,
             max_age: std::time::Duration::ZERO,
             max_bytes: None,
-            expires: false,
-            schedules: false,
             atomic: false,
             expires: true,
             schedules: false,
