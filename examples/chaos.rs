@@ -46,6 +46,9 @@ struct Asked {
     /// Every transaction appears as a whole (publish.transactions: atomic)
     #[arg(long)]
     atomic: bool,
+    /// Events are held back (stream.hold), and the broker loses what it has just stored
+    #[arg(long, conflicts_with = "cluster")]
+    hold: bool,
     /// Major version of Postgres [default: the preferred one]
     #[arg(long, value_name = "MAJOR")]
     postgres: Option<u32>,
@@ -91,7 +94,11 @@ async fn rounds(asked: &Asked) -> bool {
         let plan = Plan {
             replicas: if asked.cluster { 3 } else { 1 },
             atomic: asked.atomic,
-            ..Plan::new(seed, ROUND)
+            ..if asked.hold {
+                Plan::holding(seed, ROUND)
+            } else {
+                Plan::new(seed, ROUND)
+            }
         };
         let servers = (asked.postgres(), asked.nats());
         let report = chaos::play(plan, servers, |struck| println!("{struck}")).await;
@@ -131,7 +138,12 @@ impl Asked {
         if let Some(major) = self.postgres {
             command += &format!(" --postgres {major}");
         }
-        for (asked, flag) in [(self.cluster, " --cluster"), (self.atomic, " --atomic")] {
+        let flags = [
+            (self.cluster, " --cluster"),
+            (self.atomic, " --atomic"),
+            (self.hold, " --hold"),
+        ];
+        for (asked, flag) in flags {
             command += if asked { flag } else { "" };
         }
         command
@@ -156,14 +168,15 @@ struct Sum {
     rounds: u64,
     takeovers: u64,
     drained_max: Duration,
-    counts: [usize; 7],
+    counts: [usize; 8],
     imperfect: Vec<u64>,
 }
 
 /// The rows of [`Sum::counts`].
-const COUNTS: [&str; 7] = [
+const COUNTS: [&str; 8] = [
     "committed",
     "stored",
+    "lost by broker",
     "missing",
     "duplicated",
     "out of order",
@@ -181,6 +194,7 @@ impl Sum {
         let counts = [
             verdict.committed,
             verdict.stored,
+            report.forgotten as usize,
             verdict.missing.len(),
             verdict.duplicated.len(),
             verdict.out_of_order.len(),

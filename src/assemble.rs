@@ -7,7 +7,7 @@
 mod handover;
 mod message;
 mod rejection;
-mod sample;
+mod unsent;
 mod values;
 
 use std::collections::{BTreeMap, HashMap};
@@ -28,11 +28,11 @@ use crate::route::{Route, RouteError, Template, check_subject};
 pub use handover::Handover;
 use message::MessageTable;
 pub use rejection::{Reason, Rejection};
+pub use unsent::Unsent;
+use values::{flag, in_json, is_json, media_type, texts, unhex};
 
 /// The prefix of the messages by which outjet itself hands a row to whoever leads.
 pub const HANDOVER: &str = "outjet";
-pub use sample::sample;
-use values::{flag, in_json, is_json, media_type, texts, unhex};
 
 /// What events are made of.
 #[derive(Clone, Debug)]
@@ -290,7 +290,7 @@ impl Transaction {
 }
 
 /// RFC 3339 with microseconds, UTC.
-fn timestamp(time: PgTime) -> String {
+pub fn timestamp(time: PgTime) -> String {
     let nanos = i128::from(time.to_unix_micros()) * 1000;
     let time = OffsetDateTime::from_unix_timestamp_nanos(nanos).ok();
     time.and_then(|time| time.format(&Rfc3339).ok())
@@ -317,17 +317,26 @@ struct RowReader<'a> {
 
 impl RowReader<'_> {
     fn step(&self, position: Position, committed: &str, reserved: &mut u64) -> Step {
-        match self.event(position, committed, reserved) {
-            Ok(event) => Step::Event(event),
-            Err(reason) => Step::Rejected(Box::new(Rejection {
+        let read = self.read(position, committed, reserved);
+        read.map_or_else(Step::Rejected, Step::Event)
+    }
+
+    fn read(
+        &self,
+        position: Position,
+        committed: &str,
+        reserved: &mut u64,
+    ) -> Result<Event, Box<Rejection>> {
+        self.event(position, committed, reserved).map_err(|reason| {
+            Box::new(Rejection {
                 position,
                 table: self.plan.table.clone(),
                 id: self.lossy_id(),
                 subject: self.subject().unwrap_or_default(),
                 payload: self.raw_payload(),
                 reason,
-            })),
-        }
+            })
+        })
     }
 
     fn event(

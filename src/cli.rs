@@ -74,6 +74,8 @@ pub enum Command {
     Inspect(Inspect),
     /// Write test events into the outbox
     Emit(Emit),
+    /// Follow what is committed, as it would be published, without touching the real slot
+    Tail(Tail),
     /// Compare the outbox tables with the stream; exit with 1 if they differ
     Verify(Verify),
     /// Come back from a lost or missing slot: publish what the stream lacks, from the tables
@@ -189,6 +191,29 @@ pub struct Emit {
     /// Number of events, each in a transaction of its own
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one())]
     pub count: u64,
+}
+
+/// `tail`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+It begins with what is committed from now on, and ends with an interrupt or when nobody reads its
+output. Needs the right REPLICATION and a free replication slot; while it runs, Postgres keeps
+the WAL that it has not read.
+
+Examples:
+  outjet tail
+  outjet tail --subject 'events.order.>'
+  outjet tail --json --limit 10 | jq .payload")]
+pub struct Tail {
+    /// Print a line of JSON for each event, with headers and body
+    #[arg(long)]
+    pub json: bool,
+    /// Only events whose subject falls under this, with * and > as in NATS
+    #[arg(long, value_name = "FILTER")]
+    pub subject: Option<String>,
+    /// End after so many events
+    #[arg(long, value_name = "N", value_parser = at_least_one())]
+    pub limit: Option<u64>,
 }
 
 /// `config`.

@@ -207,7 +207,7 @@ fn slot(sample: &SlotSample) -> Value {
         "retained_wal_bytes": sample.retained_wal_bytes,
         "safe_wal_bytes": sample.safe_wal_bytes,
         "lag_seconds": sample.lag.map(|lag| lag.as_secs_f64()),
-        "held_wal_bytes": sample.held_wal_bytes,
+        "pinned_wal_bytes": sample.pinned_wal_bytes,
         "inactive_since": sample.inactive_since.and_then(rfc3339),
         "invalidation_reason": sample.invalidation_reason,
         "spill": {"transactions": sample.spilled.0, "bytes": sample.spilled.1},

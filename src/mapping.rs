@@ -173,6 +173,17 @@ impl Mapping {
         self.fields.push((field, origin));
     }
 
+    /// The mapping of a table that is known to have some columns and lack others: what need not
+    /// exist does, or is left out.
+    #[must_use]
+    pub fn of_columns(mut self, has: impl Fn(&str) -> bool) -> Self {
+        let dispensable = std::mem::take(&mut self.dispensable);
+        self.fields.retain(|(field, origin)| {
+            !dispensable.contains(field) || origin.column().is_none_or(&has)
+        });
+        self
+    }
+
     /// The schema.
     pub fn schema(&self) -> &str {
         &self.schema

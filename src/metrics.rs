@@ -87,7 +87,7 @@ pub struct SlotMetrics {
     /// For how long something has waited to be confirmed.
     pub lag: Family<SlotLabel, Number>,
     /// Confirmed, and kept for transactions that are still open.
-    pub held_wal_bytes: Family<SlotLabel, Gauge>,
+    pub pinned_wal_bytes: Family<SlotLabel, Gauge>,
     /// Since when nobody streams from it; absent while somebody does, and before 17.
     pub inactive_since: Family<SlotLabel, Number>,
     /// Why it was invalidated, one of a fixed set.
@@ -291,7 +291,7 @@ impl SlotMetrics {
         let help = "For how long something has waited to be confirmed, as this copy has seen it";
         add(to, "slot_lag_seconds", help, &self.lag);
         let help = "WAL that is confirmed and kept for transactions that are still open";
-        add(to, "slot_held_wal_bytes", help, &self.held_wal_bytes);
+        add(to, "slot_pinned_wal_bytes", help, &self.pinned_wal_bytes);
         let help = "Since when nobody streams from the slot; Postgres 17 and newer";
         add(
             to,

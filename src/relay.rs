@@ -11,7 +11,7 @@
 //! Trouble with NATS is the sink's; every other trouble ends the relay, and with it the term.
 
 mod error;
-mod held;
+mod together;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 pub use self::error::Error;
-use self::held::Held;
+use self::together::Together;
 use crate::assemble::{Assembler, Passed, Step};
 use crate::error::{Failure, Problem};
 use crate::event::Event;
@@ -66,9 +66,9 @@ pub struct Relay {
     reports: mpsc::Receiver<Report>,
     batch: Vec<Event>,
     /// Those of the open transaction that wait for its end.
-    held: Held,
+    together: Together,
     /// How much of the read buffer was used up with the last event whose body lies there.
-    held_from: u64,
+    kept_from: u64,
     /// Where the slot stood; not reported back.
     start: Confirmed,
     reported: Confirmed,
@@ -159,8 +159,8 @@ impl Relay {
             events,
             reports,
             batch: Vec::new(),
-            held: Held::new(options.atomic),
-            held_from: 0,
+            together: Together::new(options.atomic),
+            kept_from: 0,
             status_at: now,
             status_due: now,
             gather_until: None,
@@ -251,9 +251,9 @@ impl Relay {
     /// What must hold after every action.
     fn maintain(&mut self) -> Result<(), Error> {
         self.vitals.beat();
-        if self.held.events() == self.window.events() && !self.window.has_room() {
-            // Nothing will be settled, so nothing more be read: it is too large to be held.
-            self.held.give_up(&mut self.batch);
+        if self.together.events() == self.window.events() && !self.window.has_room() {
+            // Nothing will be settled, so nothing more be read: it is too large to be gathered.
+            self.together.give_up(&mut self.batch);
         }
         self.hand_over()?;
         if self.window.confirmed() > self.reported {
@@ -393,7 +393,7 @@ impl Relay {
                     }
                     Step::Rejected(rejection) => return Err(Error::Rejected(rejection)),
                     Step::Commit(end) => {
-                        self.held.commit(&mut self.batch);
+                        self.together.commit(&mut self.batch);
                         self.vitals.metrics.transactions_decoded.inc();
                         self.window.commit(end);
                     }
@@ -428,28 +428,28 @@ impl Relay {
     }
 
     fn take_event(&mut self, event: Event, read: &Bytes) {
-        let bytes = self.held_bytes(&event, read);
+        let bytes = self.kept_bytes(&event, read);
         self.window.hand_over(bytes, self.committed);
         self.vitals
             .metrics
             .decoded_bytes
             .inc_by(event.payload.len() as u64);
         self.last_events -= usize::from(self.stop_at.is_some());
-        self.held.take(event, &mut self.batch);
+        self.together.take(event, &mut self.batch);
     }
 
     /// What is kept in memory for an event: its own, and, if its body lies where it was read, what
     /// was read since the last such event, too: other columns, and what means nothing to us. That
     /// is more than all events together where 14 sends thousands of empty transactions between two.
-    fn held_bytes(&mut self, event: &Event, read: &Bytes) -> usize {
+    fn kept_bytes(&mut self, event: &Event, read: &Bytes) -> usize {
         if !read.as_ptr_range().contains(&event.payload.as_ptr()) {
             return event.size();
         }
         let used = self.stream.used_bytes();
-        let since = used - std::mem::replace(&mut self.held_from, used);
+        let since = used - std::mem::replace(&mut self.kept_from, used);
         let chunk = Stream::CHUNK_BYTES + read.len();
-        let held = usize::try_from(since).map_or(chunk, |since| since.min(chunk));
-        event.size() - event.payload.len() + held
+        let kept = usize::try_from(since).map_or(chunk, |since| since.min(chunk));
+        event.size() - event.payload.len() + kept
     }
 
     /// The channel has room for as many batches as the window has for events.
@@ -552,7 +552,7 @@ impl Relay {
             return true;
         }
         let stopped = self.stop_at.is_some() && !self.finishing();
-        let outstanding = self.window.events() - self.held.events();
+        let outstanding = self.window.events() - self.together.events();
         (stopped || self.unreadable.is_some()) && outstanding == 0
     }
 
@@ -590,7 +590,7 @@ async fn exchange(stream: &mut Stream, reading: bool) -> Result<Action, PgError>
 }
 
 /// 18 says by a warning that it does not find the publication, and passes over the rows.
-fn take_notice(notice: ServerMessage) -> Result<(), Error> {
+pub(crate) fn take_notice(notice: ServerMessage) -> Result<(), Error> {
     // object_not_in_prerequisite_state, and synchronized_standby_slots shares it: told apart by
     // what is lost if we are wrong. A needless halt loses nothing.
     let standby = notice.message.contains("synchronized_standby_slots");

@@ -102,7 +102,7 @@ async fn look(
         leader: slot.holder.as_ref().map(Holder::to_string),
         lag_bytes: slot.lag_bytes(current),
         retained_wal_bytes: slot.retained_wal_bytes(current),
-        held_wal_bytes: slot.held_wal_bytes(),
+        pinned_wal_bytes: slot.pinned_wal_bytes(),
         safe_wal_bytes: slot.safe_wal_size,
         lag: None,
         inactive_since: slot.inactive_since,

@@ -34,7 +34,8 @@ impl Signals {
         warn!(signal = name, "stopping at once");
     }
 
-    async fn next(&mut self) -> &'static str {
+    /// Waits for a signal and names it. Cancel-safe: one that came is not lost.
+    pub async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",

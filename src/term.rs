@@ -55,6 +55,10 @@ const STANDBY_POLL: Duration = Duration::from_millis(200);
 /// them takes long, and what is given up is tried again.
 const ANSWER_MIN: Duration = Duration::from_secs(10);
 
+/// How often a leader looks whether its tables are published: rows that are not are passed over
+/// without a word, and none of them comes later.
+const PUBLICATION_POLL: Duration = Duration::from_secs(5);
+
 /// Most reports that wait for the relay, which takes all there are at each turn.
 const REPORTS_MAX: usize = 64;
 
@@ -366,10 +370,28 @@ impl Term<'_> {
         }
     }
 
+    /// Returns when the tables are not published any more. Not what halts a term otherwise: what is
+    /// read is decoded with the catalog of its time, and a connection that breaks is made anew.
+    async fn watch_publication(&self, control: &mut Control) -> Failure {
+        loop {
+            tokio::time::sleep(PUBLICATION_POLL).await;
+            let Ok(facts) = self.facts(control).await else {
+                if let Ok(anew) = Control::connect(&self.options.params).await {
+                    *control = anew;
+                }
+                continue;
+            };
+            let checks = preflight::judge_publication(&facts, &self.options.preflight);
+            if let Some(failure) = checks.iter().find_map(preflight::Check::failure) {
+                return failure.clone();
+            }
+        }
+    }
+
     /// Streams until the end of the term.
     async fn stream(&self, lead: Lead) -> Result<(), Failure> {
         let Lead {
-            control,
+            mut control,
             stream,
             start,
             sink,
@@ -384,7 +406,12 @@ impl Term<'_> {
         let assembler = Assembler::new(self.options.assemble.clone());
         let vitals = self.options.vitals.clone();
         let relay = Relay::new(stream, assembler, (events, settled), (start, relay, vitals));
-        match Box::pin(relay.run(self.stop)).await {
+        let end = tokio::select! {
+            biased;
+            end = Box::pin(relay.run(self.stop)) => end,
+            failure = Box::pin(self.watch_publication(&mut control)) => return Err(failure),
+        };
+        match end {
             Ok(End {
                 stream,
                 confirmed,

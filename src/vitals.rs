@@ -76,7 +76,7 @@ pub struct SlotSample {
     /// For how long something has waited to be confirmed, as far as this copy has seen.
     pub lag: Option<Duration>,
     /// Confirmed, and kept for transactions that are still open.
-    pub held_wal_bytes: Option<u64>,
+    pub pinned_wal_bytes: Option<u64>,
     /// Since when nobody streams from it.
     pub inactive_since: Option<SystemTime>,
     /// Why it was lost.
@@ -102,7 +102,7 @@ impl SlotSample {
             retained_wal_bytes: None,
             safe_wal_bytes: None,
             lag: None,
-            held_wal_bytes: None,
+            pinned_wal_bytes: None,
             inactive_since: None,
             invalidation_reason: None,
             spilled: (0, 0),
@@ -291,7 +291,7 @@ impl Vitals {
             signed(sample.retained_wal_bytes),
         );
         set(&metrics.safe_wal_bytes, sample.safe_wal_bytes);
-        set(&metrics.held_wal_bytes, signed(sample.held_wal_bytes));
+        set(&metrics.pinned_wal_bytes, signed(sample.pinned_wal_bytes));
         self.sampled_trouble(&sample, &slot);
         for status in ["reserved", "extended", "unreserved", "lost"] {
             let label = WalStatusLabel {

@@ -7,10 +7,12 @@ use tracing::warn;
 use crate::error::{Exit, Failure, Problem};
 use crate::event::Event;
 use crate::guard::Lineage;
+use crate::lsn::Lsn;
 use crate::sink::Report;
 use crate::sink::jetstream::{JetStream, Options};
+use crate::window::{Limits, Window};
 
-/// Batches that wait for the sink: with what it has, no more than a few hundred events.
+/// Batches that wait for the sink.
 const BATCHES_MAX: usize = 2;
 
 /// Reports that wait for us.
@@ -22,60 +24,68 @@ pub(super) struct Append {
     reports: mpsc::Receiver<Report>,
     task: JoinSet<Result<(), Failure>>,
     sent: u64,
-    outstanding: usize,
-    outstanding_max: usize,
+    /// One transaction that never ends: only its room counts.
+    window: Window,
 }
 
 impl Append {
     /// Connects, and starts.
-    pub(super) async fn open(options: Options, lineage: Lineage) -> Result<Self, Failure> {
-        let outstanding_max = options.in_flight_max.div_ceil(2);
+    pub(super) async fn open(
+        (options, limits): (Options, Limits),
+        lineage: Lineage,
+    ) -> Result<Self, Failure> {
         let sink = Box::pin(JetStream::open(options, lineage)).await?;
         let (events, batches) = mpsc::channel(BATCHES_MAX);
         let (reported, reports) = mpsc::channel(REPORTS_MAX);
         let mut task = JoinSet::new();
         task.spawn(sink.run(batches, reported));
+        let mut window = Window::new(limits, Lsn::ZERO);
+        window.begin();
         Ok(Self {
             events,
             reports,
             task,
             sent: 0,
-            outstanding: 0,
-            outstanding_max,
+            window,
         })
     }
 
-    /// Sends events in order; waits while too many are under way.
+    /// Sends events in order; waits while too much is under way.
     pub(super) async fn send(&mut self, events: Vec<Event>) -> Result<(), Failure> {
         self.sent += events.len() as u64;
-        self.outstanding += events.len();
+        for event in &events {
+            self.window.hand_over(event.size(), 0);
+        }
         if self.events.send(events).await.is_err() {
             return Err(self.ended().await);
         }
-        self.settle(self.outstanding_max).await
+        while !self.window.has_room() {
+            self.settle().await?;
+        }
+        Ok(())
     }
 
     /// Waits until all is stored; returns how many events that were.
     pub(super) async fn finish(mut self) -> Result<u64, Failure> {
-        self.settle(0).await?;
+        while self.window.events() > 0 {
+            self.settle().await?;
+        }
         Ok(self.sent)
     }
 
-    async fn settle(&mut self, outstanding_max: usize) -> Result<(), Failure> {
-        while self.outstanding > outstanding_max {
-            match self.reports.recv().await {
-                Some(Report::Settled {
-                    stored,
-                    known,
-                    dead_lettered,
-                }) => self.outstanding -= stored + known + dead_lettered,
-                Some(Report::Down(failure)) => {
-                    let problem = failure.problem;
-                    warn!(cause = problem.cause, "{}", problem.problem);
-                }
-                Some(Report::Up | Report::Held | Report::Released | Report::Gap(..)) => {}
-                None => return Err(self.ended().await),
+    async fn settle(&mut self) -> Result<(), Failure> {
+        match self.reports.recv().await {
+            Some(Report::Settled {
+                stored,
+                known,
+                dead_lettered,
+            }) => self.window.settle(stored + known + dead_lettered),
+            Some(Report::Down(failure)) => {
+                let problem = failure.problem;
+                warn!(cause = problem.cause, "{}", problem.problem);
             }
+            Some(Report::Up | Report::Held | Report::Released | Report::Gap(..)) => {}
+            None => return Err(self.ended().await),
         }
         Ok(())
     }

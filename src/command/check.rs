@@ -148,6 +148,7 @@ async fn nats(config: &Config, source: Option<Source>) -> Result<Vec<Check>, Fai
                 jetstream::Error::InboxDenied(_) | jetstream::Error::PublishDenied(_) => {
                     ("nats", "permissions")
                 }
+                jetstream::Error::OtherIngress { .. } => ("stream", "ingress"),
                 _ => ("nats", "reachable"),
             };
             vec![check(group, what, Verdict::Fail(error.failure(&all)))]

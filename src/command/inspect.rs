@@ -4,21 +4,20 @@
 
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-use super::{Out, unwritten};
-use crate::assemble::{self, Options};
+use super::{Out, rows, unwritten};
+use crate::assemble::{Options, Unsent};
 use crate::cli;
 use crate::config::{self, Config};
 use crate::error::{Exit, Failure, Problem};
-use crate::event::Event;
+use crate::event::{Event, Position};
 use crate::mapping::{Detected, Field, Mapping, Origin, detect};
 use crate::pg::catalog::{Error, Facts, Table, TableName};
 use crate::pg::ddl;
 use crate::pg::params::Params;
 use crate::preflight::{self, RequiredColumn, TableRequirement};
 
-/// Rows are shown as the slot would send them; whoever waits for a sample does not wait long.
-const SESSION: &str = "SET DateStyle = ISO; SET TimeZone = 'UTC'; SET bytea_output = hex;
-SET IntervalStyle = postgres; SET extra_float_digits = 1; SET statement_timeout = '5s'";
+/// Whoever waits for a sample does not wait long.
+const PATIENCE: &str = "SET statement_timeout = '5s'";
 
 /// A body is shown up to here.
 const BODY_CHARACTERS_MAX: usize = 1000;
@@ -157,7 +156,9 @@ async fn sample(client: &Client, options: &Options, table: &Table) -> Result<Str
         .filter(|column| !column.generated)
         .collect();
     let columns: Vec<_> = read.iter().map(|c| (c.name.as_str(), c.type_oid)).collect();
-    let newest = options.tables[0].column_of(Field::CreatedAt);
+    let has = |wanted: &str| columns.iter().any(|(name, _)| *name == wanted);
+    let mapping = options.tables[0].clone().of_columns(has);
+    let newest = mapping.column_of(Field::CreatedAt);
     let newest = newest.map_or_else(|| "ctid".to_owned(), ddl::quote);
     let quoted: Vec<_> = columns.iter().map(|(name, _)| ddl::quote(name)).collect();
     let row = format!(
@@ -168,7 +169,7 @@ async fn sample(client: &Client, options: &Options, table: &Table) -> Result<Str
     let doing = format!("read a row of {}", table.name);
     let wrap = |error| Error::new(doing.clone(), error);
     client
-        .batch_execute(SESSION)
+        .batch_execute(&(rows::settings("SET") + PATIENCE))
         .await
         .map_err(|error| wrap(error).failure())?;
     let messages = match client.simple_query(&row).await {
@@ -186,14 +187,24 @@ async fn sample(client: &Client, options: &Options, table: &Table) -> Result<Str
     let Some(row) = row else {
         return Ok("No sample: there is no row.".to_owned());
     };
-    let values: Vec<Option<&str>> = (0..columns.len()).map(|number| row.get(number)).collect();
-    let event = assemble::sample(options, &columns, &values).map_err(|error| {
+    let values = (0..columns.len()).map(|number| row.try_get(number));
+    let values = values.collect::<Result<_, _>>();
+    let values = values.map_err(|error| wrap(error).failure())?;
+    let unsent = Unsent::new(options, &options.tables[0], &columns).map_err(|error| {
         let fix = "run it again: the table has changed meanwhile";
         refused(format!("{doing} in vain"), error.to_string(), fix)
     })?;
-    Ok(match event {
+    // At no place and no time.
+    let nowhere = Position {
+        commit: 0,
+        index: 0,
+    };
+    Ok(match unsent.event(nowhere, "", values) {
         Ok(event) => format!("The newest row would be:\n{}", shown(&event)),
-        Err(reason) => format!("The newest row would be a dead letter: {reason}"),
+        Err(rejection) => {
+            let reason = rejection.reason;
+            format!("The newest row would be a dead letter: {reason}")
+        }
     })
 }
 

@@ -12,11 +12,13 @@ mod inspect;
 mod recover;
 mod replay;
 mod retry;
+mod rows;
 mod run;
 pub mod setup;
 pub mod shell;
 pub mod status;
 mod stored;
+mod tail;
 mod verify;
 
 use std::collections::BTreeMap;
@@ -29,6 +31,7 @@ use crate::config::Config;
 use crate::error::{Exit, Failure, Problem};
 use crate::pg::control::Control;
 use crate::pg::params::Params;
+use crate::shutdown::Signals;
 
 /// Does what was typed. `false`: a check failed.
 pub fn dispatch(
@@ -48,6 +51,7 @@ pub fn dispatch(
         | Command::Status(_)
         | Command::Inspect(_)
         | Command::Emit(_)
+        | Command::Tail(_)
         | Command::Verify(_)
         | Command::Recover(_)
         | Command::DeadLetters(_)
@@ -120,6 +124,7 @@ async fn one_shot(
             .await
             .map(|()| true),
         Command::Emit(typed) => emit::emit_all(typed, params, out).await.map(|()| true),
+        Command::Tail(typed) => tail::tail(typed, config, params).await.map(|()| true),
         Command::Verify(typed) => verify::verify(typed, config, params, out).await,
         Command::Recover(typed) => Box::pin(recover::recover(
             typed.since.as_deref(),
@@ -150,6 +155,18 @@ async fn connect(params: &Params) -> Result<Control, Failure> {
     Control::connect(params)
         .await
         .map_err(|error| error.failure(params))
+}
+
+/// For a command that a signal ends in good order.
+fn signals() -> Result<Signals, Failure> {
+    Signals::take().map_err(|error| {
+        let problem = Problem::new(
+            "signals cannot be waited for",
+            error.to_string(),
+            "please report this with the name of the operating system",
+        );
+        Failure::halt(Exit::Bug, problem)
+    })
 }
 
 fn colored(choice: ColorChoice, environment: &BTreeMap<String, String>) -> bool {

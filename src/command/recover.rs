@@ -12,24 +12,24 @@
 //! was published before, and before every commit that the new slot will send, the first of which
 //! may begin at the consistent point itself. None begins one below it, as records are aligned.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio_postgres::Client;
 
-use bytes::Bytes;
-use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
-
+use super::rows::{self, Row, Rows};
 use super::stored::{self, Outbox, execute};
 use super::{Out, append::Append, setup, unwritten};
-use crate::assemble::{Assembler, Step};
+use crate::assemble::{self, AssembleError, Unsent};
 use crate::config::Config;
 use crate::error::{Exit, Failure, Problem};
+use crate::event::{Event, Position};
 use crate::fault;
 use crate::guard::{Lineage, Source};
 use crate::lsn::Lsn;
-use crate::pg::catalog::{Error, Facts, Slot};
+use crate::pg::catalog::{Facts, Slot};
 use crate::pg::ddl;
 use crate::pg::params::Params;
-use crate::pg::pgoutput::{Column, Message, PgTime, Relation, TupleValue, decode, encode};
-use crate::pg::replication::{REPLICATION_STARTUP, Session};
+use crate::pg::replication::Session;
 use crate::preflight;
 use crate::relay;
 
@@ -94,10 +94,12 @@ impl Recovery<'_> {
         if left {
             self.drop_slot(&self.recovering()).await?;
         }
+        let assemble = self.config.assemble_options(&facts.server.database)?;
+        let outboxes = Outbox::all(&assemble.tables, &facts)?;
         setup::tell_open_writers(self.client, out).await?;
         let made = self.make().await?;
         fault::point("slot made to recover");
-        let appended = Box::pin(self.append(&facts, made)).await?;
+        let appended = Box::pin(self.append(&assemble, &outboxes, made)).await?;
         writeln!(out, "appended  {appended} events").map_err(unwritten)?;
         fault::point("recovered rows appended");
         if lost {
@@ -200,7 +202,12 @@ impl Recovery<'_> {
     }
 
     /// Appends what the snapshot sees and the stream lacks; returns how many events that were.
-    async fn append(&self, facts: &Facts, made: Made) -> Result<u64, Failure> {
+    async fn append(
+        &self,
+        assemble: &assemble::Options,
+        outboxes: &[Outbox],
+        made: Made,
+    ) -> Result<u64, Failure> {
         let client = self.client;
         let Made {
             session,
@@ -213,17 +220,20 @@ impl Recovery<'_> {
         options.hold = std::time::Duration::ZERO;
         let tally = stored::load(client, &options, lineage.source()).await?;
         let since = stored::horizon(&tally, self.since)?;
-        let mut append = Append::open(options, lineage).await?;
-        let assemble = self.config.assemble_options(&facts.server.database)?;
-        let mut rows = Rows {
+        let window = self.config.relay_options().window;
+        let mut append = Append::open((options, window), lineage).await?;
+        let mut lacking = Lacking {
             client,
             params: self.params,
-            assembler: Assembler::new(assemble),
-            append: &mut append,
+            options: assemble,
+            since,
+            next: Position {
+                commit: consistent.as_u64() - 1,
+                index: 0,
+            },
         };
-        rows.begin(consistent)?;
-        for outbox in Outbox::all(&self.wanted, facts) {
-            Box::pin(rows.table(&outbox, since.as_deref())).await?;
+        for outbox in outboxes {
+            Box::pin(lacking.publish(outbox, &mut append)).await?;
         }
         let appended = append.finish().await?;
         execute(client, "end a transaction", "COMMIT").await?;
@@ -235,112 +245,69 @@ impl Recovery<'_> {
 /// Values as text must be what the slot sends.
 fn begin(snapshot: &str) -> String {
     let snapshot = postgres_protocol::escape::escape_literal(snapshot);
-    let mut begin = format!(
+    format!(
         "BEGIN ISOLATION LEVEL REPEATABLE READ; SET TRANSACTION SNAPSHOT {snapshot}; \
-         SET LOCAL row_security = off;"
-    );
-    let settings = REPLICATION_STARTUP.iter();
-    for (name, value) in settings.filter(|(name, _)| *name != "replication") {
-        begin.push_str(&format!(" SET LOCAL {name} = '{value}';"));
-    }
-    begin
+         SET LOCAL row_security = off; {}",
+        rows::settings("SET LOCAL")
+    )
 }
 
-/// From rows of the tables to events, as if the slot had sent them.
-struct Rows<'a> {
+/// The rows that the stream lacks, as they become events.
+struct Lacking<'a> {
     client: &'a Client,
     params: &'a Params,
-    assembler: Assembler,
-    append: &'a mut Append,
+    options: &'a assemble::Options,
+    since: Option<String>,
+    next: Position,
 }
 
-impl Rows<'_> {
-    fn begin(&mut self, consistent: Lsn) -> Result<(), Failure> {
-        let begin = encode::encode(&Message::Begin {
-            commit_lsn: Lsn::new(consistent.as_u64() - 1),
-            commit_time: now(),
-            xid: 0,
-        });
-        self.take(begin).map(|_| ())
-    }
-
-    async fn table(&mut self, outbox: &Outbox<'_>, since: Option<&str>) -> Result<(), Failure> {
-        let doing = || format!("read {}", outbox.name);
-        let failure = |error| Error::new(doing(), error).failure();
-        let all = format!("SELECT t.* FROM {}", outbox.from());
-        let described = self.client.prepare(&all).await.map_err(failure)?;
-        let relation = describe(outbox, &described);
-        self.take(relation)?;
-        let (lacking, order) = (outbox.lacking(since), outbox.order());
-        let declare =
-            format!("DECLARE lacking NO SCROLL CURSOR FOR {all} WHERE {lacking} ORDER BY {order}");
-        execute(self.client, &doing(), &declare).await?;
+impl Lacking<'_> {
+    async fn publish(&mut self, outbox: &Outbox, append: &mut Append) -> Result<(), Failure> {
+        let doing = format!("read {}", outbox.name);
+        let rows = Rows::open(self.client, &outbox.mapping).await?;
+        let unsent = Unsent::new(self.options, &outbox.mapping, &rows.columns());
+        let unsent = unsent.map_err(|error| {
+            let error = AssembleError::Mapping(error);
+            relay::Error::Assemble(error).failure(self.params)
+        })?;
+        let lacking = outbox.lacking(self.since.as_deref());
+        let select = rows.select(&format!("t WHERE {lacking} ORDER BY {}", outbox.order()));
+        let declare = format!("DECLARE lacking NO SCROLL CURSOR FOR {select}");
+        execute(self.client, &doing, &declare).await?;
         loop {
             let fetch = format!("FETCH {FETCH_ROWS} FROM lacking");
-            let fetched = self.client.simple_query(&fetch).await.map_err(failure)?;
-            let rows = fetched.iter().filter_map(|message| match message {
-                SimpleQueryMessage::Row(row) => Some(row),
-                _ => None,
-            });
+            let fetched = rows.read(&doing, &fetch).await?;
+            if fetched.is_empty() {
+                return execute(self.client, &doing, "CLOSE lacking").await;
+            }
             let mut events = Vec::with_capacity(FETCH_ROWS);
-            for row in rows {
-                events.extend(self.event(row)?);
+            for row in fetched {
+                events.push(self.event(&unsent, &row)?);
                 fault::point("row to recover");
             }
-            if events.is_empty() {
-                return execute(self.client, &doing(), "CLOSE lacking").await;
-            }
-            self.append.send(events).await?;
+            append.send(events).await?;
         }
     }
 
-    fn event(&mut self, row: &SimpleQueryRow) -> Result<Option<crate::event::Event>, Failure> {
-        let values = (0..row.len()).map(|column| match row.get(column) {
-            Some(text) => TupleValue::Text(text.as_bytes()),
-            None => TupleValue::Null,
-        });
-        let insert = encode::insert(RELATION, &values.collect::<Vec<_>>());
-        match self.take(insert)? {
-            Step::Event(event) => Ok(Some(event)),
-            // The sink buries it, or says that it must not.
-            Step::Rejected(rejection) => Ok(Some(rejection.into_event())),
-            _ => Ok(None),
-        }
-    }
-
-    fn take(&mut self, message: Vec<u8>) -> Result<Step, Failure> {
-        let taken = self.assembler.take(&Bytes::from(message));
-        taken.map_err(|error| relay::Error::Assemble(error).failure(self.params))
+    fn event(&mut self, unsent: &Unsent<'_>, row: &Row) -> Result<Event, Failure> {
+        let position = self.next;
+        let index = position.index.checked_add(1).ok_or_else(|| {
+            let cause = format!("positions can tell {} rows apart", u32::MAX);
+            let fix = "recover the newest of them: --since TIME";
+            let problem = Problem::new("too many rows are lacking", cause, fix);
+            Failure::halt(Exit::CheckFailed, problem)
+        })?;
+        self.next.index = index;
+        let values = row.iter().map(Option::as_deref).collect();
+        let event = unsent.event(position, &now(), values);
+        // The sink buries what cannot be one, or says that it must not.
+        Ok(event.unwrap_or_else(|rejection| rejection.into_event()))
     }
 }
 
-/// Only one is described at a time.
-const RELATION: u32 = 1;
-
-fn describe(outbox: &Outbox<'_>, described: &tokio_postgres::Statement) -> Vec<u8> {
-    let nothing = [&b"R"[..], &RELATION.to_be_bytes(), b"\0\0d\0\0"].concat();
-    let Ok(Message::Relation(nothing)) = decode(&nothing) else {
-        unreachable!("a relation without columns is one");
-    };
-    let relation = Relation {
-        namespace: &outbox.name.schema,
-        name: &outbox.name.name,
-        ..nothing
-    };
-    let columns = described.columns().iter().map(|column| Column {
-        key: false,
-        name: column.name(),
-        type_oid: column.type_().oid(),
-        typmod: -1,
-    });
-    encode::relation(&relation, &columns.collect::<Vec<_>>())
-}
-
-fn now() -> PgTime {
-    let epoch = PgTime::new(0).to_unix_micros();
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    let micros = since.map_or(0, |since| {
-        i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
-    });
-    PgTime::new(micros - epoch)
+/// RFC 3339, with microseconds like all that Postgres tells.
+fn now() -> String {
+    let now = OffsetDateTime::now_utc();
+    let now = now.replace_microsecond(now.microsecond()).unwrap_or(now);
+    now.format(&Rfc3339).unwrap_or_default()
 }

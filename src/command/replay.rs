@@ -7,7 +7,8 @@ use postgres_protocol::escape::escape_literal;
 use tokio::time::Instant;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-use super::handover::{Row, Rows, hand_over, prepare, refuse_without_messages};
+use super::handover::{hand_over, handover, prepare, refuse_without_messages};
+use super::rows::{Row, Rows};
 use super::{Out, unwritten};
 use crate::cli;
 use crate::config::Config;
@@ -68,7 +69,7 @@ pub(super) async fn replay(
         }
         let batch = batch.into_iter();
         let batch: Vec<_> = batch
-            .map(|row| rows.handover(row, &typed.subject_prefix))
+            .map(|row| handover(&rows, (mapping, row), &typed.subject_prefix))
             .collect();
         hand_over(client, &batch).await?;
         pace.sent(batch.len()).await;
@@ -145,7 +146,12 @@ fn selection(typed: &cli::Replay, rows: &Rows<'_>) -> Result<String, Failure> {
         true => "true".to_owned(),
         false => conditions.join(" AND "),
     };
-    Ok(format!("WHERE {conditions} ORDER BY {}", order.join(", ")))
+    // An id from inside a column, and no time: as they lie.
+    let order = match order.is_empty() {
+        true => "ctid".to_owned(),
+        false => order.join(", "),
+    };
+    Ok(format!("WHERE {conditions} ORDER BY {order}"))
 }
 
 /// Makes the selection, in a transaction that cannot write, and says how many rows it has. They are

@@ -6,7 +6,8 @@ use postgres_protocol::escape::escape_literal;
 use tokio_postgres::Client;
 
 use super::dead_letters::Letters;
-use super::handover::{Rows, hand_over, prepare, refuse_without_messages, until_published};
+use super::handover::{hand_over, handover, prepare, refuse_without_messages, until_published};
+use super::rows::Rows;
 use super::{Out, unwritten};
 use crate::assemble::Handover;
 use crate::cli;
@@ -100,13 +101,16 @@ impl Retry<'_> {
         let id = within_table.and_then(|id| id.strip_prefix(':'));
         let id = id.unwrap_or(letter.id());
         let rows = Rows::open(self.client, mapping).await?;
-        let column = rows.column(Field::Id).unwrap_or_default();
+        let Some(column) = rows.column(Field::Id) else {
+            let why = format!("the ids of {table} are no column; see `outjet replay --where`");
+            return Ok(Err(why));
+        };
         // More than one would make it unclear which of them it was.
         let only = format!("WHERE {column} = {} LIMIT 2", escape_literal(id));
         let mut found = rows.read("look for the row", &rows.select(&only)).await?;
         Ok(match (found.pop(), found.is_empty()) {
             (None, _) => Err(format!("{table} has no row with the id {id} any more")),
-            (Some(row), true) => Ok(rows.handover(row, "")),
+            (Some(row), true) => Ok(handover(&rows, (mapping, row), "")),
             (Some(_), false) => Err(format!("{table} has several rows with the id {id}")),
         })
     }

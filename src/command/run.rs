@@ -10,12 +10,11 @@ use tracing::{info, warn};
 use super::setup;
 use crate::cli;
 use crate::config::{Config, Listen, LogFormat};
-use crate::error::{Exit, Failure, Problem};
+use crate::error::Failure;
 use crate::http::{self, Site};
 use crate::log;
 use crate::retention;
 use crate::sampler;
-use crate::shutdown::Signals;
 use crate::systemd::Systemd;
 use crate::term;
 use crate::vitals::Vitals;
@@ -35,14 +34,7 @@ pub(super) async fn run(
     );
     let options = options(typed, config, environment)?;
     let retention = config.retention_options()?;
-    let signals = Signals::take().map_err(|error| {
-        let problem = Problem::new(
-            "signals cannot be waited for",
-            error.to_string(),
-            "please report this with the name of the operating system",
-        );
-        Failure::halt(Exit::Bug, problem)
-    })?;
+    let signals = super::signals()?;
     info!(
         version = env!("CARGO_PKG_VERSION"),
         postgres = %options.params,

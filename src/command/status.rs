@@ -64,7 +64,7 @@ pub struct SlotStatus {
     /// Standbys keep it in step (Postgres 17 and newer).
     pub failover: bool,
     /// WAL that is confirmed and kept all the same, for transactions that are still open.
-    pub held_wal_bytes: Option<u64>,
+    pub pinned_wal_bytes: Option<u64>,
     /// Since when nobody streams from it (Postgres 17 and newer).
     pub inactive_since: Option<String>,
     /// Transactions that the server wrote to disk to decode them.
@@ -286,11 +286,14 @@ impl Status {
         writeln!(out, "confirmed     {confirmed} of {}", self.current_lsn)?;
         writeln!(out, "lag           {}", size(slot.lag_bytes))?;
         writeln!(out, "retained WAL  {}", size(slot.retained_wal_bytes))?;
-        if let Some(held) = slot.held_wal_bytes.filter(|held| *held >= HELD_BYTES_MIN) {
-            let held = size(Some(held));
+        if let Some(pinned) = slot
+            .pinned_wal_bytes
+            .filter(|pinned| *pinned >= PINNED_BYTES_MIN)
+        {
+            let pinned = size(Some(pinned));
             writeln!(
                 out,
-                "              {held} of it for transactions that are still open"
+                "              {pinned} of it for transactions that are still open"
             )?;
         }
         if slot.spill_bytes > 0 {
@@ -328,7 +331,7 @@ impl SlotStatus {
             retained_wal_bytes: slot.retained_wal_bytes(server.current),
             safe_wal_size_bytes: slot.safe_wal_size,
             failover: slot.failover,
-            held_wal_bytes: slot.held_wal_bytes(),
+            pinned_wal_bytes: slot.pinned_wal_bytes(),
             inactive_since: slot
                 .inactive_since
                 .and_then(|at| OffsetDateTime::from(at).format(&Rfc3339).ok()),
@@ -350,7 +353,7 @@ impl SlotStatus {
 }
 
 /// As much is kept without any open transaction until the server has looked (15 s): one segment.
-const HELD_BYTES_MIN: u64 = 16 * 1024 * 1024;
+const PINNED_BYTES_MIN: u64 = 16 * 1024 * 1024;
 
 /// Three digits and a unit.
 fn size(bytes: Option<u64>) -> String {

@@ -10,9 +10,9 @@ use tokio_postgres::Client;
 use crate::error::{Exit, Failure, Problem};
 use crate::event::Position;
 use crate::guard::{Entry, Mark, Source};
-use crate::pg::catalog::{Error, Facts, TableName};
+use crate::mapping::{Field, Mapping};
+use crate::pg::catalog::{Error, Facts, Table, TableName};
 use crate::pg::ddl;
-use crate::preflight::{Options, TableRequirement};
 use crate::sink::jetstream::{self, Ledger, Line, Past};
 
 /// Messages in one insert.
@@ -147,8 +147,9 @@ impl Tally {
 }
 
 /// An outbox table, as it is compared.
-pub(super) struct Outbox<'a> {
-    pub(super) name: &'a TableName,
+pub(super) struct Outbox {
+    pub(super) mapping: Mapping,
+    pub(super) name: TableName,
     id: String,
     created: Option<String>,
     /// A column that numbers the rows.
@@ -157,32 +158,44 @@ pub(super) struct Outbox<'a> {
     published: Option<String>,
 }
 
-impl<'a> Outbox<'a> {
+impl Outbox {
     /// The configured tables; those that do not exist were refused before.
-    pub(super) fn all(options: &'a Options, facts: &Facts) -> Vec<Self> {
-        let tables = options.tables.iter().zip(&facts.tables);
-        let tables = tables.filter_map(|(table, found)| {
-            let column =
-                |field: &str| named(table, field).map(|name| format!("t.{}", ddl::quote(name)));
-            let has = |name: &str| {
-                let mut columns = found.iter().flat_map(|found| &found.columns);
-                let has = columns.any(|column| column.name == name);
-                has.then(|| format!("t.{}", ddl::quote(name)))
-            };
-            Some(Self {
-                name: &table.name,
-                id: column("id")?,
-                created: column("created_at"),
-                numbered: has(NUMBERED),
-                published: has(PUBLISHED),
-            })
-        });
-        tables.collect()
+    pub(super) fn all(tables: &[Mapping], facts: &Facts) -> Result<Vec<Self>, Failure> {
+        let tables = tables.iter().zip(&facts.tables);
+        tables
+            .map(|(table, found)| Self::new(table, found.as_ref()))
+            .collect()
+    }
+
+    fn new(mapping: &Mapping, found: Option<&Table>) -> Result<Self, Failure> {
+        let columns = found.map_or(&[][..], |found| &found.columns);
+        let has = |wanted: &str| columns.iter().any(|column| column.name == wanted);
+        let there = mapping.clone().of_columns(has);
+        let quoted = |name: &str| format!("t.{}", ddl::quote(name));
+        let name = TableName::new(mapping.schema(), mapping.table());
+        let Some(id) = there.column_of(Field::Id).map(quoted) else {
+            return Err(Failure::halt(
+                Exit::CheckFailed,
+                Problem::new(
+                    format!("the rows of {name} cannot be compared with the stream"),
+                    "their id is taken from inside a column",
+                    "give the table a column for it, a generated one for instance, and map it",
+                ),
+            ));
+        };
+        Ok(Self {
+            mapping: mapping.clone(),
+            name,
+            id,
+            created: there.column_of(Field::CreatedAt).map(quoted),
+            numbered: has(NUMBERED).then(|| quoted(NUMBERED)),
+            published: has(PUBLISHED).then(|| quoted(PUBLISHED)),
+        })
     }
 
     /// `schema.table t`.
     pub(super) fn from(&self) -> String {
-        format!("{} t", ddl::quote_table(self.name))
+        format!("{} t", ddl::quote_table(&self.name))
     }
 
     /// The message id of a row, as `assemble` makes it.
@@ -240,12 +253,6 @@ const NUMBERED: &str = "seq";
 
 /// What pollers call theirs.
 const PUBLISHED: &str = "published_at";
-
-fn named<'a>(table: &'a TableRequirement, field: &str) -> Option<&'a str> {
-    let mut columns = table.columns.iter();
-    let column = columns.find(|column| column.field == field)?;
-    Some(&column.column)
-}
 
 /// What of the tables cannot be compared, because the stream does not hold it any more: what
 /// `--since` says, or what the stream tells of itself.

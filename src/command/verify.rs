@@ -25,6 +25,9 @@ use crate::preflight::{self, Options};
 /// How often the slot is looked at while it is waited for.
 const POLL: Duration = Duration::from_millis(50);
 
+/// Most places in the stream that are named of one id.
+const PLACES_MAX: usize = 10;
+
 /// After this long an asynchronous commit is on disk (three times `wal_writer_delay`); what is not
 /// flushed then is no commit, and no slot ever confirms it.
 const FLUSHED_AFTER: Duration = Duration::from_millis(600);
@@ -56,6 +59,8 @@ async fn compare(client: &Client, typed: &cli::Verify, config: &Config) -> Resul
     if let Some(failure) = preflight::first_failure(&preflight::judge_tables(&facts, &wanted)) {
         return Err(failure.clone());
     }
+    let tables = config.assemble_options(&facts.server.database)?.tables;
+    let outboxes = Outbox::all(&tables, &facts)?;
     let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ; SET LOCAL statement_timeout = 0; \
                  SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL row_security = off";
     stored::execute(client, "begin a transaction", begin).await?;
@@ -73,7 +78,6 @@ async fn compare(client: &Client, typed: &cli::Verify, config: &Config) -> Resul
     };
     let tally = stored::load(client, &config.sink_options(), &ours).await?;
     let since = stored::horizon(&tally, typed.since.as_deref())?;
-    let outboxes = Outbox::all(&wanted, &facts);
     let mut report = Report {
         confirmed,
         duplicated: duplicated(client, &outboxes).await?,
@@ -139,7 +143,7 @@ async fn lsn(client: &Client, function: &str) -> Result<crate::lsn::Lsn, Failure
 }
 
 /// What stands in the stream more often than rows bear its id.
-async fn duplicated(client: &Client, outboxes: &[Outbox<'_>]) -> Result<Vec<Duplicate>, Failure> {
+async fn duplicated(client: &Client, outboxes: &[Outbox]) -> Result<Duplicated, Failure> {
     let rows = outboxes.iter().map(|outbox| {
         format!(
             "SELECT {} AS id FROM {}",
@@ -153,19 +157,22 @@ async fn duplicated(client: &Client, outboxes: &[Outbox<'_>]) -> Result<Vec<Dupl
            FROM pg_temp.outjet_stored WHERE NOT again GROUP BY id HAVING count(*) > 1), \
          written AS (SELECT r.id, count(*) AS n FROM ({rows}) r \
            WHERE r.id IN (SELECT id FROM several) GROUP BY r.id) \
-         SELECT s.id, s.at FROM several s LEFT JOIN written w USING (id) \
-         WHERE cardinality(s.at) > greatest(1, coalesce(w.n, 1)) ORDER BY s.at"
+         SELECT s.id, s.at[1:{PLACES_MAX}], count(*) OVER () \
+         FROM several s LEFT JOIN written w USING (id) \
+         WHERE cardinality(s.at) > greatest(1, coalesce(w.n, 1)) ORDER BY s.at LIMIT {NAMED_MAX}"
     );
-    let read = |row: &Row| {
-        Ok(Duplicate {
-            id: row.try_get(0)?,
-            sequences: row.try_get(1)?,
-        })
-    };
-    let found = client.query(&sql, &[]).await;
-    found
-        .and_then(|rows| rows.iter().map(read).collect())
-        .map_err(|error| Error::new("look for duplicates", error).failure())
+    let found = client.query(&sql, &[]).await.and_then(|rows| {
+        let mut duplicated = Duplicated::default();
+        for row in rows {
+            duplicated.count = row.try_get(2)?;
+            duplicated.first.push(Duplicate {
+                id: row.try_get(0)?,
+                sequences: row.try_get(1)?,
+            });
+        }
+        Ok(duplicated)
+    });
+    found.map_err(|error| Error::new("look for duplicates", error).failure())
 }
 
 struct Report {
@@ -174,7 +181,7 @@ struct Report {
     rows: i64,
     missing: Vec<Missing>,
     missing_count: i64,
-    duplicated: Vec<Duplicate>,
+    duplicated: Duplicated,
     since: Option<String>,
     tally: Tally,
 }
@@ -186,6 +193,12 @@ struct Missing {
     created_at: Option<String>,
 }
 
+#[derive(Default, serde::Serialize)]
+struct Duplicated {
+    count: i64,
+    first: Vec<Duplicate>,
+}
+
 #[derive(serde::Serialize)]
 struct Duplicate {
     id: String,
@@ -193,7 +206,7 @@ struct Duplicate {
 }
 
 impl Report {
-    async fn look_for(&mut self, client: &Client, outbox: &Outbox<'_>) -> Result<(), Failure> {
+    async fn look_for(&mut self, client: &Client, outbox: &Outbox) -> Result<(), Failure> {
         let since = self.since.as_deref();
         let doing = || format!("compare {} with the stream", outbox.name);
         let (from, lacking) = (outbox.from(), outbox.lacking(since));
@@ -231,7 +244,7 @@ impl Report {
     }
 
     fn is_exact(&self) -> bool {
-        self.missing_count == 0 && self.duplicated.is_empty() && self.tally.misplaced_count == 0
+        self.missing_count == 0 && self.duplicated.count == 0 && self.tally.misplaced_count == 0
     }
 
     fn json(&self) -> serde_json::Value {
@@ -243,10 +256,7 @@ impl Report {
             "messages": self.tally.messages,
             "foreign": self.tally.foreign,
             "missing": {"count": self.missing_count, "first": self.missing},
-            "duplicated": {
-                "count": self.duplicated.len(),
-                "first": &self.duplicated[..self.duplicated.len().min(NAMED_MAX)],
-            },
+            "duplicated": self.duplicated,
             "out_of_order": {"count": self.tally.misplaced_count, "first": self.tally.misplaced},
         })
     }
@@ -267,7 +277,7 @@ impl Report {
             writeln!(out, "missing     {table} {id}, created {created}{waits}")
                 .map_err(unwritten)?;
         }
-        for Duplicate { id, sequences } in self.duplicated.iter().take(NAMED_MAX) {
+        for Duplicate { id, sequences } in &self.duplicated.first {
             writeln!(out, "duplicate   {id}, at {sequences:?}").map_err(unwritten)?;
         }
         for misplaced in &self.tally.misplaced {
@@ -288,7 +298,7 @@ impl Report {
             self.rows,
             since.unwrap_or_default(),
             self.missing_count,
-            self.duplicated.len(),
+            self.duplicated.count,
         )
         .map_err(unwritten)?;
         if !self.confirmed && self.missing_count > 0 {

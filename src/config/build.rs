@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Column, Config, Format, Manage, OnReject, Storage, Table, Transactions};
+use super::{Column, Config, Format, Ingress, Manage, OnReject, Storage, Table, Transactions};
 use crate::assemble;
 use crate::error::{Exit, Failure, Problem};
 use crate::format;
@@ -154,6 +154,10 @@ impl Config {
         jetstream::StreamOptions {
             name: stream.name.clone(),
             subjects: stream.subjects.clone(),
+            ingress: match stream.ingress {
+                Ingress::Public => jetstream::Ingress::Public,
+                Ingress::Private => jetstream::Ingress::Private,
+            },
             replicas: stream.replicas as usize,
             storage: match stream.storage {
                 Storage::File => jetstream::Storage::File,

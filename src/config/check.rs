@@ -207,6 +207,7 @@ impl Check<'_> {
                 .and(check_subjects)?
                 .required()
                 .0,
+            ingress: read!(self.stream.ingress).required(),
             replicas: read!(self.stream.replicas).within(REPLICAS)?.required(),
             storage: read!(self.stream.storage).required(),
             manage: read!(self.stream.manage).required(),

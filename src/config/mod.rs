@@ -25,8 +25,8 @@ pub use names::TableName;
 pub use raw::Origin;
 pub use schema::json_schema;
 pub use value::{
-    Column, Columns, Field, Format, Listen, LogFormat, LogLevel, Manage, OnReject, Preset, Secret,
-    SslMode, Storage, Transactions, duration_text, redact_url,
+    Column, Columns, Field, Format, Ingress, Listen, LogFormat, LogLevel, Manage, OnReject, Preset,
+    Secret, SslMode, Storage, Transactions, duration_text, redact_url,
 };
 
 use crate::error::Failure;
@@ -155,6 +155,8 @@ pub struct Stream {
     pub name: String,
     /// Its subjects; at least one.
     pub subjects: Vec<String>,
+    /// Whether it listens on them.
+    pub ingress: Ingress,
     /// Copies in the cluster, 1 to 5.
     pub replicas: u32,
     /// Where it is kept.

@@ -11,8 +11,8 @@ use serde_saphyr::{Location, Spanned};
 
 use super::lists::{Routes, Tables, Texts};
 use super::value::{
-    Bytes, Format, Listen, LogFormat, LogLevel, Manage, OnReject, Secret, Setting, SslMode,
-    Storage, Transactions, Url,
+    Bytes, Format, Ingress, Listen, LogFormat, LogLevel, Manage, OnReject, Secret, Setting,
+    SslMode, Storage, Transactions, Url,
 };
 
 /// Where a value came from; what stands further down goes before.
@@ -320,6 +320,8 @@ section! {
         name: Leaf<String>,
         /// Subjects of the stream.
         subjects: Leaf<Texts>,
+        /// Whether it takes events on those, or on subjects of outjet's own.
+        ingress: Leaf<Ingress>,
         /// Copies in the cluster.
         replicas: Leaf<u32>,
         /// Where JetStream keeps it.

@@ -555,6 +555,16 @@ choice! {
 }
 
 choice! {
+    /// Where the stream takes events.
+    Ingress {
+        /// On its subjects: everybody who may publish there writes into it.
+        Public = "public",
+        /// On `_outjet.<stream.name>.>`: it stores what comes there under its subjects.
+        Private = "private",
+    }
+}
+
+choice! {
     /// Where JetStream keeps the stream.
     Storage {
         /// On disk.

@@ -239,7 +239,7 @@ impl Slot {
 
     /// Bytes of WAL that are confirmed and kept all the same, for transactions that are still open
     /// (`restart_lsn` goes on when they end, and then some seconds later).
-    pub fn held_wal_bytes(&self) -> Option<u64> {
+    pub fn pinned_wal_bytes(&self) -> Option<u64> {
         Some(self.confirmed_flush?.bytes_since(self.restart?))
     }
 

@@ -74,6 +74,13 @@ pub fn create_slot_with_snapshot(slot: &str) -> String {
     format!("CREATE_REPLICATION_SLOT {slot} LOGICAL pgoutput EXPORT_SNAPSHOT")
 }
 
+/// A pgoutput slot that vanishes with the replication session whose command this is. In the old
+/// grammar, too.
+pub fn create_temporary_slot(slot: &str) -> String {
+    let slot = quote(slot);
+    format!("CREATE_REPLICATION_SLOT {slot} TEMPORARY LOGICAL pgoutput NOEXPORT_SNAPSHOT")
+}
+
 /// Another slot at the same place. It is not kept in step on standbys.
 pub fn copy_slot(from: &str, to: &str) -> String {
     let (from, to) = (literal(from), literal(to));

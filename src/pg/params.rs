@@ -107,7 +107,7 @@ impl Params {
 }
 
 /// How outjet's connections call themselves; an instance may add to it.
-pub(super) const APPLICATION_NAME: &str = "outjet";
+pub const APPLICATION_NAME: &str = "outjet";
 
 impl fmt::Display for Params {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -14,6 +14,7 @@
     clippy::unwrap_used
 )]
 
+#[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod encode;
 #[cfg(test)]

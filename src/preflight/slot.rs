@@ -23,7 +23,7 @@ pub(super) fn judge(facts: &Facts, options: &Options) -> Vec<Check> {
     if checks[0].failure().is_none() {
         checks.push(check("state", state(facts, slot)));
         checks.extend(idle(facts, slot).map(|verdict| check("idle", verdict)));
-        checks.extend(held(slot).map(|verdict| check("held", verdict)));
+        checks.extend(pinned(slot).map(|verdict| check("pinned", verdict)));
         checks.push(check("holder", holder(facts, slot)));
     }
     checks
@@ -185,20 +185,20 @@ fn idle(facts: &Facts, slot: &Slot) -> Option<Verdict> {
 }
 
 /// As much as a checkpoint lets the server write by itself (the default of `max_wal_size`).
-const HELD_BYTES_MAX: u64 = 1 << 30;
+const PINNED_BYTES_MAX: u64 = 1 << 30;
 
 /// Confirming more does not free it.
-fn held(slot: &Slot) -> Option<Verdict> {
-    let held = slot
-        .held_wal_bytes()
-        .filter(|held| *held > HELD_BYTES_MAX)?;
+fn pinned(slot: &Slot) -> Option<Verdict> {
+    let pinned = slot
+        .pinned_wal_bytes()
+        .filter(|pinned| *pinned > PINNED_BYTES_MAX)?;
     Some(Verdict::warn(
         format!(
             "replication slot \"{}\" retains WAL that it does not need",
             slot.name
         ),
         format!(
-            "{held} bytes before its confirmed position are kept for a transaction that is open \
+            "{pinned} bytes before its confirmed position are kept for a transaction that is open \
              somewhere in the cluster"
         ),
         "SELECT pid, datname, xact_start, application_name FROM pg_stat_activity WHERE \
@@ -371,9 +371,9 @@ mod tests {
     #[test]
     fn old_transaction_that_holds_wal_is_warned_about_from_a_gigabyte_on() {
         let mut facts = facts();
-        slot(&mut facts).confirmed_flush = Some(Lsn::new(0x100 + HELD_BYTES_MAX));
-        assert!(judge(&facts, &options()).iter().all(|c| c.name != "held"));
-        slot(&mut facts).confirmed_flush = Some(Lsn::new(0x101 + HELD_BYTES_MAX));
+        slot(&mut facts).confirmed_flush = Some(Lsn::new(0x100 + PINNED_BYTES_MAX));
+        assert!(judge(&facts, &options()).iter().all(|c| c.name != "pinned"));
+        slot(&mut facts).confirmed_flush = Some(Lsn::new(0x101 + PINNED_BYTES_MAX));
         let problem = "replication slot \"outjet\" retains WAL that it does not need\n";
         assert!(warning(&facts).starts_with(problem));
     }

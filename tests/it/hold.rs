@@ -1,13 +1,13 @@
 //! The stream is rolled back under us: an older copy of the store, a purge, a deletion. What the
 //! slot still has is sent again, in order and once; what it has not is told.
 
-use std::path::Path;
 use std::time::Duration;
 
 use async_nats::jetstream::stream;
 use serde_json::Value;
 use tokio::time::Instant;
 
+use crate::harness::nats::Backup;
 use crate::harness::postgres::Stop;
 use crate::harness::stage::{QUICK, SOON, STREAM, Stage};
 use crate::harness::{Outjet, Verdict, Wait, drain, until};
@@ -22,38 +22,18 @@ async fn stage(hold: &str) -> Stage {
     Stage::on(crate::harness::Nats::builder(), &yaml).await
 }
 
-/// An older copy of what JetStream has on disk.
-struct Backup(tempfile::TempDir);
-
-impl Backup {
-    /// Stops the server for it, so that all is on disk.
-    async fn take(stage: &mut Stage) -> Self {
-        stage.world.nats.stop().await;
-        let backup = tempfile::tempdir().expect("a directory");
-        copy(&stage.world.nats.store(), backup.path());
-        stage.world.nats.start_again().await;
-        Self(backup)
-    }
-
-    /// Puts it in the place of what there is.
-    async fn restore(self, stage: &mut Stage) {
-        stage.world.nats.stop().await;
-        let store = stage.world.nats.store();
-        std::fs::remove_dir_all(&store).expect("the store is removed");
-        copy(self.0.path(), &store);
-        stage.world.nats.start_again().await;
-    }
+/// Stops the server for it, so that all is on disk.
+async fn back_up(stage: &mut Stage) -> Backup {
+    stage.world.nats.stop().await;
+    let backup = stage.world.nats.back_up();
+    stage.world.nats.start_again().await;
+    backup
 }
 
-/// `cp -a`: the server may run as somebody else.
-fn copy(from: &Path, to: &Path) {
-    let from = from.join(".");
-    let copied = std::process::Command::new("cp")
-        .arg("-a")
-        .arg(from)
-        .arg(to)
-        .status();
-    assert!(copied.expect("cp").success());
+async fn put_back(stage: &mut Stage, backup: Backup) {
+    stage.world.nats.stop().await;
+    stage.world.nats.put_back(backup);
+    stage.world.nats.start_again().await;
 }
 
 /// All that was committed has been stored; then outjet stops, so that nothing more can come.
@@ -104,9 +84,9 @@ async fn older_copy_of_the_stream_gets_back_exactly_what_it_lacks() {
     let outjet = stage.lead().await;
     let writers = stage.write(2).await;
     more_stored(&stage, 50).await;
-    let backup = Backup::take(&mut stage).await;
+    let backup = back_up(&mut stage).await;
     more_stored(&stage, 100).await;
-    backup.restore(&mut stage).await;
+    put_back(&mut stage, backup).await;
     more_stored(&stage, 50).await;
     writers.finish().await;
     assert_eq!(gap(&outjet), 0);
@@ -121,10 +101,10 @@ async fn older_copy_of_the_stream_without_hold_is_told_as_a_gap() {
     let mut outjet = stage.lead().await;
     stage.commit(1..=20).await;
     stage.confirmed().await;
-    let backup = Backup::take(&mut stage).await;
+    let backup = back_up(&mut stage).await;
     stage.commit(21..=50).await;
     stage.confirmed().await;
-    backup.restore(&mut stage).await;
+    put_back(&mut stage, backup).await;
     let line = until_gap(&mut outjet).await;
     assert_eq!(line["events"], 30, "{line}");
     stage.commit(51..=60).await;
@@ -146,11 +126,11 @@ async fn older_copy_under_load_without_hold_loses_no_more_than_is_told() {
     let mut outjet = stage.lead().await;
     let writers = stage.write(2).await;
     more_stored(&stage, 50).await;
-    let backup = Backup::take(&mut stage).await;
+    let backup = back_up(&mut stage).await;
     more_stored(&stage, 100).await;
     // What is only stored, and not confirmed, would be no gap.
     stage.confirmed().await;
-    backup.restore(&mut stage).await;
+    put_back(&mut stage, backup).await;
     until_gap(&mut outjet).await;
     more_stored(&stage, 50).await;
     writers.finish().await;

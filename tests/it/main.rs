@@ -30,6 +30,7 @@ mod setup;
 mod sink;
 mod sql;
 mod systemd;
+mod tail;
 mod takeover;
 mod terms;
 mod tidy;

@@ -235,6 +235,96 @@ tables:
     );
 }
 
+/// A stage without a slot whose outbox is another table.
+async fn before_the_slot(create: &str, tables: &str) -> Stage {
+    let mut stage = Stage::ready().await;
+    let dropped = types(&stage, "drop --force --yes").await;
+    assert_eq!(dropped.code, Some(0), "{dropped:?}");
+    stage.configure(&format!(
+        "{QUICK}\ntables: [{{name: public.outbox, {tables}}}]\n"
+    ));
+    stage.session.run(create).await;
+    stage
+}
+
+async fn told(stage: &Stage, header: &str) -> Vec<String> {
+    let stored = drain::messages(&stage.jetstream().await, STREAM).await;
+    let told = stored.iter().map(|stored| stored.header(header));
+    told.map(|value| value.unwrap_or_default().to_owned())
+        .collect()
+}
+
+#[tokio::test]
+async fn column_that_need_not_exist_orders_what_is_recovered_and_replayed() {
+    let create = "CREATE TABLE public.outbox (id uuid PRIMARY KEY, aggregatetype text NOT NULL, \
+                  aggregateid text NOT NULL, type text NOT NULL, payload jsonb, \
+                  timestamp timestamptz NOT NULL)";
+    let stage = before_the_slot(create, "preset: debezium").await;
+    // The later the row, the lower its id.
+    let insert = "INSERT INTO public.outbox SELECT \
+                  ('00000000-0000-0000-0000-00000000000' || 9 - n)::uuid, 'order', n::text, \
+                  'placed', '{}', '2026-01-01 00:00+00'::timestamptz + n * interval '1 day' \
+                  FROM generate_series(1, 4) n";
+    stage.session.run(insert).await;
+    let done = types(&stage, "setup --backfill").await;
+    assert!(done.stdout.contains("appended  4 events\n"), "{done:?}");
+    assert_eq!(told(&stage, "ce-subject").await, ["1", "2", "3", "4"]);
+    let _outjet = stage.lead().await;
+    let replayed = types(&stage, "replay --since 2026-01-04").await;
+    assert_eq!(replayed.code, Some(0), "{replayed:?}");
+    stage.confirmed().await;
+    let subjects = told(&stage, "ce-subject").await;
+    assert_eq!(subjects, ["1", "2", "3", "4", "3", "4"]);
+}
+
+#[tokio::test]
+async fn values_inside_columns_are_recovered_and_rows_that_lack_them_become_dead_letters() {
+    let create = "CREATE TABLE public.outbox (id bigserial PRIMARY KEY, meta jsonb, body text)";
+    let tables = "preset: none, columns: {id: id, type: {json: meta.kind}, \
+                  aggregatetype: {value: order}, payload: body}";
+    let stage = before_the_slot(create, tables).await;
+    let insert = "INSERT INTO public.outbox (meta, body) VALUES \
+                  ('{\"kind\": \"made\"}', 'a'), ('{}', 'b'), ('{\"kind\": \"paid\"}', 'c')";
+    stage.session.run(insert).await;
+    let done = types(&stage, "setup --backfill").await;
+    assert!(done.stdout.contains("appended  3 events\n"), "{done:?}");
+    assert_eq!(told(&stage, "ce-type").await, ["made", "paid"]);
+    let letters = drain::messages(&stage.jetstream().await, "OUTBOX_DLQ").await;
+    let reasons: Vec<_> = letters
+        .iter()
+        .map(|letter| letter.header("Outjet-Reason"))
+        .collect();
+    assert_eq!(reasons, [Some("inside_column")]);
+    assert_eq!(&letters[0].payload[..], b"b");
+    let verified = types(&stage, "verify").await;
+    assert_eq!(verified.code, Some(0), "{verified:?}");
+}
+
+#[tokio::test]
+async fn table_whose_id_is_no_column_is_replayed_but_not_compared() {
+    let create = "CREATE TABLE public.outbox (meta jsonb, body text)";
+    let tables = "preset: none, columns: {id: {json: meta.id}, payload: body}";
+    let stage = before_the_slot(create, tables).await;
+    let insert = "INSERT INTO public.outbox VALUES ('{\"id\": 1}', 'a'), ('{\"id\": 2}', 'b')";
+    stage.session.run(insert).await;
+    for typed in ["setup --backfill", "verify"] {
+        let refused = types(&stage, typed).await;
+        assert_eq!(refused.code, Some(1), "{typed}: {refused:?}");
+        let why = "the rows of public.outbox cannot be compared with the stream";
+        assert!(refused.stderr.contains(why), "{typed}: {refused:?}");
+    }
+    assert_eq!(slots(&stage).await, "");
+    assert_eq!(types(&stage, "setup").await.code, Some(0));
+    let _outjet = stage.lead().await;
+    let replayed = types(&stage, "replay --all").await;
+    assert_eq!(replayed.code, Some(0), "{replayed:?}");
+    stage.confirmed().await;
+    assert_eq!(
+        told(&stage, "Outjet-Id").await,
+        ["public.outbox:1", "public.outbox:2"]
+    );
+}
+
 async fn json(stage: &Stage, typed: &str) -> (Option<i32>, Value) {
     let output = types(stage, typed).await;
     let json = serde_json::from_str(&output.stdout);

@@ -98,6 +98,23 @@ async fn publication_without_the_table_halts_the_next_term() {
 }
 
 #[tokio::test]
+async fn table_that_is_taken_out_of_the_publication_under_a_leader_halts_it() {
+    let mut stage = Stage::ready().await;
+    stage.configure("postgres: {halt_retry: 1s}");
+    let mut outjet = stage.lead().await;
+    stage.commit(1..=5).await;
+    let without = "ALTER PUBLICATION outjet DROP TABLE outbox.events";
+    stage.session.run(without).await;
+    // Nothing is written: no row could tell.
+    let halted = "halted: publication \"outjet\" does not publish outbox.events";
+    outjet.logged(halted, SOON).await;
+    let with = "ALTER PUBLICATION outjet ADD TABLE outbox.events";
+    stage.session.run(with).await;
+    stage.commit(6..=10).await;
+    stage.assert_exact().await;
+}
+
+#[tokio::test]
 async fn column_that_gets_another_type_under_a_leader_keeps_its_rows_coming() {
     let stage = Stage::ready().await;
     let _outjet = stage.lead().await;

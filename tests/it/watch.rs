@@ -301,7 +301,7 @@ async fn slot_is_watched_from_a_copy_that_does_not_lead() {
         FROM generate_series(1, 1000) AS n";
     delivery.session.run(large).await;
     delivery.confirmed().await;
-    copy.until_metric(&slot("held_wal_bytes"), |bytes| bytes > 500_000.0)
+    copy.until_metric(&slot("pinned_wal_bytes"), |bytes| bytes > 500_000.0)
         .await;
     copy.until_metric(&slot("spill_transactions_total"), |n| n >= 1.0)
         .await;
@@ -336,7 +336,7 @@ async fn slot_is_watched_from_a_copy_that_does_not_lead() {
     let shown = &json["postgres"]["slot_status"];
     assert!(shown["spill_bytes"].as_u64() > Some(500_000), "{shown}");
     assert!(shown["inactive_since"].is_string(), "{shown}");
-    assert!(shown["held_wal_bytes"].is_u64(), "{shown}");
+    assert!(shown["pinned_wal_bytes"].is_u64(), "{shown}");
 }
 
 /// Once before it is too late, once when it is over, and once when it was too late.

@@ -1,15 +1,11 @@
-//! Writes what the parent reads: for tests and fuzzing, and for rows of a table that are to become
-//! events as if a slot had sent them. outjet never sends pgoutput to anybody. Goes through the
-//! decoded fields, so that equal bytes prove that none was lost.
+//! Writes what the parent reads, for tests and fuzzing only: outjet itself never sends pgoutput.
+//! Goes through the decoded fields, so that equal bytes prove that none was lost.
 
-#![expect(clippy::expect_used, reason = "what Postgres holds fits")]
+#![expect(clippy::unwrap_used, reason = "tests alone call it, with what fits")]
 
 use super::{
     Column, LogicalMessage, Message, OldTuple, Relation, ReplicaIdentity, Tuple, TupleValue,
 };
-
-/// 1600 columns at most, and values of 1 GiB.
-const FITS: &str = "what Postgres holds fits";
 
 /// The body of one `XLogData` that holds `message`.
 pub fn encode(message: &Message<'_>) -> Vec<u8> {
@@ -68,7 +64,7 @@ pub fn encode(message: &Message<'_>) -> Vec<u8> {
             restart_identity,
             relations,
         } => {
-            let count = i32::try_from(relations.iter().len()).expect(FITS);
+            let count = i32::try_from(relations.iter().len()).unwrap();
             out.push(b'T');
             put(out, count.to_be_bytes());
             out.push(u8::from(cascade) | u8::from(restart_identity) << 1);
@@ -102,7 +98,7 @@ pub fn relation(relation: &Relation<'_>, columns: &[Column<'_>]) -> Vec<u8> {
     });
     put(
         &mut out,
-        i16::try_from(columns.len()).expect(FITS).to_be_bytes(),
+        i16::try_from(columns.len()).unwrap().to_be_bytes(),
     );
     for column in columns {
         out.push(u8::from(column.key));
@@ -115,7 +111,7 @@ pub fn relation(relation: &Relation<'_>, columns: &[Column<'_>]) -> Vec<u8> {
 
 /// Appends a tuple.
 pub(super) fn tuple(out: &mut Vec<u8>, values: &[TupleValue<'_>]) {
-    put(out, i16::try_from(values.len()).expect(FITS).to_be_bytes());
+    put(out, i16::try_from(values.len()).unwrap().to_be_bytes());
     for value in values {
         match value {
             TupleValue::Null => out.push(b'n'),
@@ -171,7 +167,7 @@ fn string(out: &mut Vec<u8>, text: &str) {
 }
 
 fn sized(out: &mut Vec<u8>, bytes: &[u8]) {
-    put(out, i32::try_from(bytes.len()).expect(FITS).to_be_bytes());
+    put(out, i32::try_from(bytes.len()).unwrap().to_be_bytes());
     out.extend_from_slice(bytes);
 }
 

@@ -290,7 +290,9 @@ fn check_version(client: &Client, stream: &StreamOptions) -> Result<(), Error> {
 
 /// A stream that can be appended to.
 async fn read_usable(context: &Context, stream: &StreamOptions) -> Result<(Info, bool), Error> {
-    let (info, created) = read_or_create(context, stream).await?;
+    let (mut info, created) = read_or_create(context, stream).await?;
+    // From here on a subject is what a message is stored under.
+    info.config.subjects = stream.public_subjects(&info.config)?;
     match refusal(&info.config) {
         None if stream.atomic && !info.config.allow_atomic_publish => Err(Error::NotAtomic {
             name: stream.name.clone(),
@@ -352,7 +354,8 @@ async fn create(context: &Context, stream: &StreamOptions) -> Result<(Info, bool
 pub fn config(stream: &StreamOptions) -> Config {
     Config {
         name: stream.name.clone(),
-        subjects: stream.subjects.clone(),
+        subjects: stream.entrances(),
+        subject_transform: stream.ingress.transform(&stream.name),
         num_replicas: stream.replicas,
         storage: match stream.storage {
             Storage::File => StorageType::File,

@@ -2,6 +2,9 @@
 
 use std::error::Error as _;
 
+use async_nats::jetstream::stream::SubjectTransform;
+
+use super::ingress::Ingress;
 use super::options::Options;
 use crate::error::{Disposition, Exit, Failure, Problem, chain};
 use crate::event::{Position, Rejected};
@@ -62,6 +65,16 @@ pub enum Error {
     NotAtomic {
         /// The stream.
         name: String,
+    },
+    /// The stream takes events on other subjects than it should.
+    #[error("stream {name:?} does not take events as stream.ingress says")]
+    OtherIngress {
+        /// The stream.
+        name: String,
+        /// How it does.
+        found: String,
+        /// Its subjects as consumers see them.
+        subjects: Vec<String>,
     },
     /// The stream is written by somebody else.
     #[error("stream {name:?} is written by another source")]
@@ -186,6 +199,7 @@ impl Error {
             | Self::StreamRefused { .. }
             | Self::NoBatches { .. }
             | Self::NotAtomic { .. }
+            | Self::OtherIngress { .. }
             | Self::OtherSource { .. }
             | Self::OlderTimeline { .. }
             | Self::Uncovered { .. }
@@ -214,6 +228,7 @@ impl Error {
             | Self::StreamRefused { .. }
             | Self::NoBatches { .. }
             | Self::NotAtomic { .. }
+            | Self::OtherIngress { .. }
             | Self::OtherSource { .. }
             | Self::OlderTimeline { .. }
             | Self::Uncovered { .. }
@@ -245,6 +260,7 @@ impl Error {
                 "publish.transactions is atomic, and the stream was made without allow_atomic"
                     .to_owned()
             }
+            Self::OtherIngress { found, .. } => found.clone(),
             Self::OtherSource { found, ours, .. } => format!(
                 "its last event came through slot {:?} of the cluster with system identifier {}, \
                  and we use slot {:?} of {}; two writers would displace each other's events",
@@ -295,6 +311,9 @@ impl Error {
             Self::NotAtomic { .. } => format!(
                 "`nats stream edit {name} --allow-batch`, or set publish.transactions to pipelined"
             ),
+            Self::OtherIngress { name, subjects, .. } => {
+                ingress_fix(options.stream.ingress, name, subjects)
+            }
             Self::OtherSource { .. } => "give each outjet a stream of its own (stream.name), \
                  or use the database and the slot that the stream was written from"
                 .to_owned(),
@@ -302,10 +321,15 @@ impl Error {
                  the one that was promoted in DATABASE_URL"
                 .to_owned(),
             Self::Uncovered {
-                subject, subjects, ..
+                name,
+                subject,
+                subjects,
             } => {
-                let list = with_subject(subjects, subject);
-                format!("`nats stream edit {name} --subjects '{list}'`, or change publish.subject")
+                let edit = options
+                    .stream
+                    .ingress
+                    .edit(name, &with_subject(subjects, subject));
+                format!("`{edit}`, or change publish.subject")
             }
             Self::Unsendable { .. } => "raise the server's limit, or correct what writes \
                  such rows; the event is sent as soon as it fits"
@@ -322,10 +346,25 @@ impl Error {
 
 /// The whole list, because the flag replaces what was there; the server refuses it if two of its
 /// subjects overlap.
-fn with_subject(subjects: &str, added: &str) -> String {
+fn with_subject(subjects: &str, added: &str) -> Vec<String> {
     let listed = subjects.split(", ").filter(|subject| !subject.is_empty());
     let kept = listed.filter(|subject| !route::contains(added, subject));
-    kept.chain([added]).collect::<Vec<_>>().join(",")
+    kept.chain([added]).map(str::to_owned).collect()
+}
+
+/// How a stream becomes what `stream.ingress` says; consumers notice nothing.
+fn ingress_fix(ingress: Ingress, name: &str, subjects: &[String]) -> String {
+    let edit = ingress.edit(name, subjects);
+    match ingress.transform(name) {
+        Some(SubjectTransform {
+            source,
+            destination,
+        }) => format!(
+            "`{edit} --transform-source '{source}' --transform-destination '{destination}'`, \
+             or set stream.ingress to public"
+        ),
+        None => format!("`{edit} --no-transform`, or set stream.ingress to private"),
+    }
 }
 
 fn refuses(error: &async_nats::ConnectError) -> bool {
@@ -380,7 +419,7 @@ fn permissions(options: &Options) -> String {
     };
     let streams = [&options.stream].into_iter().chain(&options.dead_letters);
     let subjects = streams.map(|stream| {
-        let (name, subjects) = (&stream.name, stream.subjects.join(", "));
+        let (name, subjects) = (&stream.name, stream.entrances().join(", "));
         format!("{subjects}, {api}.STREAM.INFO.{name}, {api}.STREAM.MSG.GET.{name}")
     });
     let subjects = subjects.collect::<Vec<_>>().join(", ");

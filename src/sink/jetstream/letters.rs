@@ -94,6 +94,7 @@ impl Letters {
         options: &Options,
     ) -> Result<(), Error> {
         let subject = self.subject(letter.event, &options.stream.name)?;
+        let subject = options.stream.ingress.entrance(&self.name, &subject);
         let (mut headers, payload) = letter.fit(self.bytes_max)?;
         headers.insert(
             EXPECTED_LAST_SEQUENCE,

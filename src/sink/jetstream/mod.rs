@@ -22,6 +22,7 @@ pub mod client;
 mod error;
 mod headers;
 mod hold;
+mod ingress;
 mod ledger;
 mod letterbox;
 mod letters;
@@ -46,6 +47,7 @@ use self::client::{Connection, HEADER_BYTES_MAX};
 pub use self::error::Error;
 use self::headers::{headers, wire_len};
 use self::hold::{Hold, Seen, Witness};
+pub use self::ingress::Ingress;
 pub use self::ledger::{Ledger, Line, Past};
 pub use self::letterbox::{DeadLetter, Letterbox};
 use self::letters::{Buried, Letter, Letters};
@@ -96,7 +98,7 @@ pub struct JetStream {
 pub struct Inspection {
     /// Its name.
     pub name: String,
-    /// What it listens on.
+    /// The subjects that it stores events under.
     pub subjects: Vec<String>,
     /// How many messages it holds.
     pub messages: u64,
@@ -449,7 +451,7 @@ impl JetStream {
                 self.bury(unsendable).await?;
                 continue;
             }
-            let (subject, payload) = (event.subject.clone(), event.payload.clone());
+            let (subject, payload) = (self.entrance(event), event.payload.clone());
             if together {
                 epoch_mut(&mut self.epoch)
                     .batch
@@ -473,6 +475,11 @@ impl JetStream {
             fault::point("published");
         }
         Ok(())
+    }
+
+    fn entrance(&self, event: &Event) -> String {
+        let stream = &self.options.stream;
+        stream.ingress.entrance(&stream.name, &event.subject)
     }
 
     /// Appends the waiting event to the dead letters, if there are any for it.

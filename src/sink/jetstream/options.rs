@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::ingress::Ingress;
 use super::letters::invalid_subject;
 use crate::route;
 
@@ -152,8 +153,10 @@ fn hex(digits: &[u8; 2]) -> Option<u8> {
 pub struct StreamOptions {
     /// Its name.
     pub name: String,
-    /// What it listens on.
+    /// What it stores events under.
     pub subjects: Vec<String>,
+    /// Whether it also listens on these.
+    pub ingress: Ingress,
     /// Copies in the cluster.
     pub replicas: usize,
     /// File, or memory.

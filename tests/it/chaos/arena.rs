@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use super::STREAM;
-use super::plan::{CopyFault, LinkFault, NatsFault, Plan, PostgresFault, TAKEOVER_AFTER};
+use super::plan::{self, CopyFault, LinkFault, NatsFault, Plan, PostgresFault, TAKEOVER_AFTER};
 use super::watch::{self, NAMES};
 use crate::harness::cluster::Cluster;
 use crate::harness::postgres::Session;
@@ -13,7 +13,7 @@ use crate::harness::proxy::Upstream;
 use crate::harness::{Mode, Nats, Outjet, Postgres, Proxy, Stop, nats, outjet, postgres};
 use async_nats::jetstream;
 use futures_util::future::join_all;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 /// An orderly stop takes `drain_timeout` and what the end of a term takes; debug build, busy cores.
 const TERMINATE_WITHIN: Duration = Duration::from_secs(60);
@@ -204,10 +204,27 @@ impl Broker {
                 sleep(lasts).await;
                 return nats.process().resume();
             }
+            NatsFault::Forget => return forget(nats, lasts).await,
         }
         sleep(lasts).await;
         nats.start_again().await;
     }
+}
+
+/// Takes it back to where it was when that began. To a file system a process that stands still looks
+/// like one that was killed, and nobody else notices.
+async fn forget(nats: &mut Nats, lasts: Duration) {
+    let begun = Instant::now();
+    nats.process().pause().await;
+    let store = nats.back_up();
+    nats.process().resume();
+    sleep(lasts).await;
+    nats.kill().await;
+    // On a machine that stood still, too, what is lost must have been held back.
+    if begun.elapsed() < (plan::HOLD + plan::FORGOTTEN_MAX) / 2 {
+        nats.put_back(store);
+    }
+    nats.start_again().await;
 }
 
 impl Copy {
@@ -356,12 +373,13 @@ fn configuration(plan: &Plan) -> String {
         "
 postgres: {{takeover_after: {}s, connect_timeout: 2s}}
 nats: {{connect_timeout: 2s}}
-stream: {{name: {STREAM}, replicas: {}, duplicate_window: 100ms}}
+stream: {{name: {STREAM}, replicas: {}, duplicate_window: 100ms, hold: {}s}}
 publish: {{transactions: {}, ack_timeout: 1s, drain_timeout: 3s, in_flight_max: {},
   in_flight_bytes_max: {}}}
 ",
         TAKEOVER_AFTER.as_secs(),
         plan.replicas,
+        if plan.hold { plan::HOLD.as_secs() } else { 0 },
         if plan.atomic { "atomic" } else { "pipelined" },
         plan.in_flight_max,
         plan.in_flight_bytes_max,

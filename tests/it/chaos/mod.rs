@@ -80,7 +80,7 @@ pub(crate) async fn play(
     let known = writers.finish().await;
     let session = Session::connect(&url).await;
     let drained_in = drain(&session, DRAIN_WITHIN).await;
-    let takeovers = watch.takeovers();
+    let (takeovers, forgotten) = (watch.takeovers(), watch.forgotten());
     let mut problems = call_roll(&session, &mut copies).await;
 
     let committed = judge.committed().await;
@@ -100,6 +100,7 @@ pub(crate) async fn play(
     Report {
         struck: stage.struck.take(),
         takeovers,
+        forgotten,
         drained_in,
         verdict: Verdict::of(&committed, &report::ids(&stored)),
         differing: report::differing(&stored),
@@ -295,7 +296,7 @@ mod tests {
     /// Of about 25 faults: a verdict over a stream that never ran would say little.
     const HITS_MIN: usize = 3;
 
-    async fn play_short(plan: Plan, nats: nats::Builder) {
+    async fn play_short(plan: Plan, nats: nats::Builder) -> Report {
         // A cluster that has lost its quorum for a moment elects for seconds.
         let hits_min = if plan.replicas == 1 { HITS_MIN } else { 1 };
         let servers = (Postgres::builder(), nats);
@@ -308,6 +309,7 @@ mod tests {
         }
         assert!(report.is_perfect(), "\n{report}");
         assert!(report.hits() >= hits_min, "hardly any fault hit a stream");
+        report
     }
 
     #[tokio::test]
@@ -319,6 +321,12 @@ mod tests {
     async fn stream_is_what_was_committed_while_everything_fails_around_the_oldest_nats() {
         let oldest = Nats::builder().version("2.10");
         play_short(Plan::new(2, LENGTH), oldest).await;
+    }
+
+    #[tokio::test]
+    async fn broker_that_forgets_while_everything_fails_costs_nothing_that_was_held_back() {
+        let report = play_short(Plan::holding(4, LENGTH), Nats::builder()).await;
+        assert!(report.forgotten > 0, "nothing that was stored was lost");
     }
 
     #[tokio::test]

@@ -14,6 +14,13 @@ use crate::harness::outbox::Random;
 /// A leader that is silent for longer than this loses the slot (`postgres.takeover_after`).
 pub(crate) const TAKEOVER_AFTER: Duration = Duration::from_secs(2);
 
+/// How long events are held back by copies that do (`stream.hold`).
+pub(crate) const HOLD: Duration = Duration::from_secs(3);
+
+/// Older than this nothing is that a broker forgets: a stored event is confirmed once it is [`HOLD`]
+/// old, and the rest is for machines that are late.
+pub(crate) const FORGOTTEN_MAX: Duration = Duration::from_secs(2);
+
 /// Everything that one round is made of.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Plan {
@@ -31,6 +38,8 @@ pub(crate) struct Plan {
     pub(crate) replicas: usize,
     /// Whether a transaction appears as a whole.
     pub(crate) atomic: bool,
+    /// Whether events are held back, which is what makes [`NatsFault::Forget`] harmless.
+    pub(crate) hold: bool,
     /// What happens to the database server.
     pub(crate) postgres: Vec<Planned<PostgresFault>>,
     /// What happens to the broker.
@@ -91,6 +100,8 @@ pub(crate) enum NatsFault {
     Stop,
     /// SIGSTOP.
     Pause,
+    /// `kill -9`, and what it has on disk is as it was some time ago.
+    Forget,
 }
 
 /// What can happen to outjet.
@@ -128,8 +139,7 @@ pub(crate) enum LinkFault {
 impl Plan {
     /// The plan of a seed.
     pub(crate) fn new(seed: u64, length: Duration) -> Self {
-        // One source of choices for each track, so that no track moves another.
-        let source = |track: u64| Random(seed.wrapping_mul(1_000_003).wrapping_add(track << 32));
+        let source = |track| Self::source(seed, track);
         let mut random = source(1);
         let copies = 2 + random.below(2) as usize;
         Self {
@@ -140,12 +150,28 @@ impl Plan {
             in_flight_bytes_max: ["256KiB", "32MiB"][random.below(2) as usize],
             replicas: 1,
             atomic: false,
+            hold: false,
             postgres: track(source(2), (500, 4_000), length, &mut postgres_faults()),
-            nats: track(source(3), (500, 4_000), length, &mut nats_faults()),
+            nats: track(source(3), (500, 4_000), length, &mut nats_faults(&[])),
             copy: track(source(4), (300, 3_000), length, &mut copy_faults(copies)),
             postgres_link: track(source(5), (300, 2_500), length, &mut link_faults(copies)),
             nats_link: track(source(6), (300, 2_500), length, &mut link_faults(copies)),
         }
+    }
+
+    /// The same, with events that are held back and a broker that forgets.
+    pub(crate) fn holding(seed: u64, length: Duration) -> Self {
+        let mut plan = Self::new(seed, length);
+        let random = Self::source(seed, 3);
+        let forget = [NatsFault::Forget; 4];
+        plan.hold = true;
+        plan.nats = track(random, (500, 4_000), length, &mut nats_faults(&forget));
+        plan
+    }
+
+    /// One source of choices for each track, so that no track moves another.
+    fn source(seed: u64, track: u64) -> Random {
+        Random(seed.wrapping_mul(1_000_003).wrapping_add(track << 32))
     }
 
     /// How many faults it has.
@@ -189,9 +215,9 @@ struct Deck<C> {
 }
 
 impl<C: Copy> Deck<C> {
-    fn of<const N: usize>(cards: [C; N]) -> Self {
+    fn of(cards: &[C]) -> Self {
         Self {
-            cards: Vec::from(cards),
+            cards: cards.to_vec(),
             left: Vec::new(),
         }
     }
@@ -207,7 +233,7 @@ impl<C: Copy> Deck<C> {
 
 fn postgres_faults() -> impl FnMut(&mut Random) -> (PostgresFault, Duration) {
     use PostgresFault::*;
-    let mut deck = Deck::of([
+    let mut deck = Deck::of(&[
         Kill,
         StopFast,
         StopImmediate,
@@ -226,22 +252,24 @@ fn postgres_faults() -> impl FnMut(&mut Random) -> (PostgresFault, Duration) {
     }
 }
 
-fn nats_faults() -> impl FnMut(&mut Random) -> (NatsFault, Duration) {
+fn nats_faults(more: &[NatsFault]) -> impl FnMut(&mut Random) -> (NatsFault, Duration) {
     use NatsFault::*;
-    let mut deck = Deck::of([Kill, Kill, Stop, Pause]);
+    let mut deck = Deck::of(&[&[Kill, Kill, Stop, Pause], more].concat());
     move |random| {
         let fault = deck.deal(random);
         let lasts = match fault {
-            Kill | Stop => (0, 2_000),
-            Pause => (100, 4_000),
+            Kill | Stop => skewed(random, (0, 2_000)),
+            Pause => skewed(random, (100, 4_000)),
+            // What was stored within that time is lost: the longer, the more.
+            Forget => between(random, (50, FORGOTTEN_MAX.as_millis() as u64)),
         };
-        (fault, skewed(random, lasts))
+        (fault, lasts)
     }
 }
 
 fn copy_faults(copies: usize) -> impl FnMut(&mut Random) -> ((Whom, CopyFault), Duration) {
     use CopyFault::*;
-    let mut deck = Deck::of([Kill, Kill, Terminate, Pause, PauseLong]);
+    let mut deck = Deck::of(&[Kill, Kill, Terminate, Pause, PauseLong]);
     move |random| {
         let fault = deck.deal(random);
         let takeover = TAKEOVER_AFTER.as_millis() as u64;
@@ -267,7 +295,7 @@ fn link_faults(copies: usize) -> impl FnMut(&mut Random) -> ((Whom, LinkFault), 
         Forget,
     }
     use Card::*;
-    let mut deck = Deck::of([
+    let mut deck = Deck::of(&[
         Cut, CutAfter, CutAfter, Stall, Stall, Delay, Refuse, Freeze, Forget,
     ]);
     move |random| {
@@ -337,6 +365,7 @@ impl fmt::Display for NatsFault {
             Self::Kill => "nats-server: kill -9",
             Self::Stop => "nats-server: stop",
             Self::Pause => "nats-server: SIGSTOP",
+            Self::Forget => "nats-server: kill -9, its store rolled back",
         })
     }
 }
@@ -404,7 +433,7 @@ mod tests {
 
     #[test]
     fn a_minute_has_every_kind_of_fault() {
-        let plan = Plan::new(1, MINUTE);
+        let plan = Plan::holding(1, MINUTE);
         let mut kinds: Vec<String> = Vec::new();
         kinds.extend(
             plan.postgres
@@ -420,6 +449,6 @@ mod tests {
         );
         kinds.sort();
         kinds.dedup();
-        assert_eq!(kinds.len(), 6 + 3 + 4 + 7, "{kinds:?}");
+        assert_eq!(kinds.len(), 6 + 4 + 4 + 7, "{kinds:?}");
     }
 }

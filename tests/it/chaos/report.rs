@@ -38,6 +38,8 @@ pub(crate) struct Report {
     pub(crate) struck: Vec<Struck>,
     /// How often another copy came to lead.
     pub(crate) takeovers: u64,
+    /// How many stored messages the broker lost.
+    pub(crate) forgotten: u64,
     /// How long outjet took for what was left when all faults were over; `None`: it never did it.
     pub(crate) drained_in: Option<Duration>,
     /// Table and stream, by the judge.
@@ -104,6 +106,13 @@ impl fmt::Display for Report {
         match self.drained_in {
             Some(took) => writeln!(f, "all was confirmed {took:.1?} after the last fault")?,
             None => writeln!(f, "STUCK: not all was confirmed after the last fault")?,
+        }
+        if self.plan.hold {
+            writeln!(
+                f,
+                "{} stored messages were lost by the stream",
+                self.forgotten
+            )?;
         }
         write!(
             f,

@@ -38,6 +38,8 @@ pub(crate) struct Watch {
 struct Growth {
     last: u64,
     at: Option<Instant>,
+    /// How many messages were seen to be there no more.
+    forgotten: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -67,6 +69,11 @@ impl Watch {
         grew.is_some_and(|at| at.elapsed() < MOMENTS)
     }
 
+    /// How many messages the stream had, and then had not.
+    pub(crate) fn forgotten(&self) -> u64 {
+        self.growth.borrow().forgotten
+    }
+
     /// The copy that holds the slot, or held it last.
     pub(crate) fn leader(&self) -> usize {
         self.leader.borrow().copy
@@ -84,9 +91,10 @@ async fn watch_growth(jetstream: jetstream::Context, growth: watch::Sender<Growt
             let last = stream.cached_info().state.last_sequence;
             growth.send_modify(|growth| {
                 if last > growth.last {
-                    let at = Some(Instant::now());
-                    *growth = Growth { last, at };
+                    growth.at = Some(Instant::now());
                 }
+                growth.forgotten += growth.last.saturating_sub(last);
+                growth.last = last;
             });
         }
         sleep(INTERVAL).await;

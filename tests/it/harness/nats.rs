@@ -3,7 +3,7 @@
 use async_nats::jetstream;
 use rustix::process::Signal;
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -23,6 +23,9 @@ pub(crate) struct Nats {
     port: Option<u16>,
     home: TempDir,
 }
+
+/// What JetStream had on disk at some time.
+pub(crate) struct Backup(TempDir);
 
 /// How a server is to be.
 #[derive(Clone, Default)]
@@ -126,6 +129,20 @@ impl Nats {
         self.process = None;
     }
 
+    /// A copy of what JetStream has on disk, while it is stopped or stands still.
+    pub(crate) fn back_up(&self) -> Backup {
+        let backup = tempfile::tempdir().expect("create a temporary directory");
+        copy(&self.store(), backup.path());
+        Backup(backup)
+    }
+
+    /// Puts it in the place of what there is; the server must have ended.
+    pub(crate) fn put_back(&self, backup: Backup) {
+        assert!(self.process.is_none(), "the server is running");
+        fs::remove_dir_all(self.store()).expect("remove the store");
+        copy(backup.0.path(), &self.store());
+    }
+
     /// Starts it again, on the same port.
     pub(crate) async fn start_again(&mut self) {
         assert!(self.process.is_none(), "the server is running");
@@ -224,6 +241,13 @@ impl Nats {
         binaries::drop_root(&mut command);
         Process::spawn("nats-server", command, Signal::KILL, self.home.path()).log(&self.log())
     }
+}
+
+/// `cp -a`: the server may run as somebody else.
+fn copy(from: &Path, to: &Path) {
+    let mut copy = Command::new("cp");
+    let copied = copy.arg("-a").arg(from.join(".")).arg(to).status();
+    assert!(copied.expect("start cp").success());
 }
 
 /// The port in a ports file: `{"nats": ["nats://127.0.0.1:4222"], …}`.

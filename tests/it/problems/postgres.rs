@@ -391,7 +391,9 @@ async fn table_that_is_not_published_is_added_by_the_printed_statement() {
         "publication \"outjet\" does not publish outbox.events",
         "the table is not in it (a table that was dropped and made again is not, either); what \
          was inserted meanwhile is not published later",
-        "`outjet setup`, or ALTER PUBLICATION \"outjet\" ADD TABLE \"outbox\".\"events\";",
+        "`outjet setup`, or ALTER PUBLICATION \"outjet\" ADD TABLE \"outbox\".\"events\"; and then \
+         `outjet verify`: it names the rows that the stream lacks, and `outjet replay --id` sends \
+         them",
     );
     site.fails_and_halts("publication tables", &problem).await;
     mends(&client, &problem).await;

@@ -1,13 +1,13 @@
-//! Holds the events of a transaction back until its end, where they are to appear together: only
-//! then it is known how many they are. Those that are too many are let go, and are sent as they
-//! come. What is held when the relay ends was never handed over. Pure.
+//! Gathers the events of a transaction until its end, where they are to appear together: only then
+//! it is known how many they are. Those that are too many are let go, and are sent as they come.
+//! What is gathered when the relay ends was never handed over. Pure.
 
 use crate::event::Event;
 
 /// The events of the open transaction.
-pub(super) struct Held {
+pub(super) struct Together {
     events: Vec<Event>,
-    /// Most events that are held; 0 for none.
+    /// Most events that are gathered; 0 for none.
     events_max: usize,
     /// The open transaction was given up.
     given_up: bool,
@@ -16,8 +16,8 @@ pub(super) struct Held {
 /// Most messages in one batch of nats-server (`streamDefaultMaxAtomicBatchSize`).
 const TOGETHER_MAX: usize = 1000;
 
-impl Held {
-    /// Holds nothing unless told to.
+impl Together {
+    /// Gathers nothing unless told to.
     pub(super) fn new(atomic: bool) -> Self {
         Self {
             events: Vec::new(),
@@ -26,7 +26,7 @@ impl Held {
         }
     }
 
-    /// How many are held.
+    /// How many are gathered.
     pub(super) fn events(&self) -> usize {
         self.events.len()
     }

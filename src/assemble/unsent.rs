@@ -1,0 +1,51 @@
+//! Rows that no slot has sent: what would become of them, or what becomes of them now.
+
+use bytes::Bytes;
+
+use super::{Options, Rejection, RowReader};
+use crate::event::{Event, Position};
+use crate::mapping::{Columns, Mapping, MappingError, Plan};
+
+/// A table whose rows were read by a query.
+pub struct Unsent<'a> {
+    options: &'a Options,
+    plan: Plan,
+    source: String,
+}
+
+impl<'a> Unsent<'a> {
+    /// Of one of the tables of `options`, which has these columns.
+    pub fn new(
+        options: &'a Options,
+        mapping: &Mapping,
+        columns: Columns<'_>,
+    ) -> Result<Self, MappingError> {
+        let plan = Plan::resolve(mapping, columns, options.subject.fields())?;
+        let source = options.source_of(&plan.table);
+        Ok(Self {
+            options,
+            plan,
+            source,
+        })
+    }
+
+    /// The event that a row becomes. Its values, one for each column, are as a session with
+    /// outjet's settings prints them; `recorded` is RFC 3339.
+    pub fn event(
+        &self,
+        position: Position,
+        recorded: &str,
+        values: Vec<Option<&str>>,
+    ) -> Result<Event, Box<Rejection>> {
+        let values = values.into_iter().map(|value| value.map(str::as_bytes));
+        let reader = RowReader {
+            options: self.options,
+            plan: &self.plan,
+            source: &self.source,
+            row: self.plan.row(values.collect()),
+            body: &Bytes::new(),
+            again: None,
+        };
+        reader.read(position, recorded, &mut 0)
+    }
+}
