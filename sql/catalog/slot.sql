@@ -10,7 +10,7 @@ SELECT
   a.application_name,
   -- NULL for a unix socket, and for roles without pg_read_all_stats.
   host(a.client_addr) AS client_addr,
-  a.backend_start::text AS holder_since,
+  date_trunc('second', a.backend_start)::text AS holder_since,
   s.wal_status,
   to_jsonb(s) ->> 'invalidation_reason' AS invalidation_reason,
   s.two_phase,

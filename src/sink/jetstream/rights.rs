@@ -24,9 +24,11 @@ const TOKEN: &str = "outjet-check";
 pub async fn check_rights(options: &Options, pattern: &str) -> Result<Vec<String>, Error> {
     let connection = Box::pin(Connection::open(&options.of_stream())).await?;
     let subject = subject(pattern, &connection.info.config.subjects);
+    let entrance = |name: &str, subject: &str| options.stream.ingress.entrance(name, subject);
     let letter = options.dead_letters.as_ref();
-    let letter = letter.map(|_| format!("dlq.{subject}"));
-    let subjects: Vec<String> = [Some(subject), letter].into_iter().flatten().collect();
+    let letter = letter.map(|letters| entrance(&letters.name, &format!("dlq.{subject}")));
+    let own = entrance(&options.stream.name, &subject);
+    let subjects: Vec<String> = [Some(own), letter].into_iter().flatten().collect();
     for subject in &subjects {
         let headers = HeaderMap::from_iter([(
             EXPECTED_STREAM.parse().expect("a header's name"),

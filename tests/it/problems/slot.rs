@@ -141,7 +141,8 @@ async fn stranger_that_holds_the_slot_is_named_with_the_statement_that_ends_it()
         }
     })
     .await;
-    let since = "SELECT backend_start::text FROM pg_stat_activity WHERE pid = ";
+    let since =
+        "SELECT date_trunc('second', backend_start)::text FROM pg_stat_activity WHERE pid = ";
     let since = client.text(&format!("{since}{pid}")).await;
     let held = format!("pid {pid}, application \"pg_recvlogical\", connected since {since}");
     let problem = Problem::new(
