@@ -179,22 +179,22 @@ async fn nats(config: &Config, source: Option<Source>) -> Result<Vec<Check>, Fai
             ]
         }
         Err(error) => {
-            let (group, what) = match &error {
-                jetstream::Error::OtherSource { .. } | jetstream::Error::OlderTimeline { .. } => {
-                    ("stream", "writer")
-                }
-                jetstream::Error::StreamMissing(_) | jetstream::Error::StreamRefused { .. } => {
-                    ("stream", "exists")
-                }
-                jetstream::Error::OtherIngress { .. } => ("stream", "ingress"),
-                jetstream::Error::InboxDenied(_) | jetstream::Error::PublishDenied(_) => {
-                    ("nats", "permissions")
-                }
-                _ => ("nats", "reachable"),
-            };
+            let (group, what) = failed(&error);
             vec![check(group, what, Verdict::Fail(error.failure(&all)))]
         }
     })
+}
+
+/// Which check it is that fails with this.
+fn failed(error: &jetstream::Error) -> (&'static str, &'static str) {
+    use jetstream::Error;
+    match error {
+        Error::OtherSource { .. } | Error::OlderTimeline { .. } => ("stream", "writer"),
+        Error::StreamMissing(_) | Error::StreamRefused { .. } => ("stream", "exists"),
+        Error::OtherIngress { .. } => ("stream", "ingress"),
+        Error::InboxDenied(_) | Error::PublishDenied(_) => ("nats", "permissions"),
+        _ => ("nats", "reachable"),
+    }
 }
 
 /// Whether our user may publish, and read what it has published.

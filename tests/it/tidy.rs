@@ -141,8 +141,9 @@ const CLOCKS: &[&str] = &[
     "now_local",
 ];
 
-/// Who may ask what time it is, each for what a person or a consumer is shown. Everybody else only
-/// measures how long something takes: a clock that jumps must end no term and free no slot.
+/// Who may ask what time it is, each for what a person or a consumer is shown, or to tell the
+/// server for how long it keeps a message. Everybody else only measures how long something takes:
+/// a clock that jumps must end no term and free no slot.
 const SHOWN_TIMES: &[&str] = &[
     "command::recover",
     "command::status",
@@ -152,6 +153,8 @@ const SHOWN_TIMES: &[&str] = &[
     "relay",
     "retention",
     "sampler",
+    "sink::jetstream::delayed",
+    "sink::jetstream::headers",
     "vitals",
 ];
 

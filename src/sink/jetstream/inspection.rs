@@ -1,0 +1,90 @@
+//! A look at the stream before anything is appended to it: what it is, and who has written it.
+
+use super::client::{self, Connection};
+use super::error::Error;
+use super::options::Options;
+use super::tail::{self, Bounds};
+use crate::guard::{Mark, Source};
+
+/// A stream as it is found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inspection {
+    /// Its name.
+    pub name: String,
+    /// The subjects that it stores events under.
+    pub subjects: Vec<String>,
+    /// How many messages it holds.
+    pub messages: u64,
+    /// The sequence number of the newest.
+    pub last_sequence: u64,
+    /// It was missing, and `options` said to create it.
+    pub created: bool,
+    /// Its messages may have an end.
+    pub expires: bool,
+    /// What is worth knowing.
+    pub warnings: Vec<&'static str>,
+    /// The newest event of an outjet, if one was found near the end.
+    pub newest: Option<Mark>,
+}
+
+impl Inspection {
+    /// On one line.
+    pub fn summary(&self) -> String {
+        format!("{}, {} messages", self.name, self.messages)
+    }
+
+    /// Refuses a stream that another slot or another cluster writes.
+    pub fn check_writer(&self, ours: &Source) -> Result<(), Error> {
+        check_writer(&self.name, self.newest.as_ref(), ours)
+    }
+}
+
+/// Looks at the stream, or creates it if `options` say so.
+pub async fn inspect(options: &Options) -> Result<Inspection, Error> {
+    let connection = Connection::open(options).await?;
+    let found = &connection.info;
+    let bounds = Bounds {
+        first: found.state.first_sequence,
+        last: found.state.last_sequence,
+    };
+    let newest = Box::pin(tail::newest_mark(&connection.stream, bounds));
+    let newest = connection.unless_broken(newest).await?;
+    Ok(Inspection {
+        name: found.config.name.clone(),
+        subjects: found.config.subjects.clone(),
+        messages: found.state.messages,
+        last_sequence: found.state.last_sequence,
+        created: connection.created,
+        expires: found.config.allow_message_ttl,
+        warnings: client::warnings(&found.config),
+        newest,
+    })
+}
+
+pub(super) fn check_writer(name: &str, newest: Option<&Mark>, ours: &Source) -> Result<(), Error> {
+    match newest.map(|mark| &mark.source) {
+        Some(found) if !found.same_slot(ours) => Err(Error::OtherSource {
+            name: name.to_owned(),
+            found: Box::new(found.clone()),
+            ours: Box::new(ours.clone()),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses to go on where the cluster was before its last promotion: what lies behind it was
+/// published by the server that was promoted, and this one has another history.
+pub(super) fn check_timeline(
+    name: &str,
+    newest: Option<&Mark>,
+    ours: &Source,
+) -> Result<(), Error> {
+    match newest.map(|mark| mark.source.timeline) {
+        Some(found) if found > ours.timeline => Err(Error::OlderTimeline {
+            name: name.to_owned(),
+            found,
+            ours: ours.timeline,
+        }),
+        _ => Ok(()),
+    }
+}
