@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use clap::Parser;
+use clap::error::ErrorKind;
 use outjet::cli::Cli;
 use outjet::config::{Config, Sources};
 
@@ -75,15 +76,19 @@ fn every_command_of_the_documentation_can_be_typed() {
     let typed = blocks.iter().flat_map(|block| block.lines());
     let typed = typed.map(|line| line.strip_prefix("$ ").unwrap_or(line));
     let prose = outside_blocks(&pages);
-    let commands: BTreeSet<&str> = typed
-        .chain(spans(&prose))
-        .filter(|line| line.starts_with("outjet "))
-        .collect();
+    let typed: BTreeSet<&str> = typed.filter(|line| line.starts_with("outjet ")).collect();
+    let mentioned = spans(&prose).filter(|span| span.starts_with("outjet "));
+    let commands: BTreeSet<&str> = mentioned.chain(typed.iter().copied()).collect();
     assert!(commands.len() > 10, "{commands:?}");
     for command in commands {
         let words = words(command);
-        if let Err(error) = Cli::try_parse_from(&words) {
-            panic!("{command}\n{words:?}\n{error}");
+        match Cli::try_parse_from(&words) {
+            Ok(_) => {}
+            // In prose a command may be named without what it is to be called with.
+            Err(error)
+                if error.kind() == ErrorKind::MissingRequiredArgument
+                    && !typed.contains(command) => {}
+            Err(error) => panic!("{command}\n{words:?}\n{error}"),
         }
     }
 }
