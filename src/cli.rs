@@ -94,7 +94,7 @@ pub enum Command {
     /// Show the configuration
     #[command(subcommand)]
     Config(Config),
-    /// Remove the slot, then the publication
+    /// Remove slot and publication; keeps the tables
     Drop(Drop),
     /// Print the completions for a shell
     #[command(after_help = "Example: outjet completions bash > /etc/bash_completion.d/outjet")]

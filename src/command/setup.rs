@@ -384,7 +384,7 @@ mod tests {
         assert_eq!(
             whats(&steps),
             [
-                "+ schema outbox, version 2",
+                "+ schema outbox, version 3",
                 "+ publication outjet",
                 "+ replication slot outjet"
             ]
@@ -393,11 +393,11 @@ mod tests {
 
     #[test]
     fn second_setup_looks_after_the_partitions_alone() {
-        let steps = plan(&facts(), Some(2), &options()).expect("a plan");
+        let steps = plan(&facts(), Some(ddl::SCHEMA_VERSION), &options()).expect("a plan");
         assert_eq!(
             whats(&steps),
             [
-                "= schema outbox, version 2",
+                "= schema outbox, version 3",
                 "+ partitions of the days ahead",
                 "= publication outjet",
                 "= replication slot outjet"
@@ -411,7 +411,7 @@ mod tests {
         if let Some(slot) = &mut facts.slot {
             slot.active = true;
         }
-        assert!(plan(&facts, Some(2), &options()).is_ok());
+        assert!(plan(&facts, Some(ddl::SCHEMA_VERSION), &options()).is_ok());
     }
 
     #[test]
@@ -420,7 +420,7 @@ mod tests {
         if let Some(table) = &mut facts.tables[0] {
             table.published = false;
         }
-        let steps = plan(&facts, Some(2), &options()).expect("a plan");
+        let steps = plan(&facts, Some(ddl::SCHEMA_VERSION), &options()).expect("a plan");
         let add = "ALTER PUBLICATION \"outjet\" ADD TABLE \"outbox\".\"events\";";
         assert!(
             steps
@@ -434,7 +434,7 @@ mod tests {
     fn publication_is_not_made_beside_an_older_slot() {
         let mut facts = facts();
         facts.publication = None;
-        let failure = plan(&facts, Some(2), &options()).expect_err("no plan");
+        let failure = plan(&facts, Some(ddl::SCHEMA_VERSION), &options()).expect_err("no plan");
         assert!(failure.problem.cause.contains("slot \"outjet\" exists"));
     }
 
@@ -444,7 +444,7 @@ mod tests {
         if let Some(publication) = &mut facts.publication {
             publication.insert = false;
         }
-        let failure = plan(&facts, Some(2), &options()).expect_err("no plan");
+        let failure = plan(&facts, Some(ddl::SCHEMA_VERSION), &options()).expect_err("no plan");
         assert!(failure.problem.problem.contains("does not publish inserts"));
     }
 
@@ -462,13 +462,17 @@ mod tests {
     #[test]
     fn older_schema_is_brought_up() {
         let steps = plan(&facts(), Some(1), &options()).expect("a plan");
-        assert_eq!(whats(&steps)[0], "+ schema outbox, version 2");
+        assert_eq!(whats(&steps)[0], "+ schema outbox, version 3");
     }
 
     #[test]
     fn newer_schema_is_left_alone() {
-        let failure = plan(&facts(), Some(3), &options()).expect_err("no plan");
-        assert_eq!(failure.problem.problem, "schema outbox is at version 3");
+        let failure =
+            plan(&facts(), Some(ddl::SCHEMA_VERSION + 1), &options()).expect_err("no plan");
+        assert_eq!(
+            failure.problem.problem,
+            format!("schema outbox is at version {}", ddl::SCHEMA_VERSION + 1)
+        );
     }
 
     #[test]
