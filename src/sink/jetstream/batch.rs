@@ -40,7 +40,13 @@ impl JetStream {
     /// Whether the waiting event may go out, and those that go with it: all of them or none.
     pub(super) fn has_room(&self) -> bool {
         let (in_flight, staged) = (self.chain.in_flight(), self.chain.staged());
-        if in_flight == 0 || staged > 0 {
+        if staged > 0 {
+            return true;
+        }
+        if self.hold.wants_look() {
+            return false;
+        }
+        if in_flight == 0 {
             return true;
         }
         let followers = self.chain.waiting().map_or(0, |w| w.event.followers);

@@ -343,18 +343,25 @@ impl Hold {
         released_to.saturating_sub(last)
     }
 
-    /// When there is something to be seen to.
+    /// When the stream is to be looked at. Only while nothing is in flight: the request would wait
+    /// behind the events, on a slow network for longer than an answer may take. What is in flight
+    /// notices by itself that the stream is another one.
     pub(super) fn wake_at(&self) -> Instant {
         let idle = self.looked_at + LOOK_INTERVAL;
+        self.held_wake_at().map_or(idle, |held| held.min(idle))
+    }
+
+    /// Whether events have to wait for a look at what is held: without a pause none would come.
+    pub(super) fn wants_look(&self) -> bool {
+        self.held_wake_at().is_some_and(|at| at <= Instant::now())
+    }
+
+    fn held_wake_at(&self) -> Option<Instant> {
         let due = self.portions.front().map(|portion| portion.due);
         let open = (self.holds() && self.settled > self.open.settled)
             .then(|| self.open.closed_at + self.pace());
-        let paced = |at: Instant| at.max(self.looked_at + PORTION_MIN);
-        [due, open]
-            .into_iter()
-            .flatten()
-            .map(paced)
-            .fold(idle, Instant::min)
+        let earliest = [due, open].into_iter().flatten().min()?;
+        Some(earliest.max(self.looked_at + PORTION_MIN))
     }
 
     /// The stream was looked at.

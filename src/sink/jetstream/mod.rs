@@ -306,7 +306,7 @@ impl JetStream {
             () = tokio::time::sleep_until(deadline), if in_flight > 0 => {
                 Err(Error::Broken(format!("no acknowledgement for {}", seconds(ack_timeout))))
             }
-            () = tokio::time::sleep_until(look_at) => Ok(Action::Look),
+            () = tokio::time::sleep_until(look_at), if in_flight == 0 => Ok(Action::Look),
             batch = events.recv() => Ok(batch.map_or(Action::Closed, Action::Events)),
         }
     }
