@@ -36,8 +36,9 @@ BEGIN
       -- With more parameters each would become a second function of its name.
       DROP FUNCTION outbox.emit(text, text, text, jsonb, text, jsonb, uuid, text, bytea, text, text,
         text, text);
-      DROP FUNCTION outbox.emit_wal(text, text, text, jsonb, text, jsonb, uuid, text, bytea, text,
-        text, text, text);
+      -- Version 1 has no second one.
+      DROP FUNCTION IF EXISTS outbox.emit_wal(text, text, text, jsonb, text, jsonb, uuid, text,
+        bytea, text, text, text, text);
     END IF;
     RETURN;
   END IF;

@@ -206,18 +206,14 @@ async fn any_role_may_emit_unless_execute_is_revoked_or_no_prefix_is_configured(
 async fn schema_of_the_first_version_is_brought_up_and_its_rows_stay() {
     let postgres = Postgres::start().await;
     let client = postgres.connect().await;
-    client.run(INSTALL).await;
-    client
-        .run(
-            "DROP FUNCTION outbox.emit_wal; UPDATE outbox.schema_version SET version = 1;
-             SELECT outbox.emit('a', '1', 't')",
-        )
-        .await;
+    client.run(include_str!("../data/schema/1.sql")).await;
+    client.run("SELECT outbox.emit('a', '1', 't')").await;
     client.run(INSTALL).await;
     client.run("SELECT outbox.emit_wal('a', '2', 't')").await;
+    client.run("SELECT outbox.emit('a', '3', 't')").await;
     let found = "SELECT (SELECT count(*) FROM outbox.events) || ' ' ||
         (SELECT string_agg(version::text, ',' ORDER BY 1) FROM outbox.schema_version)";
-    assert_eq!(client.text(found).await, "1 1,2");
+    assert_eq!(client.text(found).await, "2 1,3");
 }
 
 #[tokio::test]

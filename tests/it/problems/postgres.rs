@@ -413,7 +413,7 @@ async fn emit(client: &Session, payload_column: &str) {
 fn columns(payload: &str) -> String {
     format!(
         "id, created_at, aggregatetype, aggregateid, type, {payload}, payload_raw, content_type, \
-         topic, headers, tenant_id, correlation_id, traceparent, dedup_key"
+         topic, headers, tenant_id, correlation_id, traceparent, dedup_key, deliver_at, expires_at"
     )
 }
 
