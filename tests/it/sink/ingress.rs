@@ -24,7 +24,9 @@ authorization { users: [
   { user: outjet, password: s3cret, permissions: {
       publish: ["_outjet.>", "$JS.API.STREAM.INFO.OUTBOX", "$JS.API.STREAM.MSG.GET.OUTBOX",
                 "$JS.API.STREAM.INFO.OUTBOX_DLQ", "$JS.API.STREAM.MSG.GET.OUTBOX_DLQ",
-                "$JS.API.STREAM.CREATE.OUTBOX", "$JS.API.STREAM.CREATE.OUTBOX_DLQ"]
+                "$JS.API.STREAM.INFO.OUTBOX_DELAYED", "$JS.API.STREAM.MSG.GET.OUTBOX_DELAYED",
+                "$JS.API.STREAM.CREATE.OUTBOX", "$JS.API.STREAM.CREATE.OUTBOX_DLQ",
+                "$JS.API.STREAM.CREATE.OUTBOX_DELAYED"]
       subscribe: ["_INBOX.>"]
   } }
 ] }
