@@ -165,7 +165,11 @@ async fn copy_that_finds_no_nats_has_started_and_is_not_ready() {
     delivery.world.nats.stop().await;
     let copy = Copy::run(&delivery).await;
     copy.until_probes([200, 503, 503, 200]).await;
-    assert_eq!(copy.status().await["state"], "retrying");
+    until("it tries again", SOON, async || {
+        let state = copy.status().await["state"].clone();
+        Wait::ready_if(state == "retrying", state)
+    })
+    .await;
     delivery.world.nats.start_again().await;
     copy.until_probes([200, 200, 200, 200]).await;
 }

@@ -191,7 +191,7 @@ fn interval_needs_a_unit_and_a_watch() {
     let typed = |words: &str| Cli::try_parse_from(words.split(' ')).is_ok();
     assert!(typed("outjet status --watch --interval 100ms"));
     assert!(typed("outjet status --watch --interval 2m"));
-    for wrong in ["99ms", "1", "s", "1h", "0s", "1.5s"] {
+    for wrong in ["99ms", "1", "s", "0s", "1.5s"] {
         assert!(
             !typed(&format!("outjet status --watch --interval {wrong}")),
             "{wrong}"
