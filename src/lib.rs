@@ -59,6 +59,14 @@
 //! - The slot is the lock. Two processes cannot stream it at the same time, and one that lost it
 //!   without noticing meets the chain.
 //!
+//! # When the broker forgets
+//!
+//! JetStream acknowledges before it writes to disk. With `stream.hold` what is settled leaves the
+//! [`window`], which still does not confirm it: not before the sink has found it at its place once
+//! more, old enough by the stream's own clock. A stream that ends before its last known sequence,
+//! or that was made anew, ends the term: the slot sends again what is not confirmed, the guard
+//! skips what is there, and what was confirmed before is told as a gap.
+//!
 //! # Where trouble ends
 //!
 //! Trouble with NATS ends an *epoch*: one connection with its chain. Trouble with Postgres, or one

@@ -24,7 +24,7 @@ struct Replicated {
 
 impl Replicated {
     async fn ready(version: Option<&str>) -> Self {
-        Self::configured(version, QUICK).await
+        Box::pin(Self::configured(version, QUICK)).await
     }
 
     async fn configured(version: Option<&str>, yaml: &str) -> Self {
