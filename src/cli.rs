@@ -293,7 +293,7 @@ pub struct Recover {
 #[derive(Debug, Subcommand)]
 pub enum DeadLetters {
     /// List them, oldest first
-    List(ListDeadLetters),
+    List(ListMessages),
     /// Show one: its headers and what was kept of its body
     Show(ShowDeadLetter),
     /// Publish their rows again, as they are now, and delete the letters once that is done
@@ -308,9 +308,9 @@ after a crash.")]
     Drop(NamedDeadLetters),
 }
 
-/// `dead-letters list`.
+/// `dead-letters list` and `delayed list`.
 #[derive(Args, Debug)]
-pub struct ListDeadLetters {
+pub struct ListMessages {
     /// Print a line of JSON for each
     #[arg(long)]
     pub json: bool,
@@ -345,23 +345,9 @@ pub struct NamedDeadLetters {
 #[derive(Debug, Subcommand)]
 pub enum Delayed {
     /// List them, in the order of their commits
-    List(ListDelayed),
+    List(ListMessages),
     /// Remove them for good: they do not appear any more
     Cancel(CancelDelayed),
-}
-
-/// `delayed list`.
-#[derive(Args, Debug)]
-pub struct ListDelayed {
-    /// Print a line of JSON for each
-    #[arg(long)]
-    pub json: bool,
-    /// The first sequence number that is listed
-    #[arg(long, value_name = "SEQ", default_value_t = 1)]
-    pub from: u64,
-    /// The most that are listed
-    #[arg(long, value_name = "N", default_value_t = 100)]
-    pub limit: u64,
 }
 
 /// `delayed cancel`.

@@ -59,7 +59,7 @@ impl Letters {
         self.letterbox.as_ref().map_or(0, Letterbox::last_sequence)
     }
 
-    async fn list(&self, typed: &cli::ListDeadLetters, out: Out<'_>) -> Result<bool, Failure> {
+    async fn list(&self, typed: &cli::ListMessages, out: Out<'_>) -> Result<bool, Failure> {
         let mut from = typed.from;
         let mut listed = 0;
         while listed < typed.limit {

@@ -52,7 +52,7 @@ struct Line<'a> {
 async fn list(
     schedules: Option<Schedules>,
     options: &Options,
-    typed: &cli::ListDelayed,
+    typed: &cli::ListMessages,
     out: Out<'_>,
 ) -> Result<bool, Failure> {
     let (mut from, mut listed) = (typed.from, 0);
