@@ -69,8 +69,6 @@ pub struct Relay {
     together: Together,
     /// How much of the read buffer was used up with the last event whose body lies there.
     kept_from: u64,
-    /// Where the slot stood; not reported back.
-    start: Confirmed,
     reported: Confirmed,
     status_at: Instant,
     status_due: Instant,
@@ -148,7 +146,6 @@ impl Relay {
             window
         };
         Self {
-            start: window.confirmed(),
             reported: window.confirmed(),
             stream,
             assembler,
@@ -192,7 +189,7 @@ impl Relay {
         self.queue_status(true);
         Ok(End {
             stream: self.stream,
-            confirmed: (confirmed > self.start).then_some(confirmed),
+            confirmed: self.window.newly_confirmed(),
             unreadable: self.unreadable.filter(|_| self.stop_at.is_none()),
         })
     }
@@ -483,7 +480,7 @@ impl Relay {
         );
         self.reported = confirmed;
         // The slot knows where it stood: 0/0 leaves it alone (ProcessStandbyReplyMessage).
-        let confirmed = (confirmed > self.start).then_some(confirmed);
+        let confirmed = self.window.newly_confirmed();
         self.stream
             .queue_status(self.window.received(), confirmed, reply_requested);
         fault::point("status_queued");

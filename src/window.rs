@@ -44,6 +44,8 @@ pub struct Window {
     entries: VecDeque<Entry>,
     sizes: VecDeque<usize>,
     bytes: usize,
+    /// Where the slot stood.
+    start: Lsn,
     confirmed: Confirmed,
     /// Everything before it has left; without holding it is confirmed, too.
     stored: Lsn,
@@ -79,6 +81,7 @@ impl Window {
             entries: VecDeque::new(),
             sizes: VecDeque::new(),
             bytes: 0,
+            start: confirmed_flush,
             confirmed: Confirmed(confirmed_flush),
             stored: confirmed_flush,
             held: VecDeque::new(),
@@ -206,6 +209,12 @@ impl Window {
         self.confirmed
     }
 
+    /// [`confirmed`](Self::confirmed), once it is beyond where the slot stood: what the server has
+    /// not sent in this session is not reported back to it.
+    pub fn newly_confirmed(&self) -> Option<Confirmed> {
+        (self.confirmed.0 > self.start).then_some(self.confirmed)
+    }
+
     /// Everything before it is stored. Never below `confirmed`; beyond it while something is held.
     pub fn stored(&self) -> Lsn {
         self.stored
@@ -314,6 +323,16 @@ mod tests {
 
     fn window() -> Window {
         Window::new(ROOM, lsn(10))
+    }
+
+    #[test]
+    fn where_the_slot_stood_is_not_reported_back() {
+        let mut window = window();
+        assert_eq!(window.newly_confirmed(), None);
+        window.keepalive(lsn(10));
+        assert_eq!(window.newly_confirmed(), None);
+        window.keepalive(lsn(11));
+        assert_eq!(window.newly_confirmed(), Some(Confirmed(lsn(11))));
     }
 
     #[test]

@@ -13,12 +13,16 @@ use crate::harness::{Nats, Outjet, Postgres, Wait, binaries, until, until_sync};
 async fn follow(delivery: &Delivery, arguments: &[&str]) -> Outjet {
     let words = ["tail"].into_iter().chain(arguments.iter().copied());
     let tail = delivery.outjet(words).spawn();
+    until_follows(|| tail.stderr()).await;
+    tail
+}
+
+async fn until_follows(stderr: impl Fn() -> String) {
     until_sync("it follows", SOON, || {
-        let said = tail.stderr();
+        let said = stderr();
         Wait::ready_if(said.contains("following from "), said)
     })
     .await;
-    tail
 }
 
 /// Waits until only the real slot is left.
@@ -136,12 +140,8 @@ fn piped(delivery: &Delivery, home: &tempfile::TempDir) -> Command {
     command
 }
 
-async fn until_follows(home: &tempfile::TempDir) {
-    until_sync("it follows", SOON, || {
-        let said = std::fs::read_to_string(home.path().join("stderr")).expect("a log");
-        Wait::ready_if(said.contains("following from "), said)
-    })
-    .await;
+fn errors(home: &tempfile::TempDir) -> String {
+    std::fs::read_to_string(home.path().join("stderr")).expect("a log")
 }
 
 #[tokio::test]
@@ -149,12 +149,12 @@ async fn tail_ends_quietly_when_its_reader_closes_the_pipe_even_if_nothing_comes
     let delivery = Delivery::ready().await;
     let home = tempfile::tempdir().expect("a directory");
     let mut tail = piped(&delivery, &home).spawn().expect("outjet");
-    until_follows(&home).await;
+    until_follows(|| errors(&home)).await;
     drop(tail.stdout.take());
     let status = tokio::task::spawn_blocking(move || tail.wait()).await;
     let status = status.expect("waited").expect("a status");
-    assert_eq!(status.code(), Some(0));
-    let said = std::fs::read_to_string(home.path().join("stderr")).expect("a log");
+    let said = errors(&home);
+    assert_eq!(status.code(), Some(0), "{said}");
     assert_eq!(said.lines().count(), 1, "{said}");
     until_slot_vanished(&delivery).await;
 }
@@ -165,7 +165,7 @@ async fn tail_whose_reader_has_stopped_holds_its_place_and_can_be_ended() {
     let home = tempfile::tempdir().expect("a directory");
     let mut child = piped(&delivery, &home).spawn().expect("outjet");
     let unread = child.stdout.take();
-    until_follows(&home).await;
+    until_follows(|| errors(&home)).await;
     let confirmed = "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE temporary";
     run(
         &delivery,
