@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use crate::harness::nats::Backup;
 use crate::harness::postgres::Stop;
+use crate::harness::proxy::Mode;
 use crate::harness::stage::{QUICK, SOON, STREAM, Stage};
 use crate::harness::{Outjet, Verdict, Wait, drain, until};
 use crate::sink::more_stored;
@@ -93,6 +94,26 @@ async fn older_copy_of_the_stream_gets_back_exactly_what_it_lacks() {
     let verdict = verdict(&stage, outjet).await;
     assert!(verdict.committed > 200, "{verdict}");
     verdict.assert_exact();
+}
+
+#[tokio::test]
+async fn what_is_held_is_confirmed_though_something_is_always_under_way() {
+    let stage = stage("200ms").await;
+    let slot = "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = 'outjet'";
+    let start = stage.session.text(slot).await;
+    let transactions = "DO $$ BEGIN FOR n IN 1..20000 LOOP
+        INSERT INTO outbox.events (aggregatetype, aggregateid, type, payload)
+        VALUES ('order', n, 'created', '{}');
+        COMMIT;
+    END LOOP; END $$";
+    stage.session.run(transactions).await;
+    stage.proxy.set(Mode::Delay(Duration::from_millis(20)));
+    let outjet = stage.lead().await;
+    let confirmed = format!("SELECT ({slot}) > '{start}'");
+    stage.session.until_text(&confirmed, "t", SOON).await;
+    assert!(stage.last_sequence().await < 20_000, "it was over too soon");
+    stage.proxy.set(Mode::Forward);
+    verdict(&stage, outjet).await.assert_exact();
 }
 
 #[tokio::test]
