@@ -2,10 +2,11 @@
 //! message and many at a time: followers may lag behind.
 
 use std::collections::VecDeque;
+use std::future::ready;
 use std::ops::RangeInclusive;
 
 use async_nats::jetstream::stream::Info;
-use futures_util::future::join_all;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use tracing::warn;
 
 use super::chain::Waiting;
@@ -20,8 +21,11 @@ pub(super) const POSITION: &str = "Outjet-Position";
 pub(super) const MESSAGE_ID: &str = "Nats-Msg-Id";
 pub(super) const PLAIN_ID: &str = "Outjet-Id";
 
+/// Most messages that are read before they are looked at.
+const BATCH_MAX: u64 = 4096;
+
 /// Most requests at once.
-const BATCH_MAX: u64 = 256;
+const REQUESTS_MAX: usize = 256;
 
 /// About how many bytes of messages may be underway: the answers carry the bodies, too.
 const BATCH_BYTES: usize = 1024 * 1024;
@@ -291,10 +295,10 @@ impl Reader {
 
     /// Those that are there; then decides how many to ask for next time.
     async fn fetch_all(&mut self, sequences: RangeInclusive<u64>) -> Result<Vec<Stored>, Error> {
-        let messages = join_all(sequences.map(|at| self.stream.at(at))).await;
-        let messages: Result<Vec<_>, _> =
-            messages.into_iter().filter_map(Result::transpose).collect();
-        let messages = messages?;
+        let questions = stream::iter(sequences.map(|at| self.stream.at(at)));
+        let answers = questions.buffered(REQUESTS_MAX);
+        let found = answers.try_filter_map(|message| ready(Ok(message)));
+        let messages: Vec<_> = Box::pin(found.try_collect()).await?;
         let largest = messages.iter().map(|message| message.body_bytes).max();
         self.batch = (self.batch * 2)
             .min(BATCH_MAX)
