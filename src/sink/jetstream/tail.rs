@@ -10,7 +10,7 @@ use tracing::warn;
 
 use super::chain::Waiting;
 use super::error::Error;
-use super::messages::{Messages, Stored};
+use super::messages::{Kept, Messages, Stored};
 use crate::event::Position;
 use crate::guard::{Entry, Guard, Lineage, Mark, Since, Source, Verdict, late_max};
 
@@ -256,7 +256,7 @@ impl Reader {
         while begin > oldest && bytes < 2 * start.bytes_max {
             let end = begin - 1;
             begin = oldest.max(begin.saturating_sub(self.batch));
-            for message in self.fetch_all(begin..=end).await?.iter().rev() {
+            for message in self.fetch_all::<Stored>(begin..=end).await?.iter().rev() {
                 let entry = entry(message);
                 if lineage.is_foreign(&entry) {
                     oldest = strangers_below.max(oldest.saturating_sub(1));
@@ -270,13 +270,13 @@ impl Reader {
     }
 
     async fn read_on(&mut self) -> Result<(), Error> {
-        let messages = self.fetch_on().await?;
+        let messages = self.fetch_on::<Stored>().await?;
         self.read.extend(messages.iter().map(entry));
         Ok(())
     }
 
     /// The next batch of what is left, empty at its end; over a gap, with one request to its end.
-    pub(super) async fn fetch_on(&mut self) -> Result<Vec<Stored>, Error> {
+    pub(super) async fn fetch_on<M: Kept>(&mut self) -> Result<Vec<M>, Error> {
         while self.next_sequence <= self.last_sequence {
             let end = self.last_sequence.min(self.next_sequence + self.batch - 1);
             let messages = self.fetch_all(self.next_sequence..=end).await?;
@@ -290,12 +290,15 @@ impl Reader {
     }
 
     /// Those that are there; then decides how many to ask for next time.
-    async fn fetch_all(&mut self, sequences: RangeInclusive<u64>) -> Result<Vec<Stored>, Error> {
-        let messages = join_all(sequences.map(|at| self.stream.at(at))).await;
+    async fn fetch_all<M: Kept>(
+        &mut self,
+        sequences: RangeInclusive<u64>,
+    ) -> Result<Vec<M>, Error> {
+        let messages = join_all(sequences.map(|at| M::at(&self.stream, at))).await;
         let messages: Result<Vec<_>, _> =
             messages.into_iter().filter_map(Result::transpose).collect();
         let messages = messages?;
-        let largest = messages.iter().map(|message| message.body_bytes).max();
+        let largest = messages.iter().map(M::body_bytes).max();
         self.batch = (self.batch * 2)
             .min(BATCH_MAX)
             .min((BATCH_BYTES / largest.unwrap_or(1).max(1)) as u64)
@@ -361,7 +364,7 @@ pub(super) fn entry(message: &Stored) -> Entry {
     }
 }
 
-fn mark(message: &Stored) -> Option<Mark> {
+pub(super) fn mark(message: &Stored) -> Option<Mark> {
     Some(Mark {
         source: Source::parse(message.header(SOURCE)?)?,
         position: message.header(POSITION)?.parse().ok()?,
