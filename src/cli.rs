@@ -81,6 +81,8 @@ pub enum Command {
     Tail(Tail),
     /// Compare the outbox tables with the stream; exit with 1 if they differ
     Verify(Verify),
+    /// Compare outjet's stream with that of an old relay beside it; exit with 1 if they differ
+    Compare(Compare),
     /// Come back from a lost or missing slot: publish what the stream lacks, from the tables
     Recover(Recover),
     /// Look after the events that could not be published
@@ -274,6 +276,51 @@ pub struct Verify {
     /// Give outjet this long to publish what was committed just now
     #[arg(long, value_name = "DURATION", value_parser = config::duration, default_value = "10s")]
     pub wait: Duration,
+}
+
+/// `compare`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+It reads both streams up to what was their last message when it began, and wants TEMPORARY on the
+database, where it compares them. What stands before the first or behind the last event that both
+have is not compared.
+Exit codes: 0 they agree, 1 they differ.
+
+Examples:
+  outjet compare --with EVENTS
+  outjet compare --with EVENTS --id-header Event-ID --bodies --since '2026-11-21 12:00'
+  outjet compare --with LEADS --id-json idempotency_key --our-id-header Outjet-Dedup-Key")]
+pub struct Compare {
+    /// The old relay's stream
+    #[arg(long = "with", value_name = "STREAM")]
+    pub stream: String,
+    /// What stands before outjet's subjects, without the dot [default: publish.subject_prefix]
+    #[arg(long, value_name = "PREFIX")]
+    pub prefix: Option<String>,
+    /// Header of the old relay's messages that holds the id [default: Nats-Msg-Id]
+    #[arg(long, value_name = "NAME")]
+    pub id_header: Option<String>,
+    /// Where in the old relay's bodies, which are JSON, the id stands, as in meta.id
+    #[arg(long, value_name = "PATH", conflicts_with = "id_header")]
+    pub id_json: Option<String>,
+    /// Header of outjet's messages that holds the same id; where it is missing, the row's id does
+    #[arg(long, value_name = "NAME")]
+    pub our_id_header: Option<String>,
+    /// Only events whose subject, without the prefix, falls under this, with * and > as in NATS
+    #[arg(long, value_name = "FILTER")]
+    pub subject: Option<String>,
+    /// Compare what was stored then or later; UTC unless it says otherwise
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// One relay may be so much later than the other
+    #[arg(long, value_name = "DURATION", value_parser = config::duration, default_value = "10s")]
+    pub settle: Duration,
+    /// Bodies must be the same, byte for byte
+    #[arg(long)]
+    pub bodies: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `recover`.

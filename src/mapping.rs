@@ -148,6 +148,28 @@ pub struct ExtraColumn {
     pub header: Arc<str>,
 }
 
+/// How a row shows that a poller has published it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Marker {
+    /// The column that the poller writes.
+    pub column: String,
+    /// What stands there then; `None`: anything but NULL, 0 and false, a time or a flag.
+    pub value: Option<String>,
+    /// The column need not exist; then no row is marked by it.
+    pub dispensable: bool,
+}
+
+impl Marker {
+    /// One that a table has as a rule.
+    pub fn expected(column: &str, value: Option<&str>) -> Self {
+        Self {
+            column: column.to_owned(),
+            value: value.map(str::to_owned),
+            dispensable: true,
+        }
+    }
+}
+
 /// How the rows of one table are read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mapping {
@@ -158,10 +180,13 @@ pub struct Mapping {
     dispensable: Vec<Field>,
     /// Columns that become headers.
     pub extra: Vec<ExtraColumn>,
+    /// A row that bears one of these was published by a poller. Only looked at where rows are
+    /// compared with the stream.
+    pub published: Vec<Marker>,
 }
 
 impl Mapping {
-    /// A table of which nothing is known yet.
+    /// A table of which nothing is known yet, but what most pollers call their mark.
     pub fn new(schema: impl Into<String>, table: impl Into<String>) -> Self {
         Self {
             schema: schema.into(),
@@ -169,6 +194,7 @@ impl Mapping {
             fields: Vec::new(),
             dispensable: Vec::new(),
             extra: Vec::new(),
+            published: vec![Marker::expected("published_at", None)],
         }
     }
 
@@ -187,6 +213,8 @@ impl Mapping {
         self.fields.retain(|(field, origin)| {
             !dispensable.contains(field) || origin.column().is_none_or(&has)
         });
+        self.published
+            .retain(|marker| !marker.dispensable || has(&marker.column));
         self
     }
 

@@ -3,6 +3,7 @@
 
 mod append;
 pub mod check;
+mod compare;
 pub mod config;
 mod dead_letters;
 mod delayed;
@@ -54,6 +55,7 @@ pub fn dispatch(
         | Command::Emit(_)
         | Command::Tail(_)
         | Command::Verify(_)
+        | Command::Compare(_)
         | Command::Recover(_)
         | Command::DeadLetters(_)
         | Command::Delayed(_)
@@ -129,6 +131,7 @@ async fn one_shot(
         Command::Emit(typed) => emit::emit_all(typed, params, out).await.map(|()| true),
         Command::Tail(typed) => tail::tail(typed, config, params).await.map(|()| true),
         Command::Verify(typed) => verify::verify(typed, config, params, out).await,
+        Command::Compare(typed) => Box::pin(compare::compare(typed, config, params, out)).await,
         Command::Recover(typed) => Box::pin(recover::recover(
             typed.since.as_deref(),
             config,

@@ -26,7 +26,7 @@ use crate::event::{Event, Position};
 use crate::fault;
 use crate::guard::{Lineage, Source};
 use crate::lsn::Lsn;
-use crate::pg::catalog::{Facts, Slot};
+use crate::pg::catalog::{Error, Facts, Slot, TableName};
 use crate::pg::ddl;
 use crate::pg::params::Params;
 use crate::pg::replication::Session;
@@ -99,7 +99,11 @@ impl Recovery<'_> {
         setup::tell_open_writers(self.client, out).await?;
         let made = self.make().await?;
         fault::point("slot made to recover");
-        let appended = Box::pin(self.append(&assemble, &outboxes, made)).await?;
+        let (appended, left_out) = Box::pin(self.append(&assemble, &outboxes, made)).await?;
+        for (table, rows) in left_out {
+            writeln!(out, "left out  {rows} rows of {table}: published already")
+                .map_err(unwritten)?;
+        }
         writeln!(out, "appended  {appended} events").map_err(unwritten)?;
         fault::point("recovered rows appended");
         if lost {
@@ -201,13 +205,14 @@ impl Recovery<'_> {
         }
     }
 
-    /// Appends what the snapshot sees and the stream lacks; returns how many events that were.
+    /// Appends what the snapshot sees and the stream lacks; returns how many events that were, and
+    /// how many rows of which tables a poller has published.
     async fn append(
         &self,
         assemble: &assemble::Options,
         outboxes: &[Outbox],
         made: Made,
-    ) -> Result<u64, Failure> {
+    ) -> Result<(u64, Vec<(TableName, i64)>), Failure> {
         let client = self.client;
         let Made {
             session,
@@ -232,13 +237,18 @@ impl Recovery<'_> {
                 index: 0,
             },
         };
+        let mut left_out = Vec::new();
         for outbox in outboxes {
             Box::pin(lacking.publish(outbox, &mut append)).await?;
+            match lacking.left_out(outbox).await? {
+                0 => {}
+                rows => left_out.push((outbox.name.clone(), rows)),
+            }
         }
         let appended = append.finish().await?;
         execute(client, "end a transaction", "COMMIT").await?;
         session.close().await;
-        Ok(appended)
+        Ok((appended, left_out))
     }
 }
 
@@ -287,6 +297,15 @@ impl Lacking<'_> {
             }
             append.send(events).await?;
         }
+    }
+
+    /// How many rows the stream lacks because a poller has published them.
+    async fn left_out(&self, outbox: &Outbox) -> Result<i64, Failure> {
+        let left_out = outbox.left_out(self.since.as_deref());
+        let count = format!("SELECT count(*) FROM {} WHERE {left_out}", outbox.from());
+        let counted = self.client.query_one(&count, &[]).await;
+        let counted = counted.and_then(|row| row.try_get(0));
+        counted.map_err(|error| Error::new(format!("count {}", outbox.name), error).failure())
     }
 
     fn event(&mut self, unsent: &Unsent<'_>, row: &Row) -> Result<Event, Failure> {

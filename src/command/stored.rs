@@ -11,7 +11,7 @@ use tokio_postgres::Client;
 use crate::error::{Exit, Failure, Problem};
 use crate::event::Position;
 use crate::guard::{Entry, Mark, Source};
-use crate::mapping::{Field, Mapping};
+use crate::mapping::{Field, Mapping, Marker};
 use crate::pg::catalog::{Error, Facts, Table, TableName};
 use crate::pg::ddl;
 use crate::sink::jetstream::{self, Ledger, Line, Past};
@@ -156,8 +156,8 @@ pub(super) struct Outbox {
     expires: Option<String>,
     /// A column that numbers the rows.
     numbered: Option<String>,
-    /// A column by which a poller has marked rows that it published.
-    published: Option<String>,
+    /// Whether a poller has marked a row as published.
+    published: String,
 }
 
 impl Outbox {
@@ -185,6 +185,7 @@ impl Outbox {
                 ),
             ));
         };
+        let published = published(&there, &name, has)?;
         Ok(Self {
             mapping: mapping.clone(),
             name,
@@ -192,7 +193,7 @@ impl Outbox {
             created: there.column_of(Field::CreatedAt).map(quoted),
             expires: there.column_of(Field::ExpiresAt).map(quoted),
             numbered: has(NUMBERED).then(|| quoted(NUMBERED)),
-            published: has(PUBLISHED).then(|| quoted(PUBLISHED)),
+            published,
         })
     }
 
@@ -228,15 +229,20 @@ impl Outbox {
 
     /// Those of them that stand nowhere, and that nobody else has published.
     pub(super) fn lacking(&self, since: Option<&str>) -> String {
-        let mut lacking = format!(
+        format!("{} AND NOT {}", self.stand_nowhere(since), self.published)
+    }
+
+    /// Those that stand nowhere, because a poller has published them.
+    pub(super) fn left_out(&self, since: Option<&str>) -> String {
+        format!("{} AND {}", self.stand_nowhere(since), self.published)
+    }
+
+    fn stand_nowhere(&self, since: Option<&str>) -> String {
+        format!(
             "{} AND NOT EXISTS (SELECT FROM pg_temp.outjet_stored s WHERE s.id = {})",
             self.compared(since),
             self.message_id()
-        );
-        if let Some(published) = &self.published {
-            lacking.push_str(&format!(" AND {published} IS NULL"));
-        }
-        lacking
+        )
     }
 
     /// `created_at, id`, as far as there is one, or the number.
@@ -259,8 +265,35 @@ impl Outbox {
 /// What outboxes call the column.
 const NUMBERED: &str = "seq";
 
-/// What pollers call theirs.
-const PUBLISHED: &str = "published_at";
+/// Whether a row bears one of the marks, which is never NULL.
+fn published(
+    mapping: &Mapping,
+    name: &TableName,
+    has: impl Fn(&str) -> bool,
+) -> Result<String, Failure> {
+    let mut marks = vec!["false".to_owned()];
+    for Marker { column, value, .. } in &mapping.published {
+        if !has(column) {
+            return Err(Failure::halt(
+                Exit::CheckFailed,
+                Problem::new(
+                    format!("which rows of {name} are published cannot be told"),
+                    format!("it has no column {column:?}, which `published` names"),
+                    "correct `published` of this table in `tables`; none: no row is marked",
+                ),
+            ));
+        }
+        let column = format!("t.{}::text", ddl::quote(column));
+        marks.push(match value {
+            None => format!("coalesce({column} NOT IN ('0', 'false'), false)"),
+            Some(value) => {
+                let value = postgres_protocol::escape::escape_literal(value);
+                format!("coalesce({column} = {value}, false)")
+            }
+        });
+    }
+    Ok(format!("({})", marks.join(" OR ")))
+}
 
 /// What of the tables cannot be compared, because the stream does not hold it any more: what
 /// `--since` says, or what the stream tells of itself.

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Column, Config, Delayed, Format, Ingress, Manage, OnReject, Storage, Table, Transactions,
+    Column, Config, Delayed, Format, Ingress, Manage, OnReject, Published, Storage, Table,
+    Transactions,
 };
 use crate::assemble;
 use crate::error::{Exit, Failure, Problem};
 use crate::format;
-use crate::mapping::{self, ExtraColumn, Field, Inside, Mapping, Origin, Syntax};
+use crate::mapping::{self, ExtraColumn, Field, Inside, Mapping, Marker, Origin, Syntax};
 use crate::pg::catalog::TableName;
 use crate::pg::params::{Params, RootCert, TargetSessionAttrs};
 use crate::preflight::{self, RequiredColumn, TableRequirement};
@@ -256,6 +257,17 @@ fn mapping(table: &Table) -> Mapping {
         header: header.as_str().into(),
     });
     mapping.extra = extra.collect();
+    match &table.published {
+        None => {}
+        Some(Published::Never) => mapping.published.clear(),
+        Some(Published::By { column, value }) => {
+            mapping.published = vec![Marker {
+                column: column.clone(),
+                value: value.clone(),
+                dispensable: false,
+            }];
+        }
+    }
     mapping
 }
 

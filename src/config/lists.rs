@@ -104,6 +104,22 @@ pub struct Table {
     pub keep: Option<Duration>,
     /// Further columns, with the headers that they become.
     pub extra_columns: BTreeMap<String, String>,
+    /// How a row shows that a poller has published it; `None`: as the preset says.
+    pub published: Option<Published>,
+}
+
+/// How a row shows that a poller has published it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Published {
+    /// It does not.
+    Never,
+    /// By a column.
+    By {
+        /// Its name.
+        column: String,
+        /// What stands there; `None`: anything but NULL, 0 and false.
+        value: Option<String>,
+    },
 }
 
 /// `tables`.
@@ -123,6 +139,8 @@ pub(super) struct RawTable {
     keep: Option<Spanned<String>>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     extra_columns: BTreeMap<String, Spanned<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    published: Option<Spanned<RawPublished>>,
 }
 
 impl Setting for Tables {
@@ -157,6 +175,7 @@ impl Setting for Tables {
                 },
                 "keep": <Duration as Scalar>::schema(),
                 "extra_columns": {"type": "object", "additionalProperties": {"type": "string"}},
+                "published": RawPublished::schema(),
             },
             "required": ["name"],
             "additionalProperties": false,
@@ -186,6 +205,7 @@ impl RawTable {
             columns,
             keep: self.keep.as_ref().map(read_scalar).transpose()?,
             extra_columns: self.extra_columns()?,
+            published: self.published.as_ref().map(read_published).transpose()?,
         };
         table.check().map_err(|refusal| at(&self.name, refusal))?;
         Ok(table)
@@ -374,6 +394,72 @@ impl RawElsewhere {
             )),
         }
     }
+}
+
+/// A [`Published`] as it is written: `none`, a column, or a column and what stands there.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum RawPublished {
+    Word(String),
+    Value(RawValue),
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct RawValue {
+    column: String,
+    value: String,
+}
+
+impl<'de> Deserialize<'de> for RawPublished {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+
+        impl<'de> Visitor<'de> for Either {
+            type Value = RawPublished;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the name of a column, {column: name, value: text} or none")
+            }
+
+            fn visit_str<E>(self, word: &str) -> Result<RawPublished, E> {
+                Ok(RawPublished::Word(word.to_owned()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RawPublished, A::Error> {
+                let map = serde::de::value::MapAccessDeserializer::new(map);
+                RawValue::deserialize(map).map(RawPublished::Value)
+            }
+        }
+
+        deserializer.deserialize_any(Either)
+    }
+}
+
+impl RawPublished {
+    fn schema() -> Value {
+        let text = json!({"type": "string"});
+        json!({"oneOf": [text, {
+            "type": "object",
+            "properties": {"column": text, "value": text},
+            "required": ["column", "value"],
+            "additionalProperties": false,
+        }]})
+    }
+}
+
+fn read_published(published: &Spanned<RawPublished>) -> Result<Published, Refusal> {
+    let (column, value) = match &published.value {
+        RawPublished::Word(word) if word == "none" => return Ok(Published::Never),
+        RawPublished::Word(column) => (column, None),
+        RawPublished::Value(raw) => (&raw.column, Some(raw.value.clone())),
+    };
+    if column.is_empty() {
+        let refusal = Refusal::new("a column has no name", "write the name of the column");
+        return Err(at(published, refusal));
+    }
+    let column = column.clone();
+    Ok(Published::By { column, value })
 }
 
 /// A scalar inside a list.

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use layers::Override;
-pub use lists::{Route, Table};
+pub use lists::{Published, Route, Table};
 pub use names::TableName;
 pub use raw::Origin;
 pub use schema::json_schema;

@@ -2,7 +2,7 @@
 //! which columns they have for a poller's own use.
 
 use super::Field::{self, *};
-use super::{Inside, Mapping, Origin, Syntax};
+use super::{Inside, Mapping, Marker, Origin, Syntax};
 
 /// A known layout of an outbox table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -213,6 +213,9 @@ impl Preset {
                 mapping.dispensable.push(*field);
             }
         }
+        let published = self.published().iter();
+        let published = published.map(|(column, value)| Marker::expected(column, *value));
+        mapping.published = published.collect();
         mapping
     }
 
@@ -239,6 +242,23 @@ impl Preset {
             Self::Watermill => WATERMILL,
             Self::Eventuate => EVENTUATE,
             Self::PgTransactionalOutbox => PG_TRANSACTIONAL_OUTBOX,
+        }
+    }
+
+    /// What its poller writes into a row that it has published: something into this column, or this
+    /// text. Any of these counts.
+    fn published(self) -> &'static [(&'static str, Option<&'static str>)] {
+        match self {
+            // The systems themselves mark nothing; somebody's own poller may.
+            Self::Native | Self::Debezium | Self::Watermill => &[("published_at", None)],
+            Self::PgOutbox | Self::OutboxEvents => &[("published_at", None)],
+            // A row that is to be sent again is PENDING again, and keeps its time.
+            Self::RelayEvents => &[("status", Some("PUBLISHED"))],
+            Self::Envelope => &[("published_at", None), ("processed_at", None)],
+            // DEAD rows were given up, not published; so were abandoned ones.
+            Self::OpenOutbox => &[("status", Some("DELIVERED"))],
+            Self::Eventuate => &[("published", None)],
+            Self::PgTransactionalOutbox => &[("processed_at", None)],
         }
     }
 

@@ -211,6 +211,21 @@ fn a_header_that_means_something_cannot_be_made_of_a_column() {
 }
 
 #[test]
+fn a_mark_of_published_rows_needs_the_name_of_a_column() {
+    let table = |published: &str| {
+        let yaml = format!("tables: [{{name: a.b, preset: eventuate, published: {published}}}]");
+        complaint(&yaml, &[], &[])
+    };
+    for published in ["''", "{column: '', value: x}"] {
+        let complaint = table(published);
+        assert!(complaint.contains("a column has no name"), "{complaint}");
+    }
+    for published in ["{column: state}", "[sent]"] {
+        assert!(table(published).contains("published"), "{published}");
+    }
+}
+
+#[test]
 fn a_table_without_a_preset_needs_an_id_and_a_body() {
     refused(
         "tables: [{name: a.b, preset: none}]",

@@ -238,6 +238,29 @@ fn columns_come_from_inside_others_and_become_headers() {
 }
 
 #[test]
+fn what_marks_a_published_row_is_the_presets_or_what_is_said_instead() {
+    let marks = |table: &str| {
+        let config = yaml(&format!("tables: [{{name: a.b, {table}}}]"));
+        let options = config.assemble_options("app").unwrap();
+        let marks = options.tables[0].published.iter();
+        let marks = marks.map(|mark| (mark.column.clone(), mark.value.clone()));
+        marks.collect::<Vec<_>>()
+    };
+    let by = |column: &str, value: Option<&str>| vec![(column.into(), value.map(str::to_owned))];
+    let custom = "preset: none, columns: {id: i, payload: p}";
+    assert_eq!(marks(custom), by("published_at", None));
+    assert_eq!(
+        marks("preset: relay-events"),
+        by("status", Some("PUBLISHED"))
+    );
+    let sent = "preset: relay-events, published: sent";
+    assert_eq!(marks(sent), by("sent", None));
+    let state = format!("{custom}, published: {{column: state, value: 'on'}}");
+    assert_eq!(marks(&state), by("state", Some("on")));
+    assert_eq!(marks("preset: eventuate, published: none"), []);
+}
+
+#[test]
 fn an_empty_variable_counts_as_absent() {
     let config = load("", &[("NATS_TOKEN", ""), ("OUTJET_STREAM__NAME", "")], &[]).unwrap();
     assert_eq!(config.nats.token, None);

@@ -256,7 +256,18 @@ fn note(trouble: &watch::Sender<Option<String>>, event: &Event) {
     });
 }
 
-async fn unless_broken<T>(
+/// A stream of anybody's, of any kind, that is only read; and what says that the connection breaks.
+pub(super) async fn open_any(
+    options: &Options,
+) -> Result<(Messages, Info, watch::Receiver<Option<String>>), Error> {
+    let (client, broken) = connect(options).await?;
+    let context = context(&client, options);
+    let read = Box::pin(read_or_create(&context, &options.stream));
+    let (info, _) = unless_broken(&broken, read).await?;
+    Ok((Messages::new(context, &options.stream.name), info, broken))
+}
+
+pub(super) async fn unless_broken<T>(
     broken: &watch::Receiver<Option<String>>,
     work: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {

@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 use super::client::Connection;
 use super::error::Error;
 use super::headers::REPLAY;
+use super::messages::Stored;
 use super::options::Options;
 use super::tail::{Bounds, Reader, entry};
 use crate::guard::Entry;
@@ -65,7 +66,7 @@ impl Ledger {
     /// The next message.
     pub async fn next(&mut self) -> Result<Option<Line>, Error> {
         if self.read.is_empty() {
-            let batch = Box::pin(self.reader.fetch_on());
+            let batch = Box::pin(self.reader.fetch_on::<Stored>());
             let batch = self.connection.unless_broken(batch).await?;
             self.read.extend(batch.iter().map(|message| Line {
                 entry: entry(message),

@@ -6,7 +6,7 @@ use async_nats::jetstream::context::Context;
 use async_nats::jetstream::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde::de::Visitor;
+use serde::de::{DeserializeOwned, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Map;
 use time::OffsetDateTime;
@@ -32,6 +32,47 @@ pub(super) struct Stored {
     header_block: Vec<u8>,
 }
 
+/// A stored message with its body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Whole {
+    pub(super) stored: Stored,
+    pub(super) subject: String,
+    pub(super) body: Vec<u8>,
+}
+
+/// What is kept of a message that is read.
+pub(super) trait Kept: Sized {
+    /// The message at a sequence number; `None` if there is none.
+    async fn at(stream: &Messages, seq: u64) -> Result<Option<Self>, Error>;
+
+    /// About how long its body is.
+    fn body_bytes(&self) -> usize;
+}
+
+impl Kept for Stored {
+    async fn at(stream: &Messages, seq: u64) -> Result<Option<Self>, Error> {
+        stream.at(seq).await
+    }
+
+    fn body_bytes(&self) -> usize {
+        self.body_bytes
+    }
+}
+
+impl Kept for Whole {
+    async fn at(stream: &Messages, seq: u64) -> Result<Option<Self>, Error> {
+        let question = Question {
+            seq: Some(seq),
+            ..Question::default()
+        };
+        stream.ask(&question, Self::new).await
+    }
+
+    fn body_bytes(&self) -> usize {
+        self.body.len()
+    }
+}
+
 impl Messages {
     pub(super) fn new(context: Context, stream: &str) -> Self {
         let stream = stream.to_owned();
@@ -40,7 +81,7 @@ impl Messages {
 
     /// The message at a sequence number; `None` if there is none.
     pub(super) async fn at(&self, seq: u64) -> Result<Option<Stored>, Error> {
-        self.ask(&Question {
+        self.ask_stored(&Question {
             seq: Some(seq),
             ..Question::default()
         })
@@ -49,7 +90,7 @@ impl Messages {
 
     /// The last message with this subject.
     pub(super) async fn last_of(&self, subject: &str) -> Result<Option<Stored>, Error> {
-        self.ask(&Question {
+        self.ask_stored(&Question {
             last_by_subj: Some(subject),
             ..Question::default()
         })
@@ -58,7 +99,7 @@ impl Messages {
 
     /// The first message at or behind a sequence number.
     pub(super) async fn from(&self, seq: u64) -> Result<Option<Stored>, Error> {
-        self.ask(&Question {
+        self.ask_stored(&Question {
             seq: Some(seq),
             next_by_subj: Some(">"),
             ..Question::default()
@@ -89,14 +130,22 @@ impl Messages {
         &self.stream
     }
 
-    async fn ask(&self, question: &Question<'_>) -> Result<Option<Stored>, Error> {
+    async fn ask_stored(&self, question: &Question<'_>) -> Result<Option<Stored>, Error> {
+        self.ask(question, Stored::new::<Length>).await
+    }
+
+    async fn ask<T: Text, M>(
+        &self,
+        question: &Question<'_>,
+        keep: impl Fn(&RawMessage<T>) -> Option<M>,
+    ) -> Result<Option<M>, Error> {
         let broken = |why: String| Error::Broken(format!("read a message ({question:?}): {why}"));
         let subject = format!("STREAM.MSG.GET.{}", self.stream);
         let answer = self.context.request(subject, question).await;
-        let answer: Answer = answer.map_err(|error| broken(crate::error::chain(&error)))?;
+        let answer: Answer<T> = answer.map_err(|error| broken(crate::error::chain(&error)))?;
         match (answer.message, answer.error) {
-            (Some(message), _) => match Stored::new(&message) {
-                Some(stored) => Ok(Some(stored)),
+            (Some(message), _) => match keep(&message) {
+                Some(kept) => Ok(Some(kept)),
                 None => Err(broken(format!("{:?} is no time", message.time))),
             },
             (None, Some(error)) if error.error_code() == NO_MESSAGE => Ok(None),
@@ -150,46 +199,84 @@ struct Question<'a> {
 /// `JSApiMsgGetResponse`. No `Response`: an untagged enum is read twice, and of a long tail there
 /// are many.
 #[derive(Debug, Deserialize)]
-struct Answer {
-    message: Option<RawMessage>,
+#[serde(bound = "T: Text")]
+struct Answer<T> {
+    message: Option<RawMessage<T>>,
     error: Option<async_nats::jetstream::Error>,
 }
 
 /// As much of `StoredMsg` as is needed.
 #[derive(Debug, Deserialize)]
-struct RawMessage {
+#[serde(bound = "T: Text")]
+struct RawMessage<T> {
     seq: u64,
     #[serde(default)]
+    subject: T,
+    #[serde(default)]
     hdrs: String,
-    /// Of the body, only how long it is in base64.
-    #[serde(default, rename = "data", deserialize_with = "length")]
-    body_chars: usize,
+    /// The body in base64.
+    #[serde(default, rename = "data")]
+    body: T,
     time: String,
 }
 
-fn length<'de, D: Deserializer<'de>>(text: D) -> Result<usize, D::Error> {
-    struct Length;
+/// What is kept of a text.
+trait Text: DeserializeOwned + Default {
+    /// How many bytes it has.
+    fn len(&self) -> usize;
+}
 
-    impl Visitor<'_> for Length {
-        type Value = usize;
-
-        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("a text")
-        }
-
-        fn visit_str<E>(self, text: &str) -> Result<usize, E> {
-            Ok(text.len())
-        }
+impl Text for String {
+    fn len(&self) -> usize {
+        self.as_str().len()
     }
+}
 
-    text.deserialize_str(Length)
+/// A text of which nothing is kept but how long it is.
+#[derive(Debug, Default)]
+struct Length(usize);
+
+impl Text for Length {
+    fn len(&self) -> usize {
+        self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for Length {
+    fn deserialize<D: Deserializer<'de>>(text: D) -> Result<Self, D::Error> {
+        struct Counter;
+
+        impl Visitor<'_> for Counter {
+            type Value = Length;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a text")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Length, E> {
+                Ok(Length(text.len()))
+            }
+        }
+
+        text.deserialize_str(Counter)
+    }
+}
+
+impl Whole {
+    fn new(message: &RawMessage<String>) -> Option<Self> {
+        Some(Self {
+            stored: Stored::new(message)?,
+            subject: message.subject.clone(),
+            body: STANDARD.decode(&message.body).unwrap_or_default(),
+        })
+    }
 }
 
 impl Stored {
-    fn new(message: &RawMessage) -> Option<Self> {
+    fn new<T: Text>(message: &RawMessage<T>) -> Option<Self> {
         Some(Self {
             sequence: message.seq,
-            body_bytes: message.body_chars / 4 * 3,
+            body_bytes: message.body.len() / 4 * 3,
             time: time(&message.time)?,
             header_block: STANDARD.decode(&message.hdrs).unwrap_or_default(),
         })
@@ -214,16 +301,16 @@ mod tests {
     fn answer_is_a_message_or_an_error() {
         let message = r#"{"type":"x","message":{"subject":"a","seq":2,"hdrs":"TkFUUw==",
             "data":"AAAAAAAA","time":"2026-11-21T16:14:02.125588175Z"}}"#;
-        let answer: Answer = serde_json::from_str(message).expect("an answer");
+        let answer: Answer<Length> = serde_json::from_str(message).expect("an answer");
         let stored = Stored::new(&answer.message.expect("a message")).expect("a time");
         assert_eq!((stored.sequence, stored.body_bytes), (2, 6));
         assert_eq!(stored.header_block, b"NATS");
         let bare = r#"{"message":{"subject":"a","seq":3,"time":"2026-11-21T16:14:02Z"}}"#;
-        let answer: Answer = serde_json::from_str(bare).expect("an answer");
+        let answer: Answer<Length> = serde_json::from_str(bare).expect("an answer");
         let stored = Stored::new(&answer.message.expect("a message")).expect("a time");
         assert_eq!((stored.sequence, stored.body_bytes), (3, 0));
         let none = r#"{"error":{"code":404,"err_code":10037,"description":"no message found"}}"#;
-        let answer: Answer = serde_json::from_str(none).expect("an answer");
+        let answer: Answer<Length> = serde_json::from_str(none).expect("an answer");
         let error = answer.error.expect("an error");
         assert_eq!(error.error_code(), NO_MESSAGE);
     }

@@ -34,6 +34,7 @@ mod reply;
 mod rights;
 mod schedules;
 mod tail;
+mod transcript;
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -62,6 +63,7 @@ use self::reply::Reply;
 pub use self::rights::check_rights;
 pub use self::schedules::{Schedule, Schedules};
 use self::tail::{Bounds, Range, Search, Start, Tail};
+pub use self::transcript::{Message as StoredMessage, Transcript};
 use crate::backoff::{self, Backoff};
 use crate::error::Failure;
 use crate::event::{Event, Rejected};

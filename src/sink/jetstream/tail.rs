@@ -11,7 +11,7 @@ use tracing::warn;
 
 use super::chain::Waiting;
 use super::error::Error;
-use super::messages::{Messages, Stored};
+use super::messages::{Kept, Messages, Stored};
 use crate::event::Position;
 use crate::guard::{Entry, Guard, Lineage, Mark, Since, Source, Verdict, late_max};
 
@@ -22,7 +22,7 @@ pub(super) const MESSAGE_ID: &str = "Nats-Msg-Id";
 pub(super) const PLAIN_ID: &str = "Outjet-Id";
 
 /// Most messages that are read before they are looked at.
-const BATCH_MAX: u64 = 4096;
+const BATCH_MAX: u64 = 1024;
 
 /// Most requests at once.
 const REQUESTS_MAX: usize = 256;
@@ -260,7 +260,7 @@ impl Reader {
         while begin > oldest && bytes < 2 * start.bytes_max {
             let end = begin - 1;
             begin = oldest.max(begin.saturating_sub(self.batch));
-            for message in self.fetch_all(begin..=end).await?.iter().rev() {
+            for message in self.fetch_all::<Stored>(begin..=end).await?.iter().rev() {
                 let entry = entry(message);
                 if lineage.is_foreign(&entry) {
                     oldest = strangers_below.max(oldest.saturating_sub(1));
@@ -274,13 +274,13 @@ impl Reader {
     }
 
     async fn read_on(&mut self) -> Result<(), Error> {
-        let messages = self.fetch_on().await?;
+        let messages = self.fetch_on::<Stored>().await?;
         self.read.extend(messages.iter().map(entry));
         Ok(())
     }
 
     /// The next batch of what is left, empty at its end; over a gap, with one request to its end.
-    pub(super) async fn fetch_on(&mut self) -> Result<Vec<Stored>, Error> {
+    pub(super) async fn fetch_on<M: Kept>(&mut self) -> Result<Vec<M>, Error> {
         while self.next_sequence <= self.last_sequence {
             let end = self.last_sequence.min(self.next_sequence + self.batch - 1);
             let messages = self.fetch_all(self.next_sequence..=end).await?;
@@ -294,12 +294,15 @@ impl Reader {
     }
 
     /// Those that are there; then decides how many to ask for next time.
-    async fn fetch_all(&mut self, sequences: RangeInclusive<u64>) -> Result<Vec<Stored>, Error> {
-        let questions = stream::iter(sequences.map(|at| self.stream.at(at)));
+    async fn fetch_all<M: Kept>(
+        &mut self,
+        sequences: RangeInclusive<u64>,
+    ) -> Result<Vec<M>, Error> {
+        let questions = stream::iter(sequences.map(|at| M::at(&self.stream, at)));
         let answers = questions.buffered(REQUESTS_MAX);
         let found = answers.try_filter_map(|message| ready(Ok(message)));
         let messages: Vec<_> = Box::pin(found.try_collect()).await?;
-        let largest = messages.iter().map(|message| message.body_bytes).max();
+        let largest = messages.iter().map(M::body_bytes).max();
         self.batch = (self.batch * 2)
             .min(BATCH_MAX)
             .min((BATCH_BYTES / largest.unwrap_or(1).max(1)) as u64)
@@ -365,7 +368,7 @@ pub(super) fn entry(message: &Stored) -> Entry {
     }
 }
 
-fn mark(message: &Stored) -> Option<Mark> {
+pub(super) fn mark(message: &Stored) -> Option<Mark> {
     Some(Mark {
         source: Source::parse(message.header(SOURCE)?)?,
         position: message.header(POSITION)?.parse().ok()?,
