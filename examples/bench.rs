@@ -57,6 +57,9 @@ struct Asked {
     /// Transactions appear as a whole
     #[arg(long)]
     atomic: bool,
+    /// Who else reads: pg_recvlogical, or another outjet that differs in this
+    #[arg(long, value_enum, default_value_t = Beside::PgRecvlogical)]
+    beside: Beside,
     /// The stream stands on three servers
     #[arg(long)]
     cluster: bool,
@@ -78,7 +81,50 @@ enum Format {
     Minimal,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Beside {
+    PgRecvlogical,
+    Minimal,
+    Pipelined,
+}
+
+/// How outjet publishes.
+#[derive(Clone, Copy)]
+struct Manner {
+    format: Format,
+    atomic: bool,
+}
+
+impl Manner {
+    fn transactions(self) -> &'static str {
+        if self.atomic { "atomic" } else { "pipelined" }
+    }
+}
+
 impl Asked {
+    fn manner(&self) -> Manner {
+        Manner {
+            format: self.format,
+            atomic: self.atomic,
+        }
+    }
+
+    /// Of the other outjet, and its name; `None` if there is none.
+    fn other(&self) -> Option<(Manner, &'static str)> {
+        let manner = self.manner();
+        match self.beside {
+            Beside::PgRecvlogical => None,
+            Beside::Minimal => {
+                let format = Format::Minimal;
+                Some((Manner { format, ..manner }, "minimal"))
+            }
+            Beside::Pipelined => {
+                let atomic = false;
+                Some((Manner { atomic, ..manner }, "pipelined"))
+            }
+        }
+    }
+
     fn replicas(&self) -> usize {
         if self.cluster { 3 } else { 1 }
     }
@@ -154,8 +200,10 @@ async fn main() {
     if asked.tail.is_some() {
         return bench.tails().await;
     }
-    let slot = bench.copy_slot("warm_up").await;
-    bench.pg_recvlogical(&slot).await;
+    if asked.other().is_none() {
+        let slot = bench.copy_slot("warm_up").await;
+        bench.pg_recvlogical(&slot).await;
+    }
 
     println!(
         "\n{:<7}{:<16}{:>10}{:>14}",
@@ -165,20 +213,19 @@ async fn main() {
     for round in 1..=asked.rounds {
         for reader in 0..2 {
             if (round + reader) % 2 == 1 {
-                let slot = bench.copy_slot(&format!("pg_recvlogical_{round}")).await;
-                let pass = bench.pg_recvlogical(&slot).await;
-                bench.print(&round.to_string(), "pg_recvlogical", &pass);
-                theirs.push(pass);
+                theirs.push(bench.other(round).await);
             } else {
                 let slot = bench.copy_slot(&format!("outjet_{round}")).await;
-                let pass = bench.outjet(&slot, &round.to_string()).await;
+                let name = (&*round.to_string(), "outjet");
+                let pass = bench.outjet(&slot, asked.manner(), name).await;
                 ours.push(pass);
             }
         }
     }
     let (theirs, ours) = (median(theirs), median(ours));
     println!();
-    bench.print("median", "pg_recvlogical", &theirs);
+    let other = asked.other().map_or("pg_recvlogical", |(_, name)| name);
+    bench.print("median", other, &theirs);
     bench.print("median", "outjet", &ours);
     println!(
         "\nratio {:.2}",
@@ -219,7 +266,7 @@ impl<'a> Bench<'a> {
         };
         bench.introduce().await;
         let nats = Broker::start(1).await;
-        bench.set_up(&nats, ORIGIN).await;
+        bench.set_up(&nats, ORIGIN, asked.manner()).await;
         bench.write().await;
         bench
     }
@@ -240,17 +287,9 @@ impl<'a> Bench<'a> {
             version(&binaries::nats_server(None)),
             version(&self.program()),
             self.asked.format.name(),
-            self.transactions(),
+            self.asked.manner().transactions(),
             self.asked.replicas(),
         );
-    }
-
-    fn transactions(&self) -> &'static str {
-        if self.asked.atomic {
-            "atomic"
-        } else {
-            "pipelined"
-        }
     }
 
     async fn write(&mut self) {
@@ -296,6 +335,18 @@ impl<'a> Bench<'a> {
         name.to_owned()
     }
 
+    /// A pass of whoever else reads.
+    async fn other(&self, round: u64) -> Pass {
+        let slot = self.copy_slot(&format!("other_{round}")).await;
+        let round = &*round.to_string();
+        if let Some((manner, name)) = self.asked.other() {
+            return self.outjet(&slot, manner, (round, name)).await;
+        }
+        let pass = self.pg_recvlogical(&slot).await;
+        self.print(round, "pg_recvlogical", &pass);
+        pass
+    }
+
     /// Reads the backlog into nowhere.
     async fn pg_recvlogical(&self, slot: &str) -> Pass {
         let home = tempfile::tempdir().expect("create a temporary directory");
@@ -330,19 +381,19 @@ impl<'a> Bench<'a> {
     }
 
     /// Publishes the backlog, from the start of the program until the slot is confirmed.
-    async fn outjet(&self, slot: &str, round: &str) -> Pass {
+    async fn outjet(&self, slot: &str, manner: Manner, (round, name): (&str, &str)) -> Pass {
         let mut nats = Broker::start(self.asked.replicas()).await;
-        self.set_up(&nats, slot).await;
+        self.set_up(&nats, slot, manner).await;
         let before = nats.cpu();
         let started = Instant::now();
-        let outjet = self.publish(&nats, slot).await;
+        let outjet = self.publish(&nats, slot, manner).await;
         let pass = Pass {
             elapsed: started.elapsed(),
             cpu: cpu(outjet.id()),
         };
         let servers = nats.cpu() - before;
         let per_event = servers.as_secs_f64() * 1e6 / self.asked.events as f64;
-        self.print(round, "outjet", &pass);
+        self.print(round, name, &pass);
         println!(
             "{:<7}{:<16}{:>10}{per_event:>11.1} µs   (outjet: {} KiB resident at most)",
             "",
@@ -356,13 +407,13 @@ impl<'a> Bench<'a> {
     }
 
     /// Runs outjet until all of the backlog is confirmed.
-    async fn publish(&self, nats: &Broker, slot: &str) -> Outjet {
+    async fn publish(&self, nats: &Broker, slot: &str, manner: Manner) -> Outjet {
         let confirmed = format!(
             "SELECT confirmed_flush_lsn >= '{}' FROM pg_replication_slots
              WHERE slot_name = '{slot}'",
             self.end,
         );
-        let outjet = self.call(nats, slot).args(["run"]).spawn();
+        let outjet = self.call(nats, slot, manner).args(["run"]).spawn();
         self.session.until_text(&confirmed, "t", PASS_WITHIN).await;
         outjet
     }
@@ -380,12 +431,10 @@ impl<'a> Bench<'a> {
 
     async fn tail(&self, round: u64) {
         let mut nats = Broker::start(self.asked.replicas()).await;
-        let slot = self.copy_slot("tail").await;
-        self.set_up(&nats, &slot).await;
-        self.publish(&nats, &slot)
-            .await
-            .terminate(PASS_WITHIN)
-            .await;
+        let (slot, manner) = (self.copy_slot("tail").await, self.asked.manner());
+        self.set_up(&nats, &slot, manner).await;
+        let mut first = self.publish(&nats, &slot, manner).await;
+        first.terminate(PASS_WITHIN).await;
         let stored = messages(&nats).await;
         // The same name, because the messages bear it, and nothing of the backlog confirmed.
         let drop = format!("SELECT pg_drop_replication_slot('{slot}')");
@@ -395,7 +444,7 @@ impl<'a> Bench<'a> {
         self.session.text(emit).await;
         let before = nats.cpu();
         let started = Instant::now();
-        let mut outjet = self.call(&nats, &slot).args(["run"]).spawn();
+        let mut outjet = self.call(&nats, &slot, manner).args(["run"]).spawn();
         until("the new event is stored", PASS_WITHIN, async || {
             let now = messages(&nats).await;
             Wait::ready_if(now > stored, now)
@@ -414,20 +463,20 @@ impl<'a> Bench<'a> {
         self.session.text(&drop).await;
     }
 
-    async fn set_up(&self, nats: &Broker, slot: &str) {
-        let done = self.call(nats, slot).args(["setup"]).output().await;
+    async fn set_up(&self, nats: &Broker, slot: &str, manner: Manner) {
+        let done = self.call(nats, slot, manner).args(["setup"]).output().await;
         assert_eq!(done.code, Some(0), "outjet setup: {}", done.stderr);
     }
 
-    fn call(&self, nats: &Broker, slot: &str) -> outjet::Builder {
+    fn call(&self, nats: &Broker, slot: &str, manner: Manner) -> outjet::Builder {
         Outjet::builder()
             .binary(self.program())
             .env("DATABASE_URL", self.postgres.url())
             .env("NATS_URL", nats.url())
             .env("OUTJET_POSTGRES__SLOT", slot)
             .env("OUTJET_STREAM__REPLICAS", nats.replicas().to_string())
-            .env("OUTJET_PUBLISH__TRANSACTIONS", self.transactions())
-            .env("OUTJET_PUBLISH__FORMAT", self.asked.format.name())
+            .env("OUTJET_PUBLISH__TRANSACTIONS", manner.transactions())
+            .env("OUTJET_PUBLISH__FORMAT", manner.format.name())
     }
 
     fn pg_recvlogical_program(&self) -> PathBuf {
