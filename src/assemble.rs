@@ -69,6 +69,10 @@ impl Options {
 }
 
 /// What a message means for the relay.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one at a time, and nearly all of them are events"
+)]
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
     /// Nothing.
@@ -370,12 +374,13 @@ impl RowReader<'_> {
         let format = self.options.format;
         format.dress(&mut headers, &fields);
         self.custom_headers(&mut headers, reserved)?;
-        let payload = match format.wraps() {
-            true => {
-                let body = body(&payload, type_oid, fields.content_type)?;
-                format.body(&fields, body).unwrap_or_default()
-            }
-            false => payload,
+        let wrapped = match format.wraps() {
+            true => format.body(&fields, body(&payload, type_oid, fields.content_type)?),
+            false => None,
+        };
+        let (payload, wrapped) = match wrapped {
+            Some((body, wrapped)) => (body, Some(Box::new(wrapped))),
+            None => (payload, None),
         };
         let id = message_id(&self.plan.table, id);
         if let Some((name, _)) = headers
@@ -393,6 +398,7 @@ impl RowReader<'_> {
             subject: self.subject()?,
             headers,
             payload,
+            wrapped,
             table: self.plan.table.clone(),
             deliver_at: deliver_at
                 .map(|(_, at)| at)

@@ -1,12 +1,16 @@
 //! An event as it leaves: a subject, headers, a body, and its place in the commit order. Knows
 //! neither SQL nor NATS.
 
+mod wrapped;
+
 use std::fmt::{self, Write as _};
 use std::str::FromStr;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use time::OffsetDateTime;
+
+pub use wrapped::{Encoding, REFERENCE, Wrapped};
 
 /// One event, ready to be sent. Cheap to keep until it is settled: the body is shared with the
 /// buffer that it was read into.
@@ -20,8 +24,10 @@ pub struct Event {
     pub subject: String,
     /// Headers of the format and of the row; what the sink needs for itself, it adds.
     pub headers: Headers,
-    /// The body, as it stood in the row.
+    /// The body: the payload as it stood in the row, or what the format wrote around it.
     pub payload: Bytes,
+    /// Where the payload is in a body that the format wrote.
+    pub wrapped: Option<Box<Wrapped>>,
     /// `schema.table` of the row, or the prefix of a message.
     pub table: Arc<str>,
     /// Consumers are to get it then and not before: it was committed earlier than that.

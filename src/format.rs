@@ -11,7 +11,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 
-use crate::event::Headers;
+use crate::event::{Encoding, Headers, Wrapped};
 
 /// How an event is dressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,8 +157,8 @@ impl Format {
         }
     }
 
-    /// The body, if this format writes one.
-    pub fn body(self, fields: &Fields<'_>, payload: Body<'_>) -> Option<Bytes> {
+    /// The body, if this format writes one, and where the payload is in it.
+    pub fn body(self, fields: &Fields<'_>, payload: Body<'_>) -> Option<(Bytes, Wrapped)> {
         match self {
             Self::CloudEvents | Self::Minimal => None,
             Self::Structured => Some(structured(fields, payload)),
@@ -207,7 +207,7 @@ fn cloudevents(headers: &mut Headers, fields: &Fields<'_>) {
 }
 
 /// CloudEvents JSON format 1.0: bytes are `data_base64`; JSON is `data`, and so is text, a string.
-fn structured(fields: &Fields<'_>, payload: Body<'_>) -> Bytes {
+fn structured(fields: &Fields<'_>, payload: Body<'_>) -> (Bytes, Wrapped) {
     let mut object = Object::new(payload);
     attributes(fields, |name, parts| {
         let value = parts.concat();
@@ -222,7 +222,7 @@ fn structured(fields: &Fields<'_>, payload: Body<'_>) -> Bytes {
     object.end()
 }
 
-fn envelope(fields: &Fields<'_>, payload: Body<'_>) -> Bytes {
+fn envelope(fields: &Fields<'_>, payload: Body<'_>) -> (Bytes, Wrapped) {
     let mut object = Object::new(payload);
     let text = |value: Option<_>| value.map(Json::Text);
     object.member("event", text(fields.kind));
@@ -240,6 +240,7 @@ fn envelope(fields: &Fields<'_>, payload: Body<'_>) -> Bytes {
         Body::Absent => object.member("payload", Some(Json::Raw("null"))),
         payload => object.payload(["payload", "payload_base64"], payload),
     }
+    object.wrapped.expected = true;
     object.member("metadata", fields.metadata);
     object.end()
 }
@@ -259,6 +260,7 @@ fn privacy(fields: &Fields<'_>) -> Option<String> {
 /// A JSON object in the making.
 struct Object {
     text: String,
+    wrapped: Wrapped,
 }
 
 impl Object {
@@ -271,7 +273,14 @@ impl Object {
         };
         let mut text = String::with_capacity(room + 512);
         text.push('{');
-        Self { text }
+        let wrapped = Wrapped {
+            member: 0,
+            value: 0,
+            end: 0,
+            encoding: Encoding::Json,
+            expected: false,
+        };
+        Self { text, wrapped }
     }
 
     fn member(&mut self, name: &str, value: Option<Json<'_>>) {
@@ -288,14 +297,29 @@ impl Object {
     }
 
     fn payload(&mut self, [name, encoded]: [&str; 2], payload: Body<'_>) {
-        match payload {
-            Body::Absent => {}
-            Body::Json(json) => self.member(name, Some(json)),
+        let begin = self.text.len() + usize::from(self.text.len() > 1);
+        let (name, encoding) = match payload {
+            Body::Absent => return,
+            Body::Json(json) => {
+                self.member(name, Some(json));
+                match json {
+                    Json::Raw(_) => (name, Encoding::Json),
+                    Json::Text(_) => (name, Encoding::Text),
+                }
+            }
             Body::Bytes(bytes) => {
                 let text = BASE64.encode(bytes);
                 self.member(encoded, Some(Json::Text(&text)));
+                (encoded, Encoding::Base64)
             }
-        }
+        };
+        self.wrapped = Wrapped {
+            member: begin,
+            value: begin + name.len() + "\"\":".len(),
+            end: self.text.len(),
+            encoding,
+            ..self.wrapped
+        };
     }
 
     fn string(&mut self, text: &str) {
@@ -314,8 +338,9 @@ impl Object {
         self.text
     }
 
-    fn end(self) -> Bytes {
-        self.close().into()
+    fn end(self) -> (Bytes, Wrapped) {
+        let wrapped = self.wrapped;
+        (self.close().into(), wrapped)
     }
 }
 

@@ -40,6 +40,7 @@ impl Rejection {
             subject: self.subject,
             headers: Headers::default(),
             payload: self.payload,
+            wrapped: None,
             table: self.table,
             deliver_at: None,
             expires_at: None,

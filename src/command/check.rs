@@ -67,40 +67,24 @@ fn pooler(params: &Params) -> Problem {
     )
 }
 
-/// The stream of the dead letters.
-async fn dead_letters(options: &jetstream::Options) -> Check {
-    let mut letters = options.of_dead_letters();
-    let creates = std::mem::take(&mut letters.stream.create);
-    let name = &letters.stream.name;
-    let verdict = match jetstream::inspect(&letters).await {
+/// A stream beside the main one; `judge` says how bad it is if it cannot be used.
+async fn beside(
+    name: &'static str,
+    mut options: jetstream::Options,
+    judge: impl Fn(jetstream::Error) -> Verdict,
+) -> Check {
+    let creates = std::mem::take(&mut options.stream.create);
+    let stream = &options.stream.name;
+    let verdict = match jetstream::inspect(&options).await {
         Ok(found) => Verdict::Pass(found.summary()),
-        Err(jetstream::Error::StreamMissing(_)) if creates => {
-            Verdict::Pass(format!("stream {name} is missing; setup and run create it"))
-        }
-        Err(error) => Verdict::Fail(error.failure(options)),
+        Err(jetstream::Error::StreamMissing(_)) if creates => Verdict::Pass(format!(
+            "stream {stream} is missing; setup and run create it"
+        )),
+        Err(error) => judge(error),
     };
     Check {
         group: "stream",
-        name: "dead letters",
-        verdict,
-    }
-}
-
-/// The stream of what is delayed. Whoever delays nothing needs none.
-async fn delayed(options: &jetstream::Options) -> Check {
-    let mut delayed = options.of_delayed();
-    let creates = std::mem::take(&mut delayed.stream.create);
-    let name = &delayed.stream.name;
-    let verdict = match jetstream::inspect(&delayed).await {
-        Ok(found) => Verdict::Pass(found.summary()),
-        Err(jetstream::Error::StreamMissing(_)) if creates => {
-            Verdict::Pass(format!("stream {name} is missing; setup and run create it"))
-        }
-        Err(error) => Verdict::Warn(error.failure(&delayed).problem),
-    };
-    Check {
-        group: "stream",
-        name: "delayed events",
+        name,
         verdict,
     }
 }
@@ -161,11 +145,17 @@ async fn nats(config: &Config, source: Option<Source>) -> Result<Vec<Check>, Fai
                 check("stream", "safety", Verdict::Warn(problem))
             };
             checks.extend(found.warnings.iter().map(warn));
+            let fail = |error: jetstream::Error| Verdict::Fail(error.failure(&all));
             if all.dead_letters.is_some() {
-                checks.push(dead_letters(&all).await);
+                checks.push(beside("dead letters", all.of_dead_letters(), fail).await);
+            }
+            if let Some(bodies) = all.of_bodies() {
+                checks.push(beside("bodies", bodies, fail).await);
             }
             if all.delayed.is_some() {
-                checks.push(delayed(&all).await);
+                // Whoever delays nothing needs none.
+                let warn = |error: jetstream::Error| Verdict::Warn(error.failure(&all).problem);
+                checks.push(beside("delayed events", all.of_delayed(), warn).await);
             }
             checks.push(expiring(&found));
             checks

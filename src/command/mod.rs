@@ -130,7 +130,7 @@ async fn one_shot(
             .map(|()| true),
         Command::Emit(typed) => emit::emit_all(typed, params, out).await.map(|()| true),
         Command::Tail(typed) => tail::tail(typed, config, params).await.map(|()| true),
-        Command::Verify(typed) => verify::verify(typed, config, params, out).await,
+        Command::Verify(typed) => Box::pin(verify::verify(typed, config, params, out)).await,
         Command::Compare(typed) => Box::pin(compare::compare(typed, config, params, out)).await,
         Command::Recover(typed) => Box::pin(recover::recover(
             typed.since.as_deref(),

@@ -57,6 +57,9 @@ async fn set_up_streams(
     if options.dead_letters.is_some() {
         set_up_stream(&options.of_dead_letters(), dry_run, out).await?;
     }
+    if let Some(bodies) = options.of_bodies() {
+        set_up_stream(&bodies, dry_run, out).await?;
+    }
     if options.delayed.is_some() {
         set_up_stream(&options.of_delayed(), dry_run, out).await?;
     }

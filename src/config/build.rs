@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Column, Config, Delayed, Format, Ingress, Manage, OnReject, Published, Storage, Table,
-    Transactions,
+    Column, Config, Delayed, Format, Ingress, Manage, OnOversize, OnReject, Published, Storage,
+    Table, Transactions,
 };
 use crate::assemble;
 use crate::error::{Exit, Failure, Problem};
@@ -119,6 +119,17 @@ impl Config {
     pub fn sink_options(&self) -> jetstream::Options {
         let nats = &self.nats;
         let stream = self.stream_options();
+        let buries = jetstream::Buries {
+            oversize: match self.publish.on_oversize {
+                OnOversize::DeadLetter => true,
+                OnOversize::Halt => false,
+                // What is too large even so.
+                OnOversize::ObjectStore => self.buries_rejected(),
+            },
+            others: self.buries_rejected(),
+        };
+        let bucket = &self.publish.claim_check;
+        let bodies = || stream.bodies(&bucket.bucket, bucket.max_age.unwrap_or_default());
         jetstream::Options {
             nats: jetstream::NatsOptions {
                 servers: nats
@@ -143,7 +154,9 @@ impl Config {
                 inbox_prefix: Some(nats.inbox_prefix.clone()),
                 domain: nats.jetstream_domain.clone(),
             },
-            dead_letters: self.takes_dead_letters().then(|| stream.dead_letters()),
+            dead_letters: (buries.oversize || buries.others).then(|| stream.dead_letters()),
+            buries,
+            bodies: (self.publish.on_oversize == OnOversize::ObjectStore).then(bodies),
             delayed: (self.publish.delayed == Delayed::Schedule).then(|| stream.delayed()),
             stream,
             in_flight_max: self.publish.in_flight_max,
@@ -174,10 +187,11 @@ impl Config {
             atomic: self.is_atomic(),
             expires: true,
             schedules: false,
+            objects: false,
         }
     }
 
-    fn takes_dead_letters(&self) -> bool {
+    fn buries_rejected(&self) -> bool {
         self.publish.on_reject == OnReject::DeadLetter
     }
 
@@ -190,7 +204,7 @@ impl Config {
             },
             takeover_after: self.postgres.takeover_after,
             drain_timeout: self.publish.drain_timeout,
-            dead_letters: self.takes_dead_letters(),
+            dead_letters: self.buries_rejected(),
             holds: !self.stream.hold.is_zero(),
             atomic: self.is_atomic(),
         }

@@ -7,11 +7,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::lists::{Routes, Tables, Texts};
-use super::names::{check_pattern, check_prefix, check_publication, check_slot, check_stream};
+use super::names::{
+    check_bucket, check_pattern, check_prefix, check_publication, check_slot, check_stream,
+};
 use super::problem::{Source, config_failure, origin_place};
 use super::raw::{Given, Raw};
-use super::value::{Bytes, Refusal, Setting, Url, duration_text, redact_url};
-use super::{Config, Http, Log, Messages, Nats, Postgres, Publish, Retention, Stream, Table, Tls};
+use super::value::{Bytes, OnOversize, OnReject, Refusal, Setting, Url, duration_text, redact_url};
+use super::{
+    ClaimCheck, Config, Http, Log, Messages, Nats, Postgres, Publish, Retention, Stream, Table, Tls,
+};
 use crate::assemble;
 use crate::error::Failure;
 
@@ -179,10 +183,7 @@ impl Check<'_> {
     }
 
     fn stream(&self) -> Result<Stream, Failure> {
-        let max_age = read!(self.stream.max_age).and(|age| match age.is_zero() {
-            true => Ok(()),
-            false => within(age, &(STREAM_TIME_MIN..=Duration::MAX)),
-        })?;
+        let max_age = read!(self.stream.max_age).and(lasting)?;
         let window = read!(self.stream.duplicate_window)
             .within(STREAM_TIME_MIN..=Duration::MAX)?
             .required();
@@ -221,6 +222,11 @@ impl Check<'_> {
     fn publish(&self) -> Result<Publish, Failure> {
         let events = read!(self.publish.in_flight_max).within(IN_FLIGHT)?;
         let bytes = read!(self.publish.in_flight_bytes_max).within(IN_FLIGHT_BYTES)?;
+        let on_reject = read!(self.publish.on_reject).required();
+        let as_all = match on_reject {
+            OnReject::DeadLetter => OnOversize::DeadLetter,
+            OnReject::Halt => OnOversize::Halt,
+        };
         Ok(Publish {
             subject: read!(self.publish.subject).and_text(not_empty)?.required(),
             routes: read!(self.publish.routes).and(check_routes)?.required().0,
@@ -229,13 +235,27 @@ impl Check<'_> {
                 .optional(),
             format: read!(self.publish.format).required(),
             source: read!(self.publish.source).and_text(not_empty)?.optional(),
-            on_reject: read!(self.publish.on_reject).required(),
+            on_reject,
+            on_oversize: read!(self.publish.on_oversize).optional().unwrap_or(as_all),
+            claim_check: self.claim_check()?,
             delayed: read!(self.publish.delayed).required(),
             transactions: read!(self.publish.transactions).required(),
             in_flight_max: events.required() as usize,
             in_flight_bytes_max: bytes.required().0 as usize,
             ack_timeout: read!(self.publish.ack_timeout).within(WAITS)?.required(),
             drain_timeout: read!(self.publish.drain_timeout).within(DRAINS)?.required(),
+        })
+    }
+
+    fn claim_check(&self) -> Result<ClaimCheck, Failure> {
+        let as_long = read!(self.stream.max_age).required();
+        let kept = read!(self.publish.claim_check.max_age).and(lasting)?;
+        let kept = kept.optional().unwrap_or(as_long);
+        Ok(ClaimCheck {
+            bucket: read!(self.publish.claim_check.bucket)
+                .and_text(check_bucket)?
+                .required(),
+            max_age: (!kept.is_zero()).then_some(kept),
         })
     }
 
@@ -398,6 +418,14 @@ fn within<T: Limited>(value: &T, range: &RangeInclusive<T>) -> Result<(), Refusa
     match value > range.end() {
         true => Err(Refusal::new("is too much", fix)),
         false => Ok(()),
+    }
+}
+
+/// An age of messages: zero is none.
+fn lasting(age: &Duration) -> Result<(), Refusal> {
+    match age.is_zero() {
+        true => Ok(()),
+        false => within(age, &(STREAM_TIME_MIN..=Duration::MAX)),
     }
 }
 

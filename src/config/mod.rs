@@ -26,7 +26,8 @@ pub use raw::Origin;
 pub use schema::json_schema;
 pub use value::{
     Column, Columns, Delayed, Field, Format, Ingress, Listen, LogFormat, LogLevel, Manage,
-    OnReject, Preset, Secret, SslMode, Storage, Transactions, duration, duration_text, redact_url,
+    OnOversize, OnReject, Preset, Secret, SslMode, Storage, Transactions, duration, duration_text,
+    redact_url,
 };
 
 use crate::error::Failure;
@@ -188,6 +189,10 @@ pub struct Publish {
     pub source: Option<String>,
     /// What becomes of an event that cannot be published.
     pub on_reject: OnReject,
+    /// What becomes of an event that no message holds.
+    pub on_oversize: OnOversize,
+    /// Where the bodies of such events go.
+    pub claim_check: ClaimCheck,
     /// What becomes of an event whose `deliver_at` lies behind its commit.
     pub delayed: Delayed,
     /// How the events of one transaction appear.
@@ -200,6 +205,15 @@ pub struct Publish {
     pub ack_timeout: Duration,
     /// Time for a clean stop.
     pub drain_timeout: Duration,
+}
+
+/// Where bodies go that no message holds.
+#[derive(Debug)]
+pub struct ClaimCheck {
+    /// The bucket of the object store.
+    pub bucket: String,
+    /// How long they are kept; `None` for ever.
+    pub max_age: Option<Duration>,
 }
 
 /// The partitions of `outbox.events`.

@@ -9,6 +9,8 @@ use super::value::{Refusal, Scalar};
 const NAME_BYTES_MAX: usize = 63;
 /// nats-server's limit for the name of a stream (`JSMaxNameLen`).
 const STREAM_NAME_BYTES_MAX: usize = 255;
+/// The stream's name begins with `OBJ_`.
+const BUCKET_NAME_BYTES_MAX: usize = STREAM_NAME_BYTES_MAX - 4;
 
 /// A table with its schema, unquoted: what the catalog says.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -160,6 +162,18 @@ pub(super) fn check_stream(name: &str) -> Result<(), Refusal> {
         "use 1 to {STREAM_NAME_BYTES_MAX} bytes without blanks, dots, *, >, / and \\: OUTBOX"
     );
     Err(Refusal::new("is not a name for a stream", fix))
+}
+
+/// A bucket of the object store: its stream is `OBJ_<bucket>`, its subjects `$O.<bucket>.…`.
+pub(super) fn check_bucket(name: &str) -> Result<(), Refusal> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    if !name.is_empty() && name.len() <= BUCKET_NAME_BYTES_MAX && name.chars().all(plain) {
+        return Ok(());
+    }
+    let fix = format!(
+        "use 1 to {BUCKET_NAME_BYTES_MAX} characters of A-Z, a-z, 0-9, _ and -: OUTJET_BODIES"
+    );
+    Err(Refusal::new("is not a name for a bucket", fix))
 }
 
 /// Whether `pattern` is a subject, possibly with `*` for a token and a final `>`.

@@ -11,8 +11,8 @@ use serde_saphyr::{Location, Spanned};
 
 use super::lists::{Routes, Tables, Texts};
 use super::value::{
-    Bytes, Delayed, Format, Ingress, Listen, LogFormat, LogLevel, Manage, OnReject, Secret,
-    Setting, SslMode, Storage, Transactions, Url,
+    Bytes, Delayed, Format, Ingress, Listen, LogFormat, LogLevel, Manage, OnOversize, OnReject,
+    Secret, Setting, SslMode, Storage, Transactions, Url,
 };
 
 /// Where a value came from; what stands further down goes before.
@@ -354,6 +354,10 @@ section! {
         source: Leaf<String>,
         /// What becomes of an event that cannot be published.
         on_reject: Leaf<OnReject>,
+        /// What becomes of an event that no message holds; without it, what on_reject says.
+        on_oversize: Leaf<OnOversize>,
+        /// Where the bodies of such events go.
+        claim_check: ClaimCheck,
         /// What becomes of an event whose `deliver_at` lies behind its commit.
         delayed: Leaf<Delayed>,
         /// How the events of one transaction appear in the stream.
@@ -366,6 +370,16 @@ section! {
         ack_timeout: Leaf<Duration>,
         /// How long a clean stop waits for what is under way.
         drain_timeout: Leaf<Duration>,
+    }
+}
+
+section! {
+    /// `publish.claim_check`.
+    ClaimCheck {
+        /// Bucket of the object store.
+        bucket: Leaf<String>,
+        /// Age at which the server drops a body; without it, stream.max_age; 0s: never.
+        max_age: Leaf<Duration>,
     }
 }
 

@@ -608,6 +608,18 @@ choice! {
 }
 
 choice! {
+    /// What becomes of an event that no message holds.
+    OnOversize {
+        /// It goes to the stream of the dead letters.
+        DeadLetter = "dead_letter",
+        /// Publishing stops before it, until a person has acted.
+        Halt = "halt",
+        /// Its body goes into a bucket of the object store, and the event says where.
+        ObjectStore = "object_store",
+    }
+}
+
+choice! {
     /// What becomes of an event whose `deliver_at` lies behind its commit.
     Delayed {
         /// The server keeps it until then, in a stream of its own.

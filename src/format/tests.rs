@@ -119,7 +119,7 @@ fn privacy_and_columns_of_their_own_are_headers_and_attributes_only_where_they_c
 }
 
 fn body(format: Format, fields: &Fields<'_>, payload: Body<'_>) -> String {
-    let body = format.body(fields, payload).expect("a body");
+    let (body, _) = format.body(fields, payload).expect("a body");
     let body = String::from_utf8(body.into()).expect("text");
     let parsed: Result<serde_json::Value, _> = serde_json::from_str(&body);
     assert!(parsed.is_ok(), "{body}");

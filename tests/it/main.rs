@@ -4,6 +4,7 @@ mod atomic;
 mod auth_tls;
 mod backpressure;
 mod chaos;
+mod claim_check;
 mod compare;
 mod consuming;
 mod dead_letters;

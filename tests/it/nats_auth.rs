@@ -504,6 +504,46 @@ async fn check_finds_each_permission_that_is_missing_and_leaves_no_message() {
 }
 
 #[tokio::test]
+async fn bucket_wants_the_permissions_that_the_fix_names_and_check_finds_each_that_is_missing() {
+    let with_bucket = async |publish: &str| {
+        let bucket = "publish: {on_oversize: object_store}\n";
+        let nats = restricted(publish, "\"_INBOX_app.>\"");
+        let mut site = Site::on(nats, &format!("{ADMIN}{bucket}")).await;
+        site.publishes().await;
+        site.yaml = format!("{APP}{bucket}");
+        let large = "SELECT outbox.emit('order', '1', 'large', to_jsonb(repeat('x', 2000000)))";
+        site.session.text(large).await;
+        site
+    };
+    let site = with_bucket("\"nothing\"").await;
+    let (publish, _) = named(&halted(&site.halts().await).2);
+    for missing in [
+        "$O.OUTJET_BODIES.C.>",
+        "$O.OUTJET_BODIES.M.>",
+        "$JS.API.STREAM.PURGE.OBJ_OUTJET_BODIES",
+        "$JS.API.STREAM.MSG.GET.OBJ_OUTJET_BODIES",
+    ] {
+        let less = publish.replace(&format!(", \"{missing}\""), "");
+        assert_ne!(less, publish, "{missing}");
+        let site = with_bucket(&less).await;
+        let check = site.outjet(["check"]).output().await;
+        assert_eq!(check.code, Some(1), "{missing}: {check:?}");
+        let denied = format!("to \"{}", missing.trim_end_matches('>'));
+        assert!(check.stdout.contains(&denied), "{missing}: {check:?}");
+        if !missing.contains("PURGE") {
+            let (_, cause, fix) = halted(&site.halts().await);
+            assert!(cause.contains(&denied), "{cause}");
+            assert!(fix.contains(missing), "{fix}");
+        }
+    }
+    let site = with_bucket(&publish).await;
+    let check = site.outjet(["check"]).output().await;
+    assert_eq!(check.code, Some(0), "{check:?}");
+    let _outjet = site.outjet(["run"]).spawn();
+    site.confirmed().await;
+}
+
+#[tokio::test]
 async fn setup_that_may_not_create_the_stream_says_so() {
     let allowed = format!("{}, \"events.>\"", requests_but("none"));
     let mut site = Site::on(restricted(&allowed, "\"_INBOX_app.>\""), "").await;

@@ -166,6 +166,16 @@ fn both_sides_of_each_limit() {
         ("stream.duplicate_window", ["100ms", "1d"], ["99ms", "0s"]),
         ("stream.max_age", ["10s", "0s"], ["9999ms", "1ms"]),
         ("stream.hold", ["0s", "1h"], ["x", "3601s"]),
+        (
+            "publish.claim_check.max_age",
+            ["100ms", "0s"],
+            ["99ms", "1ms"],
+        ),
+        (
+            "publish.claim_check.bucket",
+            ["a", "A-z_9"],
+            ["a.b", "bücket"],
+        ),
     ];
     for (key, good, bad) in cases {
         for text in good {

@@ -391,6 +391,7 @@ mod tests {
             subject: "s".to_owned(),
             headers: Headers::default(),
             payload: Bytes::new(),
+            wrapped: None,
             table: "outbox.events".into(),
             deliver_at: None,
             expires_at: None,

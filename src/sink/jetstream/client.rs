@@ -321,6 +321,15 @@ async fn read_usable(context: &Context, stream: &StreamOptions) -> Result<(Info,
             }),
         };
     }
+    if stream.objects {
+        return match lacks_as_bucket(&info.config) {
+            None => Ok((info, created)),
+            Some(lack) => Err(Error::NoBucket {
+                name: stream.name.clone(),
+                lack,
+            }),
+        };
+    }
     // From here on a subject is what a message is stored under.
     info.config.subjects = stream.public_subjects(&info.config)?;
     match refusal(&info.config) {
@@ -407,6 +416,8 @@ pub fn config(stream: &StreamOptions) -> Config {
         // A server before 2.11 takes the setting, and forgets it.
         allow_message_ttl: stream.expires,
         allow_message_schedules: stream.schedules,
+        allow_rollup: stream.objects,
+        allow_direct: stream.objects,
         description: Some("written by outjet, and by nobody else".to_owned()),
         ..Config::default()
     }
@@ -418,6 +429,18 @@ fn lacks(config: &Config) -> Option<&'static str> {
         (config.allow_message_schedules, "allow_msg_schedules"),
         (config.allow_message_ttl, "allow_msg_ttl"),
         (config.allow_atomic_publish, "allow_atomic"),
+        (!config.no_ack, "no_ack: false"),
+        (!config.sealed, "sealed: false"),
+    ];
+    let mut lacking = wanted.into_iter().filter(|(has, _)| !has);
+    lacking.next().map(|(_, setting)| setting)
+}
+
+/// What keeps a stream from being a bucket that keeps what is acknowledged.
+fn lacks_as_bucket(config: &Config) -> Option<&'static str> {
+    let wanted = [
+        (config.allow_rollup, "allow_rollup_hdrs"),
+        (config.discard == DiscardPolicy::New, "discard: new"),
         (!config.no_ack, "no_ack: false"),
         (!config.sealed, "sealed: false"),
     ];

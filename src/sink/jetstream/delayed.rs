@@ -16,6 +16,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::batch::{BATCH_COMMIT, BATCH_HEADER_BYTES, BATCH_ID, BATCH_SEQUENCE};
+use super::bodies::outgoing;
 use super::chain::{Chain, Waiting};
 use super::client::{Connection, HEADER_BYTES_MAX};
 use super::error::Error;
@@ -24,7 +25,7 @@ use super::messages::Messages;
 use super::options::{Options, StreamOptions};
 use super::reply::Reply;
 use super::tail::{PLAIN_ID, POSITION, SOURCE};
-use super::{JetStream, epoch_mut, unsendable};
+use super::{JetStream, TOO_LARGE, epoch_mut, unsendable};
 use crate::event::{Event, Rejected};
 use crate::fault;
 use crate::route;
@@ -139,7 +140,7 @@ impl Delayed {
         let (bytes, max) = (headers + event.payload.len(), self.bytes_max);
         if headers > HEADER_BYTES_MAX || bytes > max {
             let error = format!("{bytes} bytes with the headers of a schedule, at most {max}");
-            return refuse("too_large", error);
+            return refuse(TOO_LARGE, error);
         }
         Ok(())
     }
@@ -172,6 +173,7 @@ impl JetStream {
                 epoch.delayed.insert(opened)
             }
         };
+        let event = outgoing(&epoch.bodies, event);
         let store = delayed.store(&epoch.connection, (event, &self.source), options);
         let stored = Box::pin(store).await?;
         fault::point("schedule_stored");

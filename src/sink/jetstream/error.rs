@@ -5,7 +5,7 @@ use std::error::Error as _;
 use async_nats::jetstream::stream::SubjectTransform;
 
 use super::ingress::Ingress;
-use super::options::Options;
+use super::options::{Buries, Options};
 use crate::error::{Disposition, Exit, Failure, Problem, chain};
 use crate::event::{Position, Rejected};
 use crate::guard::Source;
@@ -73,6 +73,24 @@ pub enum Error {
         name: String,
         /// Which setting.
         lack: &'static str,
+    },
+    /// The stream was not made as a bucket.
+    #[error("stream {name:?} keeps no bodies: it lacks {lack}")]
+    NoBucket {
+        /// The stream.
+        name: String,
+        /// Which setting.
+        lack: &'static str,
+    },
+    /// The bucket did not take a body, this time.
+    #[error("{name} does not take the body of event {id:?}")]
+    BodyRefused {
+        /// The stream of the bucket.
+        name: String,
+        /// The event's id.
+        id: String,
+        /// The server's words.
+        reason: String,
     },
     /// The stream was made without what is configured.
     #[error("stream {name:?} takes no transaction as a whole")]
@@ -199,9 +217,10 @@ impl Error {
                     (Disposition::Retry, Exit::Unavailable)
                 }
             },
-            Self::ConnectTimeout | Self::StreamChanged { .. } | Self::Broken(_) => {
-                (Disposition::Retry, Exit::Unavailable)
-            }
+            Self::ConnectTimeout
+            | Self::StreamChanged { .. }
+            | Self::BodyRefused { .. }
+            | Self::Broken(_) => (Disposition::Retry, Exit::Unavailable),
             Self::InboxDenied(_) | Self::PublishDenied(_) => {
                 (Disposition::Halt, Exit::NotPermitted)
             }
@@ -214,6 +233,7 @@ impl Error {
             | Self::NoBatches { .. }
             | Self::NoSchedules { .. }
             | Self::NotScheduling { .. }
+            | Self::NoBucket { .. }
             | Self::NotAtomic { .. }
             | Self::OtherIngress { .. }
             | Self::OtherSource { .. }
@@ -245,6 +265,8 @@ impl Error {
             | Self::NoBatches { .. }
             | Self::NoSchedules { .. }
             | Self::NotScheduling { .. }
+            | Self::NoBucket { .. }
+            | Self::BodyRefused { .. }
             | Self::NotAtomic { .. }
             | Self::OtherIngress { .. }
             | Self::OtherSource { .. }
@@ -267,7 +289,9 @@ impl Error {
             }
             Self::InboxDenied(why) | Self::PublishDenied(why) => why.clone(),
             Self::StreamMissing(_) => "stream.manage is check, so it is not created".to_owned(),
-            Self::StreamNotCreated { reason, .. } => reason.clone(),
+            Self::StreamNotCreated { reason, .. } | Self::BodyRefused { reason, .. } => {
+                reason.clone()
+            }
             Self::StreamRefused { .. } => {
                 "with it, exactly once and commit order cannot hold".to_owned()
             }
@@ -279,6 +303,9 @@ impl Error {
             }
             Self::NotScheduling { .. } => {
                 "publish.delayed is schedule, and the stream was made without it".to_owned()
+            }
+            Self::NoBucket { .. } => {
+                "publish.on_oversize is object_store, and it was not made as a bucket".to_owned()
             }
             Self::NotAtomic { .. } => {
                 "publish.transactions is atomic, and the stream was made without allow_atomic"
@@ -295,11 +322,13 @@ impl Error {
                  its successor, or a copy of it"
             ),
             Self::Uncovered { subjects, .. } => format!("it listens on {subjects}"),
-            Self::Unsendable { .. } if options.dead_letters.is_some() => {
-                "not even its dead letter fits: nothing after it is sent".to_owned()
-            }
-            Self::Unsendable { .. } => {
-                "publish.on_reject is halt: nothing after it is sent".to_owned()
+            Self::Unsendable { rejected, .. } => {
+                let why = match options.buries {
+                    buries if buries.takes(rejected) => "not even its dead letter fits",
+                    Buries { others: true, .. } => "publish.on_oversize is halt",
+                    _ => "publish.on_reject is halt",
+                };
+                format!("{why}: nothing after it is sent")
             }
             Self::StreamChanged { .. } => {
                 "somebody changed it, or the server lost what it had not written to disk".to_owned()
@@ -338,6 +367,11 @@ impl Error {
             Self::NotScheduling { name, .. } => format!(
                 "`nats stream edit {name} --allow-schedules --allow-msg-ttl --allow-batch`, or set \
                  publish.delayed to now"
+            ),
+            Self::NoBucket { .. } => "name another in publish.claim_check.bucket".to_owned(),
+            Self::BodyRefused { name, .. } => format!(
+                "nothing if it passes; else make room: `nats stream edit {name} --max-bytes`, or \
+                 delete objects that nobody needs"
             ),
             Self::NotAtomic { .. } => format!(
                 "`nats stream edit {name} --allow-batch`, or set publish.transactions to pipelined"
@@ -449,10 +483,14 @@ fn permissions(options: &Options) -> String {
         None => "$JS.API".to_owned(),
     };
     let streams = [&options.stream].into_iter().chain(&options.dead_letters);
-    let streams = streams.chain(&options.delayed);
+    let streams = streams.chain(&options.delayed).chain(&options.bodies);
     let subjects = streams.map(|stream| {
         let (name, subjects) = (&stream.name, stream.entrances().join(", "));
-        format!("{subjects}, {api}.STREAM.INFO.{name}, {api}.STREAM.MSG.GET.{name}")
+        let purge = match stream.objects {
+            true => format!(", {api}.STREAM.PURGE.{name}"),
+            false => String::new(),
+        };
+        format!("{subjects}, {api}.STREAM.INFO.{name}, {api}.STREAM.MSG.GET.{name}{purge}")
     });
     let subjects = subjects.collect::<Vec<_>>().join(", ");
     format!("allow our user to publish to {subjects} and to subscribe to {inbox}.>")

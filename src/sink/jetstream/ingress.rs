@@ -125,6 +125,7 @@ mod tests {
             atomic: false,
             expires: true,
             schedules: false,
+            objects: false,
         }
     }
 

@@ -4,8 +4,10 @@
 
 use async_nats::jetstream::context::Context;
 use async_nats::jetstream::response::Response;
+use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use serde::de::{DeserializeOwned, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Map;
@@ -105,6 +107,29 @@ impl Messages {
             ..Question::default()
         })
         .await
+    }
+
+    /// The body of the last message with this subject, which has nobody's headers but ours.
+    pub(super) async fn last_body_of(&self, subject: &str) -> Result<Option<Bytes>, Error> {
+        let broken =
+            |error: &(dyn std::error::Error + 'static)| Error::Broken(crate::error::chain(error));
+        let stream = self.context.get_stream_no_info(&self.stream).await;
+        let stream = stream.map_err(|error| broken(&error))?;
+        match stream.get_last_raw_message_by_subject(subject).await {
+            Ok(message) => Ok(Some(message.payload)),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(broken(&error)),
+        }
+    }
+
+    /// Deletes all messages with this subject.
+    pub(super) async fn purge(&self, subject: &str) -> Result<(), Error> {
+        let broken =
+            |error: &(dyn std::error::Error + 'static)| Error::Broken(crate::error::chain(error));
+        let stream = self.context.get_stream_no_info(&self.stream).await;
+        let stream = stream.map_err(|error| broken(&error))?;
+        let purged = stream.purge().filter(subject).await;
+        purged.map(|_| ()).map_err(|error| broken(&error))
     }
 
     /// What the stream is at this moment.

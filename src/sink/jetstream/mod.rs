@@ -17,6 +17,7 @@
 //! used again, and some servers call what they refused a duplicate.
 
 mod batch;
+mod bodies;
 mod chain;
 pub mod client;
 mod delayed;
@@ -46,6 +47,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use self::batch::{BATCH_HEADER_BYTES, Batch};
+use self::bodies::{Bodies, outgoing};
 use self::chain::{Chain, Settled, Waiting};
 use self::client::{Connection, HEADER_BYTES_MAX};
 use self::delayed::Delayed;
@@ -58,7 +60,7 @@ use self::inspection::{check_timeline, check_writer};
 pub use self::ledger::{Ledger, Line, Past};
 pub use self::letterbox::{DeadLetter, Letterbox};
 use self::letters::{Buried, Letter, Letters};
-pub use self::options::{NatsOptions, Options, Storage, StreamOptions};
+pub use self::options::{Buries, NatsOptions, Options, Storage, StreamOptions};
 use self::reply::Reply;
 pub use self::rights::check_rights;
 pub use self::schedules::{Schedule, Schedules};
@@ -74,6 +76,9 @@ use crate::sink::Report;
 
 /// The header that makes the chain.
 const EXPECTED_LAST_SEQUENCE: &str = "Nats-Expected-Last-Sequence";
+
+/// What an event that no message holds is called among the reasons of dead letters.
+const TOO_LARGE: &str = "too_large";
 
 /// Most bytes that may be under way at once, but for one event: 1 Gbit/s over 64 ms. A client that
 /// was given up keeps what it could not send for as long as it lives, so there should be little,
@@ -107,6 +112,7 @@ struct Epoch {
     connection: Connection,
     tail: Search,
     letters: Option<Letters>,
+    bodies: Option<Bodies>,
     /// Opened for the first event that is delayed.
     delayed: Option<Delayed>,
     /// Where the stream ended when the epoch began.
@@ -182,7 +188,10 @@ impl JetStream {
         }
         let lasting = !matches!(
             error,
-            Error::Broken(_) | Error::Connect(_) | Error::ConnectTimeout
+            Error::Broken(_)
+                | Error::BodyRefused { .. }
+                | Error::Connect(_)
+                | Error::ConnectTimeout
         );
         if lasting {
             return Err(failure);
@@ -239,11 +248,16 @@ impl JetStream {
         let letters = connection.letters.as_ref();
         let letters =
             letters.map(|(_, info)| Letters::new(info, connection.message_bytes_max(info)));
+        let bodies = match &self.options.bodies {
+            Some(bucket) => Some(Bodies::open(&connection, bucket).await?),
+            None => None,
+        };
         let progress_at = Instant::now();
         self.epoch = Some(Epoch {
             connection,
             tail,
             letters,
+            bodies,
             delayed: None,
             last_sequence: bounds.last,
             newest,
@@ -372,7 +386,7 @@ impl JetStream {
                     Ok(how) => self.pass(how).await?,
                     Err(error) if error.rejected().is_none() => return Err(error),
                     Err(_) if self.chain.in_flight() > 0 => break,
-                    Err(unsendable) => self.bury(unsendable).await?,
+                    Err(unsendable) => self.set_aside(unsendable).await?,
                 }
                 continue;
             }
@@ -380,14 +394,13 @@ impl JetStream {
                 self.pass(Chain::skip).await?;
                 continue;
             }
-            let Waiting {
-                event,
-                duplicate_of,
-                ..
-            } = self.chain.waiting().expect("an event waits");
+            let waiting = self.chain.waiting().expect("an event waits");
+            let epoch = self.epoch.as_ref().expect("an epoch runs");
+            let event = outgoing(&epoch.bodies, waiting.event);
             let together = event.followers > 0 || self.chain.staged() > 0;
-            let stream = &epoch_mut(&mut self.epoch).connection.info.config;
-            let mut headers = headers((event, &self.source), duplicate_of.is_some(), stream);
+            let stream = &epoch.connection.info.config;
+            let anonymous = waiting.duplicate_of.is_some();
+            let mut headers = headers((event, &self.source), anonymous, stream);
             let mut headers_bytes = wire_len(&headers) + BATCH_HEADER_BYTES;
             if !together {
                 let expected = HeaderValue::from(self.chain.last_sequence());
@@ -400,14 +413,13 @@ impl JetStream {
                 if self.chain.in_flight() > 0 {
                     break;
                 }
-                self.bury(unsendable).await?;
+                self.set_aside(unsendable).await?;
                 continue;
             }
             let (subject, payload) = (self.entrance(event), event.payload.clone());
             if together {
-                epoch_mut(&mut self.epoch)
-                    .batch
-                    .push(subject, headers, payload);
+                let batch = &mut epoch_mut(&mut self.epoch).batch;
+                batch.push(subject, headers, payload);
                 self.pass(Chain::stage).await?;
                 continue;
             }
@@ -434,6 +446,14 @@ impl JetStream {
         stream.ingress.entrance(&stream.name, &event.subject)
     }
 
+    /// The waiting event cannot be sent as it is: without its body, or it is a dead letter.
+    async fn set_aside(&mut self, unsendable: Error) -> Result<(), Error> {
+        match Box::pin(self.detach(&unsendable)).await? {
+            true => Ok(()),
+            false => self.bury(unsendable).await,
+        }
+    }
+
     /// Appends the waiting event to the dead letters, if there are any for it.
     async fn bury(&mut self, unsendable: Error) -> Result<(), Error> {
         let Waiting { event, .. } = self.chain.waiting().expect("an event waits");
@@ -441,6 +461,9 @@ impl JetStream {
         let (Some(rejected), Some(letters)) = (unsendable.rejected(), &mut epoch.letters) else {
             return Err(unsendable);
         };
+        if !self.options.buries.takes(rejected) {
+            return Err(unsendable);
+        }
         let source = &self.source;
         let letter = Letter {
             event,
@@ -525,7 +548,7 @@ impl JetStream {
         } else {
             return Ok(());
         };
-        let reason = "too_large";
+        let reason = TOO_LARGE;
         Err(unsendable(event, Rejected { reason, error }))
     }
 

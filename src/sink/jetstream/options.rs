@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::TOO_LARGE;
 use super::delayed::prefix;
 use super::ingress::Ingress;
 use super::letters::invalid_subject;
+use crate::event::Rejected;
 use crate::route;
 
 /// Everything the sink must be told.
@@ -17,6 +19,10 @@ pub struct Options {
     pub stream: StreamOptions,
     /// The stream of what cannot be published; `None` to stop there.
     pub dead_letters: Option<StreamOptions>,
+    /// Whether those take what is too large, and what is wrong with an event otherwise.
+    pub buries: Buries,
+    /// The bucket for bodies that no message holds; `None`: their events cannot be published.
+    pub bodies: Option<StreamOptions>,
     /// The stream of what is delayed; `None` to publish that like all else.
     pub delayed: Option<StreamOptions>,
     /// Most events sent and not acknowledged. A server queues 10 000 (2.11) or 100 000 (2.12)
@@ -31,10 +37,11 @@ pub struct Options {
 }
 
 impl Options {
-    /// The stream alone, without its dead letters and what is delayed.
+    /// The stream alone, without its dead letters, its bodies and what is delayed.
     pub fn of_stream(&self) -> Self {
         Self {
             dead_letters: None,
+            bodies: None,
             delayed: None,
             ..self.clone()
         }
@@ -49,12 +56,39 @@ impl Options {
         }
     }
 
+    /// The stream of the bucket as one of its own, if there is a bucket.
+    pub fn of_bodies(&self) -> Option<Self> {
+        let stream = self.bodies.clone()?;
+        Some(Self {
+            stream,
+            ..self.of_stream()
+        })
+    }
+
     /// The stream of what is delayed as one of its own.
     pub fn of_delayed(&self) -> Self {
         let stream = self.stream.delayed();
         Self {
             stream,
             ..self.of_stream()
+        }
+    }
+}
+
+/// What becomes a dead letter. It stops before the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Buries {
+    /// What no message holds.
+    pub oversize: bool,
+    /// All else that cannot be published.
+    pub others: bool,
+}
+
+impl Buries {
+    pub(super) fn takes(self, rejected: &Rejected) -> bool {
+        match rejected.reason {
+            TOO_LARGE => self.oversize,
+            _ => self.others,
         }
     }
 }
@@ -188,6 +222,8 @@ pub struct StreamOptions {
     pub expires: bool,
     /// Whether the server must write into it what is due (`allow_msg_schedules`).
     pub schedules: bool,
+    /// Whether it is a bucket of an object store, made as all clients of NATS make them.
+    pub objects: bool,
 }
 
 impl StreamOptions {
@@ -213,6 +249,35 @@ impl StreamOptions {
         }
     }
 
+    /// The stream of a bucket: made like it, on the subjects that clients know.
+    pub fn bodies(&self, bucket: &str, max_age: Duration) -> Self {
+        let window = self.duplicate_window;
+        Self {
+            name: format!("{BUCKET}{bucket}"),
+            subjects: ["C", "M"]
+                .map(|kind| format!("$O.{bucket}.{kind}.>"))
+                .into(),
+            ingress: Ingress::Public,
+            max_age,
+            max_bytes: None,
+            // The server takes none that is longer than max_age.
+            duplicate_window: if max_age.is_zero() {
+                window
+            } else {
+                window.min(max_age)
+            },
+            atomic: false,
+            expires: false,
+            objects: true,
+            ..self.clone()
+        }
+    }
+
+    /// The name of the bucket whose stream this is.
+    pub(super) fn bucket(&self) -> &str {
+        self.name.strip_prefix(BUCKET).unwrap_or(&self.name)
+    }
+
     /// The stream of what is delayed, `<name>_DELAYED`: made like it, without a limit that a
     /// schedule could fall to before it is due.
     pub fn delayed(&self) -> Self {
@@ -231,6 +296,9 @@ impl StreamOptions {
         }
     }
 }
+
+/// How the name of a bucket's stream begins.
+const BUCKET: &str = "OBJ_";
 
 /// Where a stream keeps its messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

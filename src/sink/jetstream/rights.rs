@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::client::Connection;
 use super::error::Error;
 use super::messages::Messages;
-use super::options::Options;
+use super::options::{Options, StreamOptions};
 use crate::route;
 
 const EXPECTED_STREAM: &str = "Nats-Expected-Stream";
@@ -28,7 +28,16 @@ pub async fn check_rights(options: &Options, pattern: &str) -> Result<Vec<String
     let letter = options.dead_letters.as_ref();
     let letter = letter.map(|letters| entrance(&letters.name, &format!("dlq.{subject}")));
     let own = entrance(&options.stream.name, &subject);
-    let subjects: Vec<String> = [Some(own), letter].into_iter().flatten().collect();
+    let chunks = options
+        .bodies
+        .as_ref()
+        .map(|bucket| subject_in(bucket, "C"));
+    let names = options
+        .bodies
+        .as_ref()
+        .map(|bucket| subject_in(bucket, "M"));
+    let subjects = [Some(own), letter, chunks, names].into_iter().flatten();
+    let subjects: Vec<String> = subjects.collect();
     for subject in &subjects {
         let headers = HeaderMap::from_iter([(
             EXPECTED_STREAM.parse().expect("a header's name"),
@@ -41,10 +50,19 @@ pub async fn check_rights(options: &Options, pattern: &str) -> Result<Vec<String
                 .await,
         )?;
     }
-    let streams = [Some(&options.stream), options.dead_letters.as_ref()];
+    let streams = [
+        Some(&options.stream),
+        options.dead_letters.as_ref(),
+        options.bodies.as_ref(),
+    ];
     for stream in streams.into_iter().flatten() {
         let messages = Messages::new(connection.context.clone(), &stream.name);
         denied(connection.unless_broken(messages.at(1)).await)?;
+        if stream.objects {
+            let none = subject_in(stream, "C");
+            let purge = messages.purge(&none);
+            denied(connection.unless_broken(Box::pin(purge)).await)?;
+        }
     }
     Ok(subjects)
 }
@@ -55,6 +73,11 @@ fn denied<T>(tried: Result<T, Error>) -> Result<(), Error> {
         Err(error @ (Error::PublishDenied(_) | Error::InboxDenied(_))) => Err(error),
         Ok(_) | Err(_) => Ok(()),
     }
+}
+
+/// Of a part that no object has.
+fn subject_in(bucket: &StreamOptions, kind: &str) -> String {
+    format!("$O.{}.{kind}.{TOKEN}", bucket.bucket())
 }
 
 /// A subject that the stream covers where only a part of the pattern is covered.

@@ -1,0 +1,284 @@
+//! Bodies that no message holds go into a bucket of the JetStream object store, and their events go
+//! out without them and say where they are (a claim check). Each in its turn: when everything
+//! before it is stored, and nothing behind it is sent meanwhile.
+//!
+//! An object is written as all clients of NATS write one: its chunks under a random name, then the
+//! message that makes them an object. So what is cut off leaves no half of an object, two writers
+//! at once leave a whole one, and consumers read it with their client. The client's own `put` would
+//! leave the chunks of what the bucket refused, and tells a full bucket from a broken connection
+//! by its text alone.
+//!
+//! An object is named by the event's id and the body's digest: whoever sends the event again finds
+//! it there; and in a reference the name says what a consumer must get, whoever wrote the object.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::object_store::{ObjectInfo, ObjectOptions};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE;
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
+use tracing::debug;
+
+use super::client::{Connection, HEADER_BYTES_MAX};
+use super::error::Error;
+use super::headers::{row_headers, wire_len};
+use super::messages::Messages;
+use super::options::StreamOptions;
+use super::reply::Reply;
+use super::{JetStream, TOO_LARGE, epoch_mut};
+use crate::event::Event;
+use crate::fault;
+
+/// What all clients choose if nobody says otherwise.
+const CHUNK_BYTES: usize = 128 * 1024;
+
+/// What a reference and our own headers take at most beside those of the row.
+const OWN_HEADER_BYTES: usize = 2048;
+
+/// As much of an id as the name of an object has: it becomes part of a subject.
+const ID_CHARS_MAX: usize = 64;
+
+/// The bucket of an `Options::bodies`, for one epoch.
+pub(super) struct Bodies {
+    stream: String,
+    bucket: String,
+    chunk_bytes: usize,
+    /// What it takes if it is empty.
+    bytes_max: usize,
+    /// Its objects vanish after a time.
+    ages: bool,
+    messages: Messages,
+    puts: u64,
+    /// The last event whose body is in the bucket, without it.
+    reference: Option<Event>,
+}
+
+/// The event as it is sent: without its body, if that is in the bucket.
+pub(super) fn outgoing<'a>(bodies: &'a Option<Bodies>, event: &'a Event) -> &'a Event {
+    let reference = bodies.as_ref().and_then(|bodies| bodies.reference.as_ref());
+    reference
+        .filter(|reference| reference.position == event.position)
+        .unwrap_or(event)
+}
+
+impl JetStream {
+    /// Puts the body of the waiting event into the bucket, if that is what it takes to send it.
+    pub(super) async fn detach(&mut self, unsendable: &Error) -> Result<bool, Error> {
+        let waiting = self.chain.waiting().expect("an event waits");
+        let epoch = epoch_mut(&mut self.epoch);
+        let too_large = |error: &Error| error.rejected().is_some_and(|r| r.reason == TOO_LARGE);
+        let Some(bodies) = epoch.bodies.as_mut().filter(|_| too_large(unsendable)) else {
+            return Ok(false);
+        };
+        let event = waiting.event;
+        let headers = wire_len(&row_headers(event)) + OWN_HEADER_BYTES;
+        let tried = bodies.reference.as_ref().map(|event| event.position);
+        let fits = headers <= HEADER_BYTES_MAX && event.payload.len() <= bodies.bytes_max;
+        if tried == Some(event.position) || !fits {
+            return Ok(false);
+        }
+        let stored = bodies.store(&epoch.connection, event, self.options.ack_timeout);
+        Box::pin(stored).await
+    }
+}
+
+impl Bodies {
+    /// Opens the bucket, or creates it if told so.
+    pub(super) async fn open(
+        connection: &Connection,
+        stream: &StreamOptions,
+    ) -> Result<Self, Error> {
+        let opened = Box::pin(connection.open_stream(stream));
+        let found = connection.unless_broken(opened).await?;
+        Ok(Self {
+            stream: stream.name.clone(),
+            bucket: stream.bucket().to_owned(),
+            chunk_bytes: CHUNK_BYTES.min(connection.message_bytes_max(&found)),
+            bytes_max: usize::try_from(found.config.max_bytes)
+                .ok()
+                .filter(|max| *max > 0)
+                .unwrap_or(usize::MAX),
+            ages: !found.config.max_age.is_zero(),
+            messages: Messages::new(connection.context.clone(), &stream.name),
+            puts: 0,
+            reference: None,
+        })
+    }
+
+    /// Has the body in the bucket, and makes the reference. `false`: there is no body.
+    async fn store(
+        &mut self,
+        connection: &Connection,
+        event: &Event,
+        within: Duration,
+    ) -> Result<bool, Error> {
+        let body = event.payload_alone();
+        if body.is_empty() {
+            return Ok(false);
+        }
+        let object = self.object(connection, &event.id, &body).await;
+        let name = &object.name;
+        let known = self.known(connection, name).await?;
+        let there = known
+            .as_ref()
+            .is_some_and(|known| known.digest == object.digest);
+        // What goes out again is to be there for as long as what goes out for the first time.
+        if !there || self.ages && event.replayed {
+            let put = self.put(connection, (&object, &body), within);
+            if let Err(reason) = Box::pin(put).await? {
+                self.purge(connection, &object.nuid).await?;
+                return Err(Error::BodyRefused {
+                    name: self.stream.clone(),
+                    id: event.id.clone(),
+                    reason,
+                });
+            }
+            if let Some(known) = &known {
+                self.purge(connection, &known.nuid).await?;
+            }
+        }
+        fault::point("body_stored");
+        let bytes = body.len();
+        debug!(id = event.id, position = %event.position, bytes, name, "a body is in the bucket");
+        let reference = format!("nats-object://{}/{name}", self.bucket);
+        self.reference = Some(event.referring_to(&reference));
+        Ok(true)
+    }
+
+    /// What the object of this body is to be.
+    async fn object(&mut self, connection: &Connection, id: &str, body: &Bytes) -> ObjectInfo {
+        let digest = digest(body).await;
+        self.puts += 1;
+        let inbox = connection.inbox.rsplit('.').next().unwrap_or_default();
+        ObjectInfo {
+            name: object_name(id, &digest),
+            description: None,
+            metadata: HashMap::new(),
+            headers: None,
+            options: Some(ObjectOptions {
+                link: None,
+                max_chunk_size: Some(self.chunk_bytes),
+            }),
+            bucket: self.bucket.clone(),
+            // Unique, as the inbox is.
+            nuid: format!("{inbox}{}", self.puts),
+            size: body.len(),
+            chunks: body.len().div_ceil(self.chunk_bytes),
+            // Other clients want a time.
+            modified: Some(OffsetDateTime::now_utc()),
+            digest: Some(format!("SHA-256={}", URL_SAFE.encode(digest))),
+            deleted: false,
+        }
+    }
+
+    /// The object of this name that is there.
+    async fn known(
+        &self,
+        connection: &Connection,
+        name: &str,
+    ) -> Result<Option<ObjectInfo>, Error> {
+        let subject = self.subject_of(name);
+        let last = Box::pin(self.messages.last_body_of(&subject));
+        let last = connection.unless_broken(last).await?;
+        let known = last.and_then(|last| serde_json::from_slice(&last).ok());
+        Ok(known.filter(|known: &ObjectInfo| !known.deleted))
+    }
+
+    /// Writes an object. The inner error is what the bucket says against it.
+    async fn put(
+        &self,
+        connection: &Connection,
+        (object, body): (&ObjectInfo, &Bytes),
+        within: Duration,
+    ) -> Result<Result<(), String>, Error> {
+        let chunks = self.chunks_of(&object.nuid);
+        let mut from = 0;
+        while from < body.len() {
+            let to = body.len().min(from + self.chunk_bytes);
+            let chunk = (chunks.clone(), HeaderMap::new(), body.slice(from..to));
+            let appended = self.append(connection, chunk, within).await?;
+            if appended.is_err() {
+                return Ok(appended);
+            }
+            fault::point("body_in_part");
+            from = to;
+        }
+        // The last of its name is the only one.
+        let headers = HeaderMap::from_iter([(
+            "Nats-Rollup".parse().expect("a header's name"),
+            "sub".parse().expect("a header's value"),
+        )]);
+        let subject = self.subject_of(&object.name);
+        let object = serde_json::to_vec(object).expect("texts and numbers are JSON");
+        self.append(connection, (subject, headers, object.into()), within)
+            .await
+    }
+
+    async fn append(
+        &self,
+        connection: &Connection,
+        message: (String, HeaderMap, Bytes),
+        within: Duration,
+    ) -> Result<Result<(), String>, Error> {
+        let answer = connection.request(message, within).await?;
+        Ok(match Reply::read(&answer, &self.stream) {
+            Reply::Stored { .. } => Ok(()),
+            Reply::Duplicate(_) => Err("the server calls it a duplicate".to_owned()),
+            Reply::Refused(reason) | Reply::Unclear(reason) => Err(reason),
+        })
+    }
+
+    async fn purge(&self, connection: &Connection, nuid: &str) -> Result<(), Error> {
+        let chunks = self.chunks_of(nuid);
+        let purge = Box::pin(self.messages.purge(&chunks));
+        connection.unless_broken(purge).await
+    }
+
+    fn chunks_of(&self, nuid: &str) -> String {
+        format!("$O.{}.C.{nuid}", self.bucket)
+    }
+
+    /// Where the message stands that makes chunks an object.
+    fn subject_of(&self, name: &str) -> String {
+        format!("$O.{}.M.{}", self.bucket, URL_SAFE.encode(name))
+    }
+}
+
+/// SHA-256; lets others run meanwhile.
+async fn digest(body: &Bytes) -> [u8; 32] {
+    let mut sha = Sha256::new();
+    for part in body.chunks(CHUNK_BYTES) {
+        sha.update(part);
+        tokio::task::yield_now().await;
+    }
+    sha.finalize().into()
+}
+
+/// `<id>/<digest in hex>`: characters that stand in a URI as they are.
+fn object_name(id: &str, digest: &[u8; 32]) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':');
+    let id = id.chars().take(ID_CHARS_MAX);
+    let id = id.map(|c| if plain(c) { c } else { '_' });
+    let digest = digest.iter().map(|byte| format!("{byte:02x}"));
+    id.chain(['/']).collect::<String>() + &digest.collect::<String>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn name_of_an_object_stands_in_a_uri_as_it_is_and_differs_with_the_body() {
+        let name = |id: &str, body: u8| object_name(id, &[body; 32]);
+        let zeros = "00".repeat(32);
+        assert_eq!(name("public.t:7", 0), format!("public.t:7/{zeros}"));
+        assert_eq!(name("a/b %\u{fc}", 0), format!("a_b___/{zeros}"));
+        assert_ne!(name("a/b", 0), name("a b", 1));
+        let long = name(&"x".repeat(5000), 0);
+        assert_eq!(long, format!("{}/{zeros}", "x".repeat(ID_CHARS_MAX)));
+    }
+}
