@@ -182,9 +182,9 @@ impl Bodies {
         name: &str,
     ) -> Result<Option<ObjectInfo>, Error> {
         let subject = self.subject_of(name);
-        let last = Box::pin(self.messages.last_body_of(&subject));
+        let last = Box::pin(self.messages.last_whole_of(&subject));
         let last = connection.unless_broken(last).await?;
-        let known = last.and_then(|last| serde_json::from_slice(&last).ok());
+        let known = last.and_then(|last| serde_json::from_slice(&last.body).ok());
         Ok(known.filter(|known: &ObjectInfo| !known.deleted))
     }
 

@@ -4,10 +4,8 @@
 
 use async_nats::jetstream::context::Context;
 use async_nats::jetstream::response::Response;
-use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use bytes::Bytes;
 use serde::de::{DeserializeOwned, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Map;
@@ -109,17 +107,13 @@ impl Messages {
         .await
     }
 
-    /// The body of the last message with this subject, which has nobody's headers but ours.
-    pub(super) async fn last_body_of(&self, subject: &str) -> Result<Option<Bytes>, Error> {
-        let broken =
-            |error: &(dyn std::error::Error + 'static)| Error::Broken(crate::error::chain(error));
-        let stream = self.context.get_stream_no_info(&self.stream).await;
-        let stream = stream.map_err(|error| broken(&error))?;
-        match stream.get_last_raw_message_by_subject(subject).await {
-            Ok(message) => Ok(Some(message.payload)),
-            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
-            Err(error) => Err(broken(&error)),
-        }
+    /// The last message with this subject, with its body.
+    pub(super) async fn last_whole_of(&self, subject: &str) -> Result<Option<Whole>, Error> {
+        let question = Question {
+            last_by_subj: Some(subject),
+            ..Question::default()
+        };
+        self.ask(&question, Whole::new).await
     }
 
     /// Deletes all messages with this subject.
