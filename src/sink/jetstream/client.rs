@@ -1,6 +1,7 @@
 //! One NATS connection with its inbox and its stream: what an epoch stands on. A connection that
-//! breaks is never used again, because the client reconnects behind our back, drops what it had
-//! buffered and sends what it had queued.
+//! breaks is never used again: the client would connect again behind our back, drop what it had
+//! buffered and send what it had queued, so that events were missing in between. It is kept from
+//! that.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -25,6 +26,9 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// Most messages that wait in the client for a slow socket. They outlive the connection, because
 /// the client does, so there should be few; with fewer, the client and we wait for each other.
 const QUEUE_MAX: usize = 512;
+
+/// Nobody listens on port 0.
+const NOWHERE: &str = "nats://127.0.0.1:0";
 
 /// Header blocks of 64 KiB and more are refused (error 10097).
 pub(super) const HEADER_BYTES_MAX: usize = 64 * 1024 - 1;
@@ -168,7 +172,11 @@ async fn connect(options: &Options) -> Result<(Client, watch::Receiver<Option<St
     let connecting = nats.connect(options.nats.servers.clone());
     match tokio::time::timeout(options.nats.connect_timeout, connecting).await {
         Ok(Ok(client)) if !jetstream_offered(&client) => Err(Error::NoJetStream),
-        Ok(Ok(client)) => Ok((client, broken)),
+        Ok(Ok(client)) => {
+            let kept = client.set_server_pool(NOWHERE).await;
+            kept.map_err(|error| Error::Broken(chain(&error)))?;
+            Ok((client, broken))
+        }
         Ok(Err(error)) => Err(Error::Connect(error)),
         Err(_) => Err(Error::ConnectTimeout),
     }
@@ -183,9 +191,9 @@ fn connect_options(nats: &NatsOptions) -> Result<ConnectOptions, Error> {
         .name(&nats.name)
         .connection_timeout(nats.connect_timeout)
         .ping_interval(PING_INTERVAL)
-        // One more round over the servers, then the connection's task ends. What it still sends
-        // by then, the chain refuses.
-        .max_reconnects(nats.servers.len());
+        // One round over the servers; and then over none, which ends the connection's task.
+        .max_reconnects(nats.servers.len())
+        .ignore_discovered_servers();
     match (&nats.user, &nats.password) {
         (Some(user), password) => {
             let password = password.clone().unwrap_or_default();
