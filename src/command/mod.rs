@@ -111,7 +111,7 @@ async fn one_shot(
     out: Out<'_>,
 ) -> Result<bool, Failure> {
     match command {
-        Command::Check => check::check_all(config, params, out).await,
+        Command::Check => Box::pin(check::check_all(config, params, out)).await,
         Command::Setup(typed) if typed.backfill => {
             Box::pin(setup::backfill_all(config, params, out))
                 .await
@@ -128,7 +128,7 @@ async fn one_shot(
             .map(|()| true),
         Command::Emit(typed) => emit::emit_all(typed, params, out).await.map(|()| true),
         Command::Tail(typed) => tail::tail(typed, config, params).await.map(|()| true),
-        Command::Verify(typed) => verify::verify(typed, config, params, out).await,
+        Command::Verify(typed) => Box::pin(verify::verify(typed, config, params, out)).await,
         Command::Recover(typed) => Box::pin(recover::recover(
             typed.since.as_deref(),
             config,

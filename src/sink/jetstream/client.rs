@@ -27,6 +27,10 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// the client does, so there should be few; with fewer, the client and we wait for each other.
 const QUEUE_MAX: usize = 512;
 
+/// Of a stream with other writers, which tells a copy of a message by its id alone: a leader that
+/// is cut off is succeeded within seconds, and what it has sent must be known for longer.
+pub const SHARED_WINDOW_MIN: Duration = Duration::from_secs(60);
+
 /// Nobody listens on port 0.
 const NOWHERE: &str = "nats://127.0.0.1:0";
 
@@ -60,15 +64,22 @@ impl Connection {
         check_version(&client, &options.stream)?;
         let read = Box::pin(read_usable(&context, &options.stream));
         let (info, created) = unless_broken(&broken, read).await?;
+        let messages = |stream: &StreamOptions, info: &Info| {
+            let messages = Messages::new(context.clone(), &stream.name);
+            match options.stream.shared {
+                true => messages.among_others(&info.config.subjects),
+                false => messages,
+            }
+        };
         let letters = match &options.dead_letters {
             None => None,
             Some(stream) => {
                 let read = Box::pin(read_usable(&context, stream));
                 let (info, _) = unless_broken(&broken, read).await?;
-                Some((Messages::new(context.clone(), &stream.name), info))
+                Some((messages(stream, &info), info))
             }
         };
-        let stream = Messages::new(context.clone(), &options.stream.name);
+        let stream = messages(&options.stream, &info);
         Ok(Self {
             client,
             context,
@@ -320,7 +331,10 @@ async fn read_usable(context: &Context, stream: &StreamOptions) -> Result<(Info,
     }
     // From here on a subject is what a message is stored under.
     info.config.subjects = stream.public_subjects(&info.config)?;
-    match refusal(&info.config) {
+    if stream.shared {
+        info.config.subjects = stream.subjects_among(&info.config.subjects);
+    }
+    match refusal(&info.config, stream.shared) {
         None if stream.atomic && !info.config.allow_atomic_publish => Err(Error::NotAtomic {
             name: stream.name.clone(),
         }),
@@ -404,7 +418,10 @@ pub fn config(stream: &StreamOptions) -> Config {
         // A server before 2.11 takes the setting, and forgets it.
         allow_message_ttl: stream.expires,
         allow_message_schedules: stream.schedules,
-        description: Some("written by outjet, and by nobody else".to_owned()),
+        description: Some(match stream.shared {
+            true => "written by outjet, and by others".to_owned(),
+            false => "written by outjet, and by nobody else".to_owned(),
+        }),
         ..Config::default()
     }
 }
@@ -422,14 +439,14 @@ fn lacks(config: &Config) -> Option<&'static str> {
     lacking.next().map(|(_, setting)| setting)
 }
 
-/// Why a stream cannot be appended to in a chain: the server itself would write into it, or an
-/// acknowledgement would not mean that the event is stored.
-fn refusal(config: &Config) -> Option<&'static str> {
+/// Why a stream cannot be appended to: the server itself would write into it, unless it is shared,
+/// or an acknowledgement would not mean that the event is stored.
+fn refusal(config: &Config, shared: bool) -> Option<&'static str> {
     let refusals = [
         (config.no_ack, "no_ack: the server never acknowledges"),
         (config.mirror.is_some(), "it is a mirror"),
         (
-            config.sources.as_ref().is_some_and(|s| !s.is_empty()),
+            !shared && config.sources.as_ref().is_some_and(|s| !s.is_empty()),
             "it has sources",
         ),
         (config.sealed, "it is sealed"),
@@ -438,9 +455,10 @@ fn refusal(config: &Config) -> Option<&'static str> {
             "persist_mode async: acknowledged before it is written",
         ),
         (
-            config
-                .subject_delete_marker_ttl
-                .is_some_and(|ttl| !ttl.is_zero()),
+            !shared
+                && config
+                    .subject_delete_marker_ttl
+                    .is_some_and(|ttl| !ttl.is_zero()),
             "subject_delete_marker_ttl: the server writes delete markers",
         ),
         (
@@ -448,7 +466,7 @@ fn refusal(config: &Config) -> Option<&'static str> {
             "allow_msg_counter: it only takes counters",
         ),
         (
-            config.allow_message_schedules,
+            !shared && config.allow_message_schedules,
             "allow_msg_schedules: the server writes what is due",
         ),
     ];
@@ -459,7 +477,7 @@ fn refusal(config: &Config) -> Option<&'static str> {
 }
 
 /// What is worth knowing of a stream that can be used.
-pub fn warnings(config: &Config) -> Vec<&'static str> {
+pub fn warnings(config: &Config, shared: bool) -> Vec<&'static str> {
     let limited = config.max_messages > 0 || config.max_bytes > 0;
     let warnings = [
         (
@@ -477,6 +495,16 @@ pub fn warnings(config: &Config) -> Vec<&'static str> {
         (
             config.num_replicas == 1,
             "one replica: lost with its server's disk",
+        ),
+        (
+            shared && config.duplicate_window < SHARED_WINDOW_MIN,
+            "shared, with a duplicate window of less than a minute: what arrives later than that \
+             for a second time is stored twice",
+        ),
+        (
+            shared && config.retention != RetentionPolicy::Limits,
+            "shared, and messages vanish when they are consumed: what Postgres sends again later \
+             than the duplicate window is stored again",
         ),
     ];
     warnings
