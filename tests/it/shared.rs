@@ -2,7 +2,7 @@
 //! does not is allowed, no more.
 
 mod refusals;
-mod strict;
+pub(crate) mod strict;
 
 use std::time::Duration;
 

@@ -513,3 +513,83 @@ pub fn warnings(config: &Config, shared: bool) -> Vec<&'static str> {
         .map(|(_, warning)| warning)
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::sink::jetstream::Ingress;
+
+    const INFO: &[u8] = b"INFO {\"server_id\":\"A\",\"server_name\":\"a\",\"host\":\"127.0.0.1\",\
+        \"port\":4222,\"version\":\"2.12.1\",\"headers\":true,\"jetstream\":true,\
+        \"max_payload\":1048576,\"proto\":1,\"client_id\":1,\"go\":\"go1\"}\r\n";
+
+    fn options(server: String) -> Options {
+        Options {
+            nats: NatsOptions {
+                servers: vec![server],
+                name: String::new(),
+                user: None,
+                password: None,
+                token: None,
+                nkey: None,
+                creds: None,
+                tls_ca: None,
+                tls_client: None,
+                tls_first: false,
+                connect_timeout: Duration::from_secs(1),
+                inbox_prefix: None,
+                domain: None,
+            },
+            stream: StreamOptions {
+                name: "S".to_owned(),
+                subjects: Vec::new(),
+                ingress: Ingress::Public,
+                shared: true,
+                replicas: 1,
+                storage: Storage::File,
+                create: false,
+                duplicate_window: Duration::ZERO,
+                max_age: Duration::ZERO,
+                max_bytes: None,
+                atomic: false,
+                expires: false,
+                schedules: false,
+            },
+            dead_letters: None,
+            delayed: None,
+            in_flight_max: 1,
+            in_flight_bytes_max: 1,
+            ack_timeout: Duration::from_secs(1),
+            hold: Duration::ZERO,
+        }
+    }
+
+    /// What was queued would go out on the next one, and what was buffered would be missing.
+    #[tokio::test]
+    async fn connection_that_is_lost_is_not_made_again_by_the_client() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("its address");
+        let options = options(format!("nats://{address}"));
+        let serve = async {
+            let (mut socket, _) = listener.accept().await.expect("a client");
+            socket.write_all(INFO).await.expect("sent");
+            let mut said = Vec::new();
+            while !said.ends_with(b"PING\r\n") {
+                socket.read_buf(&mut said).await.expect("it speaks");
+            }
+            socket.write_all(b"PONG\r\n").await.expect("sent");
+            socket
+        };
+        let (connected, socket) = tokio::join!(connect(&options), serve);
+        let (client, mut broken) = connected.expect("connected");
+        drop(socket);
+        until_broken(&mut broken).await;
+        // Until the connection's task has ended.
+        while client.flush().await.is_ok() {}
+        let again = tokio::time::timeout(Duration::from_millis(100), listener.accept());
+        assert!(again.await.is_err(), "it was made again");
+    }
+}

@@ -50,7 +50,12 @@ pub(super) async fn assert_late_at_most(stage: &Stage, window: usize) {
     };
     let ids: Vec<String> = stored.iter().map(id).collect();
     let committed = stage.judge.committed().await;
-    let verdict = Verdict::of(&committed, &ids);
+    assert_each_late_at_most(&committed, &ids, window);
+}
+
+/// The same of what was read.
+pub(crate) fn assert_each_late_at_most(committed: &[String], ids: &[String], window: usize) {
+    let verdict = Verdict::of(committed, ids);
     eprintln!("{verdict}");
     let each_once = Verdict {
         out_of_order: Vec::new(),
