@@ -98,8 +98,8 @@ fn an_event_that_a_stranger_displaced_is_sent_late() {
     assert_eq!(sent(&mut guard(1, 3), &tail, &[10, 20, 30, 40]), [20, 40]);
 }
 
-/// Where others write, too: nothing is known of what is missing, and entries of others may be passed
-/// over in any number.
+/// Where others write, too: nothing is known of what is missing, and any number of entries of
+/// others may be passed over.
 #[test]
 fn what_is_missing_among_others_is_no_event_of_ours_and_no_entry_that_was_looked_at() {
     let far = 100 * late_max(IN_FLIGHT_MAX);

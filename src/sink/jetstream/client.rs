@@ -567,6 +567,23 @@ mod tests {
         }
     }
 
+    #[test]
+    fn stream_that_the_server_writes_can_be_shared_and_no_stream_without_acknowledgements() {
+        let written = Config {
+            sources: Some(vec![Default::default()]),
+            subject_delete_marker_ttl: Some(Duration::from_secs(1)),
+            allow_message_schedules: true,
+            ..Config::default()
+        };
+        assert_eq!(refusal(&written, true), None);
+        assert_eq!(refusal(&written, false), Some("it has sources"));
+        let silent = Config {
+            no_ack: true,
+            ..written
+        };
+        assert!(refusal(&silent, true).is_some());
+    }
+
     /// What was queued would go out on the next one, and what was buffered would be missing.
     #[tokio::test]
     async fn connection_that_is_lost_is_not_made_again_by_the_client() {

@@ -64,6 +64,35 @@ async fn slot_that_is_missing_beside_our_events_in_a_shared_stream_halts() {
     outjet.logged(halted, SOON).await;
 }
 
+/// Another outjet has stored an event with the id of one of our rows: that row is not there.
+#[tokio::test]
+async fn rows_that_only_another_outjet_has_stored_are_missing_and_recovered() {
+    let stage = Stage::on(Nats::builder(), SHARED).await;
+    let mut outjet = stage.lead().await;
+    stage.commit(1..=5).await;
+    stage.confirmed().await;
+    outjet.terminate(SOON).await;
+    let drop = "SELECT pg_drop_replication_slot('outjet')";
+    stage.session.text(drop).await;
+    stage.commit(6..=10).await;
+    let newest = "SELECT id::text FROM outbox.events ORDER BY created_at DESC LIMIT 1";
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("Outjet-Source", "7000000000000000001/1/billing");
+    headers.insert("Outjet-Position", "00000000FFFFFFFF-00000000");
+    headers.insert("Outjet-Id", stage.session.text(newest).await);
+    let jetstream = stage.jetstream().await;
+    let sent = jetstream.publish_with_headers("events.other", headers, "{}".into());
+    sent.await.expect("sent").await.expect("stored");
+    let output = stage.outjet(["recover"]).output().await;
+    assert!(output.stdout.contains("appended  5 events"), "{output:?}");
+    let _outjet = stage.lead().await;
+    stage.commit(11..=15).await;
+    // Rows of one moment come back in the order of their ids.
+    assert_late_at_most(&stage, 5).await;
+    let output = stage.outjet(["verify"]).output().await;
+    assert_eq!(output.code, Some(0), "{output:?}");
+}
+
 /// What is looked for in the stream is looked for under our subjects.
 #[tokio::test]
 async fn subject_that_is_not_among_ours_halts_although_the_shared_stream_takes_it() {
