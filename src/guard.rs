@@ -150,6 +150,8 @@ pub struct Guard {
     late_max: u64,
     /// How many entries of strangers were offered.
     foreign: u64,
+    /// How many sequence numbers were passed that are not known to be of ours.
+    others: u64,
     /// Whether a missing sequence number stands for a stored event.
     dense: bool,
     /// Missing sequence numbers since the last entry in order.
@@ -166,7 +168,7 @@ pub struct Guard {
 
 #[derive(Debug)]
 struct Ahead {
-    /// Its sequence number, but for the strangers that were offered before it.
+    /// Its sequence number, but for those before it that are not of ours.
     place: u64,
     position: Position,
     id: String,
@@ -184,6 +186,7 @@ impl Guard {
             last_sequence: last,
             late_max: late_max(in_flight_max),
             foreign: 0,
+            others: 0,
             dense: true,
             vacant: 0,
             ahead: VecDeque::new(),
@@ -194,8 +197,8 @@ impl Guard {
         }
     }
 
-    /// For a stream that holds only some of the events judged, as dead letters do: what is missing
-    /// from it tells nothing.
+    /// For a stream that holds only some of the events judged, as dead letters do, or that others
+    /// write, too: what is missing from it tells nothing. Entries of others need not be offered.
     pub fn sparse(self) -> Self {
         Self {
             dense: false,
@@ -205,7 +208,9 @@ impl Guard {
 
     /// Takes the next entry of the stream. Call only after [`Verdict::Unknown`].
     pub fn offer(&mut self, entry: Entry) {
-        self.foreign += u64::from(self.lineage.is_foreign(&entry));
+        let foreign = u64::from(self.lineage.is_foreign(&entry));
+        self.foreign += foreign;
+        self.others += foreign;
         let Entry { sequence, mark } = entry;
         assert!(
             sequence >= self.next_sequence,
@@ -220,7 +225,7 @@ impl Guard {
             self.highest = Some(position);
             let vacant = std::mem::take(&mut self.vacant);
             self.ahead.push_back(Ahead {
-                place: sequence - self.foreign,
+                place: sequence - self.others,
                 position,
                 id,
                 vacant,
@@ -275,8 +280,11 @@ impl Guard {
     }
 
     fn leave_vacant_up_to(&mut self, sequence: u64) {
+        let missing = sequence.saturating_sub(self.next_sequence);
         if self.dense {
-            self.vacant += sequence.saturating_sub(self.next_sequence);
+            self.vacant += missing;
+        } else {
+            self.others += missing;
         }
     }
 
@@ -287,7 +295,7 @@ impl Guard {
     /// Whether an event that does not come next may still turn up late.
     fn has_looked_ahead(&self) -> bool {
         let head = self.ahead.front();
-        let place = self.next_sequence - self.foreign;
+        let place = self.next_sequence - self.others;
         let seen = head.map_or(0, |head| place - head.place);
         self.ended() || seen > self.late_max
     }
@@ -320,6 +328,8 @@ pub struct Since {
     next_sequence: u64,
     last_sequence: u64,
     found: HashMap<Position, String>,
+    /// Whether a missing sequence number was one of the places that it may have been.
+    dense: bool,
     vacant: Vec<RangeInclusive<u64>>,
     /// How many entries of strangers were offered.
     foreign: u64,
@@ -335,9 +345,18 @@ impl Since {
             next_sequence: first,
             last_sequence: last,
             found: HashMap::new(),
+            dense: true,
             vacant: Vec::new(),
             foreign: 0,
             highest: newest,
+        }
+    }
+
+    /// For a stream that others write, too: what is missing from it tells nothing.
+    pub fn sparse(self) -> Self {
+        Self {
+            dense: false,
+            ..self
         }
     }
 
@@ -387,7 +406,7 @@ impl Since {
             sequence >= self.next_sequence,
             "entries come in stream order"
         );
-        if sequence > self.next_sequence {
+        if self.dense && sequence > self.next_sequence {
             self.vacant.push(self.next_sequence..=sequence - 1);
         }
     }

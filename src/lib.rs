@@ -59,6 +59,10 @@
 //! - The slot is the lock. Two processes cannot stream it at the same time, and one that lost it
 //!   without noticing meets the chain.
 //!
+//! A stream that others write, too (`stream.shared`), has no chain. There the guard and the slot
+//! are what they are; what comes late is kept out by the server's memory of ids, and what is
+//! refused may be overtaken by what was under way with it (`docs/shared.md`).
+//!
 //! # When the broker forgets
 //!
 //! JetStream acknowledges before it writes to disk. With `stream.hold` what is settled leaves the

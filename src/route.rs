@@ -191,14 +191,27 @@ pub fn contains(outer: &str, inner: &str) -> bool {
 
 /// Whether any subject falls under both patterns.
 pub fn overlap(one: &str, other: &str) -> bool {
-    let (mut one, mut other) = (one.split('.'), other.split('.'));
+    intersection(one, other).is_some()
+}
+
+/// The pattern of the subjects that fall under both patterns, if there are any.
+pub fn intersection(one: &str, other: &str) -> Option<String> {
+    let (mut ones, mut others) = (one.split('.'), other.split('.'));
+    let mut tokens: Vec<&str> = Vec::new();
     loop {
-        match (one.next(), other.next()) {
-            (None, None) => return true,
-            (None, Some(_)) | (Some(_), None) => return false,
-            (Some(">"), Some(_)) | (Some(_), Some(">")) => return true,
-            (Some(one), Some(other)) if one == other || one == "*" || other == "*" => {}
-            (Some(_), Some(_)) => return false,
+        match (ones.next(), others.next()) {
+            (None, None) => return Some(tokens.join(".")),
+            (None, Some(_)) | (Some(_), None) => return None,
+            (Some(">"), Some(token)) => {
+                tokens.extend(std::iter::once(token).chain(&mut others));
+            }
+            (Some(token), Some(">")) => {
+                tokens.extend(std::iter::once(token).chain(&mut ones));
+            }
+            (Some("*"), Some(token)) => tokens.push(token),
+            (Some(token), Some("*")) => tokens.push(token),
+            (Some(one), Some(other)) if one == other => tokens.push(one),
+            (Some(_), Some(_)) => return None,
         }
     }
 }
@@ -468,6 +481,9 @@ mod tests {
             let all = subjects(&["a", "b", "c"], 5);
             let both = |subject: &String| matches(&one, subject) && matches(&other, subject);
             prop_assert_eq!(overlap(&one, &other), all.iter().any(both));
+            let shared = intersection(&one, &other);
+            let in_shared = |subject: &String| shared.iter().any(|s| matches(s, subject));
+            prop_assert!(all.iter().all(|subject| both(subject) == in_shared(subject)));
             let inner: Vec<_> = all.iter().filter(|subject| matches(&other, subject)).collect();
             let contained = inner.iter().all(|subject| matches(&one, subject));
             prop_assert_eq!(contains(&one, &other), contained);

@@ -240,7 +240,7 @@ impl Term<'_> {
         let mut options = self.options.sink.of_stream();
         options.stream.create = false;
         let found = Box::pin(jetstream::inspect(&options)).await.ok()?;
-        let stream = (options.stream.name.as_str(), found.newest);
+        let stream = (options.stream.name.as_str(), found.newest.as_slice());
         preflight::slot_gone(facts, &self.options.preflight, stream)
     }
 

@@ -113,7 +113,7 @@ async fn one_shot(
     out: Out<'_>,
 ) -> Result<bool, Failure> {
     match command {
-        Command::Check => check::check_all(config, params, out).await,
+        Command::Check => Box::pin(check::check_all(config, params, out)).await,
         Command::Setup(typed) if typed.backfill => {
             Box::pin(setup::backfill_all(config, params, out))
                 .await

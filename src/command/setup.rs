@@ -24,10 +24,10 @@ pub async fn setup_unattended(config: &Config, params: &Params) -> Result<(), Fa
     options.stream.create = false;
     let newest = match jetstream::inspect(&options).await {
         Ok(found) => found.newest,
-        Err(jetstream::Error::StreamMissing(_)) => None,
+        Err(jetstream::Error::StreamMissing(_)) => Vec::new(),
         Err(error) => return Err(error.failure(&options)),
     };
-    if let Some(gone) = preflight::slot_gone(&facts, &wanted, (&options.stream.name, newest)) {
+    if let Some(gone) = preflight::slot_gone(&facts, &wanted, (&options.stream.name, &newest)) {
         return Err(gone);
     }
     setup_all(config, params, false, &mut std::io::stderr()).await

@@ -35,6 +35,8 @@ pub(super) struct Tally {
     pub(super) since: Option<String>,
     /// What was gone before cannot be told.
     pub(super) unknown_past: bool,
+    /// Other outjets may write into the stream, too.
+    shared: bool,
     highest: Option<(u32, Position)>,
 }
 
@@ -53,13 +55,18 @@ pub(super) async fn load(
     let create = "CREATE TEMP TABLE outjet_stored (id text NOT NULL, sequence bigint NOT NULL, \
                   again boolean NOT NULL) ON COMMIT DROP";
     execute(client, "make a temporary table", create).await?;
-    let mut tally = Tally::default();
+    let shared = options.stream.shared;
+    let new = || Tally {
+        shared,
+        ..Tally::default()
+    };
+    let mut tally = new();
     copy(client, options, ours, (false, &mut tally)).await?;
     let letters = options.dead_letters.as_ref();
     let letters = letters.map(|_| options.of_dead_letters());
     let delayed = options.delayed.as_ref().map(|_| options.of_delayed());
     for beside in letters.iter().chain(&delayed) {
-        let mut uncounted = Tally::default();
+        let mut uncounted = new();
         copy(client, beside, ours, (true, &mut uncounted)).await?;
     }
     let index = "CREATE INDEX ON pg_temp.outjet_stored (id); ANALYZE pg_temp.outjet_stored";
@@ -125,7 +132,9 @@ impl Tally {
         };
         if !mark.source.same_slot(ours) {
             self.foreign += 1;
-            return Some((entry.sequence, mark));
+            // Elsewhere it is a slot that we had before; here its rows are others, and may bear the
+            // same numbers.
+            return (!self.shared).then_some((entry.sequence, mark));
         }
         // LSNs are used again on another timeline.
         let place = (mark.source.timeline, mark.position);

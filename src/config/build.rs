@@ -175,6 +175,7 @@ impl Config {
                 Ingress::Public => jetstream::Ingress::Public,
                 Ingress::Private => jetstream::Ingress::Private,
             },
+            shared: stream.shared,
             replicas: stream.replicas as usize,
             storage: match stream.storage {
                 Storage::File => jetstream::Storage::File,

@@ -12,12 +12,16 @@ use super::names::{
 };
 use super::problem::{Source, config_failure, origin_place};
 use super::raw::{Given, Raw};
-use super::value::{Bytes, OnOversize, OnReject, Refusal, Setting, Url, duration_text, redact_url};
+use super::value::{
+    Bytes, Ingress, OnOversize, OnReject, Refusal, Setting, Transactions, Url, duration_text,
+    redact_url,
+};
 use super::{
     ClaimCheck, Config, Http, Log, Messages, Nats, Postgres, Publish, Retention, Stream, Table, Tls,
 };
 use crate::assemble;
 use crate::error::Failure;
+use crate::sink::jetstream::client::SHARED_WINDOW_MIN;
 
 /// Limits of the durations that the world has to keep. Below, networks are slower than that; above,
 /// a typo is likelier than the wish.
@@ -209,6 +213,7 @@ impl Check<'_> {
                 .required()
                 .0,
             ingress: read!(self.stream.ingress).required(),
+            shared: self.shared()?,
             replicas: read!(self.stream.replicas).within(REPLICAS)?.required(),
             storage: read!(self.stream.storage).required(),
             manage: read!(self.stream.manage).required(),
@@ -217,6 +222,37 @@ impl Check<'_> {
             max_bytes: (max_bytes != 0).then_some(max_bytes),
             hold: read!(self.stream.hold).within(HOLDS)?.required(),
         })
+    }
+
+    /// What rests on the chain, or takes a stream of our own, does not go with other writers.
+    fn shared(&self) -> Result<bool, Failure> {
+        let shared = read!(self.stream.shared).required();
+        if !shared {
+            return Ok(false);
+        }
+        let with = "does not go with stream.shared";
+        let own = "leave it out, or give outjet a stream of its own";
+        read!(self.stream.ingress).and(|ingress| match ingress {
+            Ingress::Public => Ok(()),
+            Ingress::Private => Err(Refusal::new(with, own)),
+        })?;
+        read!(self.stream.hold).and(|hold| match hold.is_zero() {
+            true => Ok(()),
+            false => Err(Refusal::new(with, own)),
+        })?;
+        read!(self.publish.transactions).and(|transactions| match transactions {
+            Transactions::Pipelined => Ok(()),
+            Transactions::Atomic => Err(Refusal::new(with, own)),
+        })?;
+        read!(self.stream.duplicate_window).and(|window| {
+            if *window >= SHARED_WINDOW_MIN {
+                return Ok(());
+            }
+            let what = "is too little for stream.shared, where nothing else keeps a copy out that \
+                        arrives late";
+            Err(Refusal::new(what, "write 2m; 1m or more"))
+        })?;
+        Ok(true)
     }
 
     fn publish(&self) -> Result<Publish, Failure> {

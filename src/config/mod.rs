@@ -158,6 +158,8 @@ pub struct Stream {
     pub subjects: Vec<String>,
     /// Whether it listens on them.
     pub ingress: Ingress,
+    /// Whether others write into it, too.
+    pub shared: bool,
     /// Copies in the cluster, 1 to 5.
     pub replicas: u32,
     /// Where it is kept.

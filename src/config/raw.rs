@@ -316,12 +316,14 @@ section! {
 section! {
     /// `stream`.
     Stream {
-        /// Name of the stream; outjet is its only writer.
+        /// Name of the stream.
         name: Leaf<String>,
         /// Subjects of the stream.
         subjects: Leaf<Texts>,
         /// Whether it takes events on those, or on subjects of outjet's own.
         ingress: Leaf<Ingress>,
+        /// Whether others write into it, too.
+        shared: Leaf<bool>,
         /// Copies in the cluster.
         replicas: Leaf<u32>,
         /// Where JetStream keeps it.

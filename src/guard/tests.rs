@@ -98,6 +98,30 @@ fn an_event_that_a_stranger_displaced_is_sent_late() {
     assert_eq!(sent(&mut guard(1, 3), &tail, &[10, 20, 30, 40]), [20, 40]);
 }
 
+/// Where others write, too: nothing is known of what is missing, and any number of entries of
+/// others may be passed over.
+#[test]
+fn what_is_missing_among_others_is_no_event_of_ours_and_no_entry_that_was_looked_at() {
+    let far = 100 * late_max(IN_FLIGHT_MAX);
+    let tail = [
+        ours(3, 30),
+        ours(far, 40),
+        foreign(far + 1),
+        ours(far + 2, 20),
+    ];
+    let events = [10, 20, 30, 40, 50];
+    assert_eq!(
+        sent(&mut guard(1, far + 2).sparse(), &tail, &events),
+        [10, 50]
+    );
+    let lineage = Lineage::new(source(1), Vec::new());
+    let mut since = Since::new(lineage, (1, 9), Some(at(50))).sparse();
+    since.offer(ours(3, 30));
+    since.end();
+    assert!(since.holds(at(30), "30", &[2]));
+    assert!(!since.holds(at(20), "20", &[2]));
+}
+
 #[test]
 fn removed_messages_count_before_between_and_after_survivors() {
     let tail = [ours(3, 30), ours(5, 50)];

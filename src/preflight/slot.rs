@@ -43,13 +43,13 @@ fn missing(facts: &Facts, options: &Options) -> Verdict {
 }
 
 /// A slot that does not exist although the stream holds events that came through it: what was
-/// committed since the newest of them is in no slot. `newest` is that event of `stream`.
+/// committed since the newest of them is in no slot. `newest`: the newest events of `stream`.
 pub fn gone(
     facts: &Facts,
     options: &Options,
-    (stream, newest): (&str, Option<Mark>),
+    (stream, newest): (&str, &[Mark]),
 ) -> Option<Failure> {
-    let newest = newest.filter(|mark| {
+    let newest = newest.iter().find(|mark| {
         let source = &mark.source;
         source.slot == options.slot && source.system == facts.server.system_identifier
     })?;
@@ -290,7 +290,7 @@ mod tests {
             newest("b", 0x200),
         );
         let gone = |facts: &Facts, newest: &Mark| {
-            let gone = gone(facts, &options(), ("OUTBOX", Some(newest.clone())));
+            let gone = gone(facts, &options(), ("OUTBOX", std::slice::from_ref(newest)));
             gone.map(|gone| gone.problem.cause)
         };
         assert_eq!(gone(&facts, &ours), None);

@@ -32,6 +32,7 @@ mod replication;
 mod restart;
 mod retention;
 mod setup;
+mod shared;
 mod sink;
 mod sql;
 mod systemd;

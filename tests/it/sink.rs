@@ -27,7 +27,7 @@ fn cuts() -> u64 {
 /// Resets the connections once some bytes have passed, most often in the middle of a message, and
 /// often enough in the middle of a header. Every now and then events may get through in between:
 /// otherwise most cuts would only ever meet a guard that reads.
-async fn cut_at_random(stage: &Stage, seed: u64) {
+pub(crate) async fn cut_at_random(stage: &Stage, seed: u64) {
     let mut random = random(seed);
     for cut in 0..cuts() {
         if cut % 5 == 0 {
@@ -71,7 +71,7 @@ async fn connections_cut_anywhere_on_the_oldest_server() {
 }
 
 /// Lets events through and swallows their acks, until outjet must have given the connection up.
-async fn swallow_acks(stage: &Stage) {
+pub(crate) async fn swallow_acks(stage: &Stage) {
     stage.proxy.set(Mode::Stall(Direction::ToClient));
     // Fewer come if the last connection had not recovered yet.
     let more = more_stored(stage, 20);

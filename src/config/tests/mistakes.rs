@@ -533,3 +533,55 @@ messages.prefixes: the list has `outjet`, which outjet itself uses for `outjet r
   fix:   choose another prefix",
     );
 }
+
+#[test]
+fn what_takes_a_stream_of_our_own_does_not_go_with_a_shared_one() {
+    let shared = "stream:\n  shared: true\n  duplicate_window: 2m\n";
+    refused(
+        &format!("{shared}  hold: 4m\n"),
+        "
+stream.hold: `4m` does not go with stream.shared
+  cause: outjet.yaml:4:9
+         4 |   hold: 4m
+           |         ^^
+  fix:   leave it out, or give outjet a stream of its own",
+    );
+    refused(
+        &format!("{shared}  ingress: private\n"),
+        "
+stream.ingress: `private` does not go with stream.shared
+  cause: outjet.yaml:4:12
+         4 |   ingress: private
+           |            ^^^^^^^
+  fix:   leave it out, or give outjet a stream of its own",
+    );
+    refused(
+        &format!("{shared}publish:\n  transactions: atomic\n"),
+        "
+publish.transactions: `atomic` does not go with stream.shared
+  cause: outjet.yaml:5:17
+         5 |   transactions: atomic
+           |                 ^^^^^^
+  fix:   leave it out, or give outjet a stream of its own",
+    );
+    let alone = shared.replace("true", "false") + "  hold: 4m\n  ingress: private\n";
+    assert!(load(&alone, &[], &[]).is_ok());
+    assert!(load(shared, &[], &[]).is_ok());
+}
+
+#[test]
+fn shared_stream_must_remember_ids_for_a_while() {
+    refused(
+        "stream:\n  shared: true\n  duplicate_window: 59s\n",
+        "
+stream.duplicate_window: `59s` is too little for stream.shared, where nothing else keeps a copy \
+out that arrives late
+  cause: outjet.yaml:3:21
+         3 |   duplicate_window: 59s
+           |                     ^^^
+  fix:   write 2m; 1m or more",
+    );
+    assert!(load("stream: {shared: true}", &[], &[]).is_err());
+    let enough = "stream: {shared: true, duplicate_window: 1m}";
+    assert!(load(enough, &[], &[]).is_ok());
+}

@@ -3,13 +3,15 @@
 //!
 //! The ring holds every event from the oldest that is not settled. It outlives connections: what
 //! was sent on a dead one is waiting again. Invariant: sequences of what is in flight are
-//! consecutive, in ring order, and end at `last_sequence`.
+//! consecutive, in ring order, and end at the last place taken. In a stream with other writers they
+//! only never decrease: then a sequence is the lowest that an event can have ([`Places`]).
 //!
 //! Events that are to appear together are staged one by one and then sent as a batch: the server
 //! stores all of them or none, and answers for all with one reply, to the last.
 
 use std::collections::VecDeque;
 
+use super::places::Places;
 use crate::event::{Event, Position};
 
 /// The events that are not settled, and what they may expect of the stream.
@@ -24,15 +26,15 @@ pub(super) struct Chain {
     staged: usize,
     in_flight: usize,
     in_flight_bytes: usize,
-    /// The last sequence of the stream once everything in flight is stored.
-    last_sequence: u64,
+    places: Places,
 }
 
 #[derive(Debug)]
 struct Slot {
     event: Event,
     state: State,
-    /// Sequence numbers that it may have on earlier connections, whose answer was never heard.
+    /// Sequence numbers that it may have from earlier connections, whose answer was never heard; in
+    /// a stream with other writers the lowest of them.
     places: Vec<u64>,
     /// The server has called it a duplicate of this sequence number, or of 0, which is none.
     duplicate_of: Option<u64>,
@@ -54,6 +56,7 @@ enum State {
     /// It goes out with others.
     Staged,
     InFlight {
+        /// Its place, or the lowest that it can have.
         sequence: u64,
         /// For how many events, up to this one, its reply speaks: 1, or all of a batch at its last
         /// event; 0 at the others.
@@ -105,7 +108,8 @@ pub(super) enum Mismatch {
 }
 
 impl Chain {
-    pub(super) fn new() -> Self {
+    /// `shared`: others may write into the stream, too.
+    pub(super) fn new(shared: bool) -> Self {
         Self {
             ring: VecDeque::new(),
             head: 0,
@@ -113,7 +117,7 @@ impl Chain {
             staged: 0,
             in_flight: 0,
             in_flight_bytes: 0,
-            last_sequence: 0,
+            places: Places::new(shared),
         }
     }
 
@@ -141,15 +145,14 @@ impl Chain {
                 | State::DeadLettered
                 | State::Delayed => continue,
                 State::Refused | State::Staged => {}
-                State::InFlight { sequence, .. } if slot.places.contains(&sequence) => {}
-                State::InFlight { sequence, .. } => slot.places.push(sequence),
+                State::InFlight { sequence, .. } => self.places.keep(&mut slot.places, sequence),
             }
             slot.state = State::Waiting;
         }
         self.staged = 0;
         self.in_flight = 0;
         self.in_flight_bytes = 0;
-        self.last_sequence = last_sequence;
+        self.places.begin(last_sequence);
         self.next = 0;
         self.skip_settled();
     }
@@ -168,9 +171,20 @@ impl Chain {
         self.ring.back().map(|slot| slot.event.position)
     }
 
+    /// What may be stored and is not settled stands behind this sequence number; `None` if there is
+    /// no such event.
+    pub(super) fn floor(&self) -> Option<u64> {
+        let unsettled = self.ring.iter().filter(|slot| !slot.state.is_settled());
+        let lowest = unsettled.filter_map(|slot| match slot.state {
+            State::InFlight { sequence, .. } => Some(*slot.places.first().unwrap_or(&sequence)),
+            _ => slot.places.first().copied(),
+        });
+        lowest.min().map(|place| place - 1)
+    }
+
     /// The waiting event goes out: its number, and the sequence that it expects to be the last.
     pub(super) fn send(&mut self) -> (u64, u64) {
-        let expected = self.last_sequence;
+        let expected = self.places.take(1);
         let slot = &mut self.ring[self.next];
         assert_eq!(slot.state, State::Waiting, "only what waits is sent");
         slot.state = State::InFlight {
@@ -178,7 +192,6 @@ impl Chain {
             speaks_for: 1,
         };
         let number = self.head + self.next as u64;
-        self.last_sequence += 1;
         self.in_flight += 1;
         self.in_flight_bytes += slot.event.size();
         self.next += 1;
@@ -201,8 +214,8 @@ impl Chain {
     /// first expects to be the last.
     pub(super) fn send_staged(&mut self) -> (u64, u64) {
         assert!(self.staged > 0, "a batch has events");
-        let expected = self.last_sequence;
         let (events, mut left) = (self.staged as u64, self.staged as u64);
+        let expected = self.places.take(events);
         let mut number = None;
         let sent = self.ring.iter_mut().enumerate().take(self.next).rev();
         for (at, slot) in sent.filter(|(_, slot)| slot.state == State::Staged) {
@@ -218,7 +231,6 @@ impl Chain {
                 break;
             }
         }
-        self.last_sequence += events;
         self.in_flight += std::mem::take(&mut self.staged);
         (
             number.expect("a staged event stands before the next"),
@@ -249,7 +261,7 @@ impl Chain {
     ) -> Result<(), Mismatch> {
         let in_flight = self.in_flight_at(number);
         let (at, expected, speaks_for) = in_flight.ok_or(Mismatch::NotInFlight(number))?;
-        if sequence != expected {
+        if !self.places.fits(expected, sequence) {
             return Err(Mismatch::Sequence {
                 expected,
                 found: sequence,
@@ -261,7 +273,13 @@ impl Chain {
                 found: together,
             });
         }
-        self.land(at, |slot, sequence| slot.state = State::Stored { sequence });
+        self.places.stored(sequence);
+        let behind = sequence - expected;
+        self.land(at, |slot, place| {
+            slot.state = State::Stored {
+                sequence: place + behind,
+            };
+        });
         Ok(())
     }
 
@@ -313,7 +331,7 @@ impl Chain {
 
     /// What the next event sent expects.
     pub(super) fn last_sequence(&self) -> u64 {
-        self.last_sequence
+        self.places.last_sequence()
     }
 
     /// Events sent and not acknowledged.
@@ -402,7 +420,7 @@ mod tests {
     }
 
     fn chain(events: u32, last_sequence: u64) -> Chain {
-        let mut chain = Chain::new();
+        let mut chain = Chain::new(false);
         chain.restart(last_sequence);
         (0..events).for_each(|index| chain.push(event(index)));
         chain

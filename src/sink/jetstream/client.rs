@@ -1,6 +1,7 @@
 //! One NATS connection with its inbox and its stream: what an epoch stands on. A connection that
-//! breaks is never used again, because the client reconnects behind our back, drops what it had
-//! buffered and sends what it had queued.
+//! breaks is never used again: the client would connect again behind our back, drop what it had
+//! buffered and send what it had queued, so that events were missing in between. It is kept from
+//! that.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -25,6 +26,13 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// Most messages that wait in the client for a slow socket. They outlive the connection, because
 /// the client does, so there should be few; with fewer, the client and we wait for each other.
 const QUEUE_MAX: usize = 512;
+
+/// Of a stream with other writers, which tells a copy of a message by its id alone: a leader that
+/// is cut off is succeeded within seconds, and what it has sent must be known for longer.
+pub const SHARED_WINDOW_MIN: Duration = Duration::from_secs(60);
+
+/// Nobody listens on port 0.
+const NOWHERE: &str = "nats://127.0.0.1:0";
 
 /// Header blocks of 64 KiB and more are refused (error 10097).
 pub(super) const HEADER_BYTES_MAX: usize = 64 * 1024 - 1;
@@ -56,15 +64,22 @@ impl Connection {
         check_version(&client, &options.stream)?;
         let read = Box::pin(read_usable(&context, &options.stream));
         let (info, created) = unless_broken(&broken, read).await?;
+        let messages = |stream: &StreamOptions, info: &Info| {
+            let messages = Messages::new(context.clone(), &stream.name);
+            match options.stream.shared {
+                true => messages.among_others(&info.config.subjects),
+                false => messages,
+            }
+        };
         let letters = match &options.dead_letters {
             None => None,
             Some(stream) => {
                 let read = Box::pin(read_usable(&context, stream));
                 let (info, _) = unless_broken(&broken, read).await?;
-                Some((Messages::new(context.clone(), &stream.name), info))
+                Some((messages(stream, &info), info))
             }
         };
-        let stream = Messages::new(context.clone(), &options.stream.name);
+        let stream = messages(&options.stream, &info);
         Ok(Self {
             client,
             context,
@@ -168,7 +183,11 @@ async fn connect(options: &Options) -> Result<(Client, watch::Receiver<Option<St
     let connecting = nats.connect(options.nats.servers.clone());
     match tokio::time::timeout(options.nats.connect_timeout, connecting).await {
         Ok(Ok(client)) if !jetstream_offered(&client) => Err(Error::NoJetStream),
-        Ok(Ok(client)) => Ok((client, broken)),
+        Ok(Ok(client)) => {
+            let kept = client.set_server_pool(NOWHERE).await;
+            kept.map_err(|error| Error::Broken(chain(&error)))?;
+            Ok((client, broken))
+        }
         Ok(Err(error)) => Err(Error::Connect(error)),
         Err(_) => Err(Error::ConnectTimeout),
     }
@@ -183,9 +202,9 @@ fn connect_options(nats: &NatsOptions) -> Result<ConnectOptions, Error> {
         .name(&nats.name)
         .connection_timeout(nats.connect_timeout)
         .ping_interval(PING_INTERVAL)
-        // One more round over the servers, then the connection's task ends. What it still sends
-        // by then, the chain refuses.
-        .max_reconnects(nats.servers.len());
+        // One round over the servers; and then over none, which ends the connection's task.
+        .max_reconnects(nats.servers.len())
+        .ignore_discovered_servers();
     match (&nats.user, &nats.password) {
         (Some(user), password) => {
             let password = password.clone().unwrap_or_default();
@@ -332,7 +351,10 @@ async fn read_usable(context: &Context, stream: &StreamOptions) -> Result<(Info,
     }
     // From here on a subject is what a message is stored under.
     info.config.subjects = stream.public_subjects(&info.config)?;
-    match refusal(&info.config) {
+    if stream.shared {
+        info.config.subjects = stream.subjects_among(&info.config.subjects);
+    }
+    match refusal(&info.config, stream.shared) {
         None if stream.atomic && !info.config.allow_atomic_publish => Err(Error::NotAtomic {
             name: stream.name.clone(),
         }),
@@ -418,7 +440,10 @@ pub fn config(stream: &StreamOptions) -> Config {
         allow_message_schedules: stream.schedules,
         allow_rollup: stream.objects,
         allow_direct: stream.objects,
-        description: Some("written by outjet, and by nobody else".to_owned()),
+        description: Some(match stream.shared {
+            true => "written by outjet, and by others".to_owned(),
+            false => "written by outjet, and by nobody else".to_owned(),
+        }),
         ..Config::default()
     }
 }
@@ -448,14 +473,14 @@ fn lacks_as_bucket(config: &Config) -> Option<&'static str> {
     lacking.next().map(|(_, setting)| setting)
 }
 
-/// Why a stream cannot be appended to in a chain: the server itself would write into it, or an
-/// acknowledgement would not mean that the event is stored.
-fn refusal(config: &Config) -> Option<&'static str> {
+/// Why a stream cannot be appended to: the server itself would write into it, unless it is shared,
+/// or an acknowledgement would not mean that the event is stored.
+fn refusal(config: &Config, shared: bool) -> Option<&'static str> {
     let refusals = [
         (config.no_ack, "no_ack: the server never acknowledges"),
         (config.mirror.is_some(), "it is a mirror"),
         (
-            config.sources.as_ref().is_some_and(|s| !s.is_empty()),
+            !shared && config.sources.as_ref().is_some_and(|s| !s.is_empty()),
             "it has sources",
         ),
         (config.sealed, "it is sealed"),
@@ -464,9 +489,10 @@ fn refusal(config: &Config) -> Option<&'static str> {
             "persist_mode async: acknowledged before it is written",
         ),
         (
-            config
-                .subject_delete_marker_ttl
-                .is_some_and(|ttl| !ttl.is_zero()),
+            !shared
+                && config
+                    .subject_delete_marker_ttl
+                    .is_some_and(|ttl| !ttl.is_zero()),
             "subject_delete_marker_ttl: the server writes delete markers",
         ),
         (
@@ -474,7 +500,7 @@ fn refusal(config: &Config) -> Option<&'static str> {
             "allow_msg_counter: it only takes counters",
         ),
         (
-            config.allow_message_schedules,
+            !shared && config.allow_message_schedules,
             "allow_msg_schedules: the server writes what is due",
         ),
     ];
@@ -485,7 +511,7 @@ fn refusal(config: &Config) -> Option<&'static str> {
 }
 
 /// What is worth knowing of a stream that can be used.
-pub fn warnings(config: &Config) -> Vec<&'static str> {
+pub fn warnings(config: &Config, shared: bool) -> Vec<&'static str> {
     let limited = config.max_messages > 0 || config.max_bytes > 0;
     let warnings = [
         (
@@ -504,10 +530,123 @@ pub fn warnings(config: &Config) -> Vec<&'static str> {
             config.num_replicas == 1,
             "one replica: lost with its server's disk",
         ),
+        (
+            shared && config.duplicate_window < SHARED_WINDOW_MIN,
+            "shared, with a duplicate window of less than a minute: what arrives later than that \
+             for a second time is stored twice",
+        ),
+        (
+            shared && config.retention != RetentionPolicy::Limits,
+            "shared, and messages vanish when they are consumed: what Postgres sends again later \
+             than the duplicate window is stored again",
+        ),
     ];
     warnings
         .into_iter()
         .filter(|(warned, _)| *warned)
         .map(|(_, warning)| warning)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::sink::jetstream::{Buries, Ingress};
+
+    const INFO: &[u8] = b"INFO {\"server_id\":\"A\",\"server_name\":\"a\",\"host\":\"127.0.0.1\",\
+        \"port\":4222,\"version\":\"2.12.1\",\"headers\":true,\"jetstream\":true,\
+        \"max_payload\":1048576,\"proto\":1,\"client_id\":1,\"go\":\"go1\"}\r\n";
+
+    fn options(server: String) -> Options {
+        Options {
+            nats: NatsOptions {
+                servers: vec![server],
+                name: String::new(),
+                user: None,
+                password: None,
+                token: None,
+                nkey: None,
+                creds: None,
+                tls_ca: None,
+                tls_client: None,
+                tls_first: false,
+                connect_timeout: Duration::from_secs(1),
+                inbox_prefix: None,
+                domain: None,
+            },
+            stream: StreamOptions {
+                name: "S".to_owned(),
+                subjects: Vec::new(),
+                ingress: Ingress::Public,
+                shared: true,
+                replicas: 1,
+                storage: Storage::File,
+                create: false,
+                duplicate_window: Duration::ZERO,
+                max_age: Duration::ZERO,
+                max_bytes: None,
+                atomic: false,
+                expires: false,
+                schedules: false,
+                objects: false,
+            },
+            dead_letters: None,
+            buries: Buries {
+                oversize: false,
+                others: false,
+            },
+            bodies: None,
+            delayed: None,
+            in_flight_max: 1,
+            in_flight_bytes_max: 1,
+            ack_timeout: Duration::from_secs(1),
+            hold: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn stream_that_the_server_writes_can_be_shared_and_no_stream_without_acknowledgements() {
+        let written = Config {
+            sources: Some(vec![Default::default()]),
+            subject_delete_marker_ttl: Some(Duration::from_secs(1)),
+            allow_message_schedules: true,
+            ..Config::default()
+        };
+        assert_eq!(refusal(&written, true), None);
+        assert_eq!(refusal(&written, false), Some("it has sources"));
+        let silent = Config {
+            no_ack: true,
+            ..written
+        };
+        assert!(refusal(&silent, true).is_some());
+    }
+
+    /// What was queued would go out on the next one, and what was buffered would be missing.
+    #[tokio::test]
+    async fn connection_that_is_lost_is_not_made_again_by_the_client() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("its address");
+        let options = options(format!("nats://{address}"));
+        let serve = async {
+            let (mut socket, _) = listener.accept().await.expect("a client");
+            socket.write_all(INFO).await.expect("sent");
+            let mut said = Vec::new();
+            while !said.ends_with(b"PING\r\n") {
+                socket.read_buf(&mut said).await.expect("it speaks");
+            }
+            socket.write_all(b"PONG\r\n").await.expect("sent");
+            socket
+        };
+        let (connected, socket) = tokio::join!(connect(&options), serve);
+        let (client, mut broken) = connected.expect("connected");
+        drop(socket);
+        until_broken(&mut broken).await;
+        // Until the connection's task has ended.
+        while client.flush().await.is_ok() {}
+        let again = tokio::time::timeout(Duration::from_millis(100), listener.accept());
+        assert!(again.await.is_err(), "it was made again");
+    }
 }

@@ -28,6 +28,7 @@ use super::tail::{PLAIN_ID, POSITION, SOURCE};
 use super::{JetStream, TOO_LARGE, epoch_mut, unsendable};
 use crate::event::{Event, Rejected};
 use crate::fault;
+use crate::guard::Source;
 use crate::route;
 
 const SCHEDULE: &str = "Nats-Schedule";
@@ -104,7 +105,12 @@ impl Delayed {
         };
         let marked = Box::pin(self.messages.last_of(&mark_subject));
         match connection.unless_broken(marked).await? {
-            Some(_) => Ok(false),
+            Some(mark) if is_of_cluster(mark.header(SOURCE), source) => Ok(false),
+            Some(_) => {
+                let error = "an event of another database has its place".to_owned();
+                let reason = REASON;
+                Err(unsendable(event, Rejected { reason, error }))
+            }
             None => Err(Error::Broken(format!(
                 "the schedule of an event was not acknowledged as expected: {reason}"
             ))),
@@ -242,6 +248,13 @@ fn bear(headers: &mut HeaderMap, event: &Event, source: &str) {
     headers.insert(PLAIN_ID, event.id.as_str());
 }
 
+/// Whether a mark was set by an event of our cluster: others that share the stream have positions
+/// of their own, and may have the same ids.
+fn is_of_cluster(mark: Option<&str>, source: &str) -> bool {
+    let system = |source| Source::parse(source).map(|source| source.system);
+    mark.is_some_and(|mark| system(mark) == system(source))
+}
+
 fn mark(event: &Event, source: &str) -> HeaderMap {
     let due = event.deliver_at.expect("a delayed event is due some time");
     let left = (due - OffsetDateTime::now_utc()).max(time::Duration::ZERO);
@@ -265,6 +278,14 @@ fn rfc3339(time: OffsetDateTime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn mark_of_another_database_is_not_ours_with_the_same_id_and_position() {
+        assert!(is_of_cluster(Some("7/1/a"), "7/2/b"));
+        for other in [None, Some("8/1/a"), Some("x")] {
+            assert!(!is_of_cluster(other, "7/1/a"), "{other:?}");
+        }
+    }
 
     #[test]
     fn different_ids_have_different_subjects_of_one_token() {

@@ -5,7 +5,7 @@ use std::error::Error as _;
 use async_nats::jetstream::stream::SubjectTransform;
 
 use super::ingress::Ingress;
-use super::options::{Buries, Options};
+use super::options::{Buries, Options, StreamOptions};
 use crate::error::{Disposition, Exit, Failure, Problem, chain};
 use crate::event::{Position, Rejected};
 use crate::guard::Source;
@@ -380,7 +380,8 @@ impl Error {
                 ingress_fix(options.stream.ingress, name, subjects)
             }
             Self::OtherSource { .. } => "give each outjet a stream of its own (stream.name), \
-                 or use the database and the slot that the stream was written from"
+                 or use the database and the slot that the stream was written from; or set \
+                 stream.shared in all of them"
                 .to_owned(),
             Self::OlderTimeline { .. } => "stop this server (two primaries lose events), and name \
                  the one that was promoted in DATABASE_URL"
@@ -389,13 +390,7 @@ impl Error {
                 name,
                 subject,
                 subjects,
-            } => {
-                let edit = options
-                    .stream
-                    .ingress
-                    .edit(name, &with_subject(subjects, subject));
-                format!("`{edit}`, or change publish.subject")
-            }
+            } => uncovered_fix(&options.stream, (name, subjects), subject),
             Self::Unsendable { .. } => "raise the server's limit, or correct what writes \
                  such rows; the event is sent as soon as it fits"
                 .to_owned(),
@@ -407,6 +402,18 @@ impl Error {
             }
         }
     }
+}
+
+fn uncovered_fix(ours: &StreamOptions, (name, subjects): (&str, &str), subject: &str) -> String {
+    if ours.shared && name == ours.name {
+        // What others have there is not known here.
+        return format!(
+            "add {subject:?} to stream.subjects, and to the stream's own with \
+             `nats stream edit {name}`; or change publish.subject"
+        );
+    }
+    let edit = ours.ingress.edit(name, &with_subject(subjects, subject));
+    format!("`{edit}`, or change publish.subject")
 }
 
 /// The whole list, because the flag replaces what was there; the server refuses it if two of its

@@ -116,6 +116,7 @@ mod tests {
             name: "S".to_owned(),
             subjects: vec!["events.>".to_owned(), "audit.*".to_owned()],
             ingress,
+            shared: false,
             replicas: 1,
             storage: Storage::File,
             create: true,

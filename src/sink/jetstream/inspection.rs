@@ -2,7 +2,7 @@
 
 use super::client::{self, Connection};
 use super::error::Error;
-use super::options::Options;
+use super::options::{Options, StreamOptions};
 use super::tail::{self, Bounds};
 use crate::guard::{Mark, Source};
 
@@ -23,8 +23,10 @@ pub struct Inspection {
     pub expires: bool,
     /// What is worth knowing.
     pub warnings: Vec<&'static str>,
-    /// The newest event of an outjet, if one was found near the end.
-    pub newest: Option<Mark>,
+    /// The newest event of an outjet, if one was found near the end; of each, if it is shared.
+    pub newest: Vec<Mark>,
+    /// Others write into it, too.
+    pub shared: bool,
 }
 
 impl Inspection {
@@ -33,21 +35,24 @@ impl Inspection {
         format!("{}, {} messages", self.name, self.messages)
     }
 
-    /// Refuses a stream that another slot or another cluster writes.
+    /// Refuses a stream that another slot or another cluster writes, unless it is shared.
     pub fn check_writer(&self, ours: &Source) -> Result<(), Error> {
-        check_writer(&self.name, self.newest.as_ref(), ours)
+        if self.shared {
+            return Ok(());
+        }
+        check_writer(&self.name, self.newest.first(), ours)
     }
 }
 
 /// Looks at the stream, or creates it if `options` say so.
 pub async fn inspect(options: &Options) -> Result<Inspection, Error> {
-    let connection = Connection::open(options).await?;
+    let connection = Box::pin(Connection::open(options)).await?;
     let found = &connection.info;
     let bounds = Bounds {
         first: found.state.first_sequence,
         last: found.state.last_sequence,
     };
-    let newest = Box::pin(tail::newest_mark(&connection.stream, bounds));
+    let newest = Box::pin(tail::newest_marks(&connection.stream, bounds));
     let newest = connection.unless_broken(newest).await?;
     Ok(Inspection {
         name: found.config.name.clone(),
@@ -56,12 +61,26 @@ pub async fn inspect(options: &Options) -> Result<Inspection, Error> {
         last_sequence: found.state.last_sequence,
         created: connection.created,
         expires: found.config.allow_message_ttl,
-        warnings: client::warnings(&found.config),
+        warnings: client::warnings(&found.config, options.stream.shared),
         newest,
+        shared: options.stream.shared,
     })
 }
 
-pub(super) fn check_writer(name: &str, newest: Option<&Mark>, ours: &Source) -> Result<(), Error> {
+/// Refuses to append behind these newest events.
+pub(super) fn check_newest(
+    stream: &StreamOptions,
+    newest: &[Mark],
+    ours: &Source,
+) -> Result<(), Error> {
+    if !stream.shared {
+        check_writer(&stream.name, newest.first(), ours)?;
+    }
+    let own = newest.iter().find(|mark| mark.source.same_slot(ours));
+    check_timeline(&stream.name, own, ours)
+}
+
+fn check_writer(name: &str, newest: Option<&Mark>, ours: &Source) -> Result<(), Error> {
     match newest.map(|mark| &mark.source) {
         Some(found) if !found.same_slot(ours) => Err(Error::OtherSource {
             name: name.to_owned(),
@@ -74,11 +93,7 @@ pub(super) fn check_writer(name: &str, newest: Option<&Mark>, ours: &Source) -> 
 
 /// Refuses to go on where the cluster was before its last promotion: what lies behind it was
 /// published by the server that was promoted, and this one has another history.
-pub(super) fn check_timeline(
-    name: &str,
-    newest: Option<&Mark>,
-    ours: &Source,
-) -> Result<(), Error> {
+fn check_timeline(name: &str, newest: Option<&Mark>, ours: &Source) -> Result<(), Error> {
     match newest.map(|mark| mark.source.timeline) {
         Some(found) if found > ours.timeline => Err(Error::OlderTimeline {
             name: name.to_owned(),

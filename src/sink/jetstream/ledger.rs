@@ -40,6 +40,7 @@ impl Ledger {
         let mut options = options.of_stream();
         options.stream.create = false;
         let connection = Connection::open(&options).await?;
+        let stream = connection.stream.clone().of_all();
         let bounds = Bounds::of(&connection.info);
         let first = bounds.first.max(1);
         let past = if bounds.last == 0 {
@@ -47,14 +48,14 @@ impl Ledger {
         } else if connection.info.config.retention != RetentionPolicy::Limits {
             Past::Unknown
         } else {
-            let oldest = Box::pin(connection.stream.from(first));
+            let oldest = Box::pin(stream.from(first));
             match connection.unless_broken(oldest).await? {
                 None => Past::Unknown,
                 Some(oldest) if oldest.sequence == 1 => Past::Whole,
                 Some(oldest) => Past::Since(oldest.time),
             }
         };
-        let reader = Reader::new(connection.stream.clone(), first, bounds.last);
+        let reader = Reader::new(stream, first, bounds.last);
         Ok(Self {
             connection,
             reader,

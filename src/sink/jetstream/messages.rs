@@ -2,6 +2,8 @@
 //! client's refuses a whole message for a single header line that it cannot read, and a stream may
 //! hold such messages, of strangers above all, which must not keep us from our place.
 
+use std::sync::Arc;
+
 use async_nats::jetstream::context::Context;
 use async_nats::jetstream::response::Response;
 use base64::Engine;
@@ -19,6 +21,8 @@ use super::error::Error;
 pub(super) struct Messages {
     context: Context,
     stream: String,
+    /// Where others write, too: the subjects that our messages have.
+    ours: Option<Arc<[String]>>,
 }
 
 /// A stored message.
@@ -45,8 +49,8 @@ pub(super) trait Kept: Sized {
     /// The message at a sequence number; `None` if there is none.
     async fn at(stream: &Messages, seq: u64) -> Result<Option<Self>, Error>;
 
-    /// About how long its body is.
-    fn body_bytes(&self) -> usize;
+    /// The message but for its body.
+    fn stored(&self) -> &Stored;
 }
 
 impl Kept for Stored {
@@ -54,8 +58,8 @@ impl Kept for Stored {
         stream.at(seq).await
     }
 
-    fn body_bytes(&self) -> usize {
-        self.body_bytes
+    fn stored(&self) -> &Stored {
+        self
     }
 }
 
@@ -68,15 +72,35 @@ impl Kept for Whole {
         stream.ask(&question, Self::new).await
     }
 
-    fn body_bytes(&self) -> usize {
-        self.body.len()
+    fn stored(&self) -> &Stored {
+        &self.stored
     }
 }
 
 impl Messages {
     pub(super) fn new(context: Context, stream: &str) -> Self {
         let stream = stream.to_owned();
-        Self { context, stream }
+        Self {
+            context,
+            stream,
+            ours: None,
+        }
+    }
+
+    /// The same of a stream that others write, too: ours have these subjects.
+    pub(super) fn among_others(self, ours: &[String]) -> Self {
+        let ours = Some(ours.into());
+        Self { ours, ..self }
+    }
+
+    /// All of them, whosever they are.
+    pub(super) fn of_all(self) -> Self {
+        Self { ours: None, ..self }
+    }
+
+    /// Whether messages of others are to be expected.
+    pub(super) fn shared(&self) -> bool {
+        self.ours.is_some()
     }
 
     /// The message at a sequence number; `None` if there is none.
@@ -124,6 +148,34 @@ impl Messages {
         let stream = stream.map_err(|error| broken(&error))?;
         let purged = stream.purge().filter(subject).await;
         purged.map(|_| ()).map_err(|error| broken(&error))
+    }
+
+    /// The first one at or behind a sequence number that may be ours.
+    pub(super) async fn ours_from(&self, seq: u64) -> Result<Option<Stored>, Error> {
+        let Some(subjects) = &self.ours else {
+            return self.from(seq).await;
+        };
+        let mut first: Option<Stored> = None;
+        for subject in subjects.iter() {
+            let question = Question {
+                seq: Some(seq),
+                next_by_subj: Some(subject),
+                ..Question::default()
+            };
+            let next = self.ask_stored(&question).await?;
+            let found = first.into_iter().chain(next);
+            first = found.min_by_key(|message| message.sequence);
+        }
+        Ok(first)
+    }
+
+    /// The last one with each of the subjects that ours have.
+    pub(super) async fn last_of_ours(&self) -> Result<Vec<Stored>, Error> {
+        let mut last = Vec::new();
+        for subject in self.ours.iter().flat_map(|subjects| subjects.iter()) {
+            last.extend(self.last_of(subject).await?);
+        }
+        Ok(last)
     }
 
     /// What the stream is at this moment.

@@ -1,5 +1,6 @@
 //! Appends to one JetStream stream, of which this sink is the only writer: in order, each event
-//! once, whatever breaks. Knows no LSN and no Postgres.
+//! once, whatever breaks. Knows no LSN and no Postgres. What holds of it in a stream that others
+//! write, too, says [`shared`].
 //!
 //! Every publish expects the sequence that its predecessor made, so whatever is refused or lost
 //! takes everything behind it along, and what a dead connection still delivers late fits nowhere.
@@ -31,9 +32,11 @@ mod letterbox;
 mod letters;
 mod messages;
 mod options;
+mod places;
 mod reply;
 mod rights;
 mod schedules;
+mod shared;
 mod tail;
 mod transcript;
 
@@ -55,8 +58,8 @@ pub use self::error::Error;
 use self::headers::{headers, wire_len};
 use self::hold::{Hold, Seen, Witness};
 pub use self::ingress::Ingress;
+use self::inspection::check_newest;
 pub use self::inspection::{Inspection, inspect};
-use self::inspection::{check_timeline, check_writer};
 pub use self::ledger::{Ledger, Line, Past};
 pub use self::letterbox::{DeadLetter, Letterbox};
 use self::letters::{Buried, Letter, Letters};
@@ -131,7 +134,7 @@ impl JetStream {
         let mut sink = Self {
             source: lineage.source().to_string(),
             lineage,
-            chain: Chain::new(),
+            chain: Chain::new(options.stream.shared),
             backoff: Backoff::new(backoff::Options::default()),
             epoch: None,
             anchor: None,
@@ -214,13 +217,11 @@ impl JetStream {
         let bounds = Bounds::of(&connection.info);
         let first = self.seen.is_new();
         self.check_seen(&connection)?;
-        let tail = match self.anchor {
+        let tail = match self.known_to(bounds.last) {
             None => {
-                let newest = tail::newest_mark(&connection.stream, bounds);
+                let newest = tail::newest_marks(&connection.stream, bounds);
                 let newest = connection.unless_broken(Box::pin(newest)).await?;
-                let (name, ours) = (&self.options.stream.name, self.lineage.source());
-                check_writer(name, newest.as_ref(), ours)?;
-                check_timeline(name, newest.as_ref(), ours)?;
+                check_newest(&self.options.stream, &newest, self.lineage.source())?;
                 Search::new(bounds)
             }
             Some(acknowledged) if bounds.last == acknowledged => Search::Finished,
@@ -231,6 +232,7 @@ impl JetStream {
                 };
                 let places = (acknowledged + 1, bounds.last);
                 let since = Since::new(self.lineage.clone(), places, self.chain.newest());
+                let since = if self.shared() { since.sparse() } else { since };
                 let tail = Tail::since(connection.stream.clone(), since, range);
                 let tail = connection.unless_broken(Box::pin(tail)).await?;
                 Search::Reading(Box::new(tail))
@@ -402,7 +404,7 @@ impl JetStream {
             let anonymous = waiting.duplicate_of.is_some();
             let mut headers = headers((event, &self.source), anonymous, stream);
             let mut headers_bytes = wire_len(&headers) + BATCH_HEADER_BYTES;
-            if !together {
+            if !together && !self.shared() {
                 let expected = HeaderValue::from(self.chain.last_sequence());
                 headers.insert(EXPECTED_LAST_SEQUENCE, expected);
                 headers_bytes = wire_len(&headers);
@@ -504,6 +506,9 @@ impl JetStream {
                 return Ok(true);
             }
         }
+        if self.options.stream.shared {
+            return self.is_its_own_duplicate().await;
+        }
         match waiting.duplicate_of {
             // What stands there now is not this event: the guard has looked. What stood there once
             // was another event of this term, or it cannot be told apart by more than its id.
@@ -579,12 +584,20 @@ impl JetStream {
             .and_then(|token| token.parse().ok());
         let number =
             number.ok_or_else(|| Error::Broken(format!("reply to {}", message.subject)))?;
-        let reason = match Reply::read(message, &self.options.stream.name) {
+        let reply = Reply::read(message, &self.options.stream.name);
+        // Where it is only a copy that came late, nobody is to be found out.
+        let copy = self.shared() && matches!(reply, Reply::Duplicate(_));
+        let reason = match reply {
             Reply::Stored { sequence, together } => {
                 match self.chain.acknowledge(number, (sequence, together)) {
                     Ok(()) => return Ok(()),
                     Err(mismatch) => mismatch.to_string(),
                 }
+            }
+            Reply::Duplicate(0) if self.shared() => {
+                // 2.10: it is under way already, nobody knows where to.
+                self.chain.refuse(number);
+                "the server calls it a duplicate".to_owned()
             }
             Reply::Duplicate(sequence) => {
                 // Whether it really stands there, the guard finds out.
@@ -597,7 +610,9 @@ impl JetStream {
             }
             Reply::Unclear(reason) => reason,
         };
-        self.careful_until = self.chain.next_number();
+        if !copy {
+            self.careful_until = self.chain.next_number();
+        }
         Err(Error::Broken(format!(
             "an event was not acknowledged as expected: {reason}"
         )))
@@ -617,7 +632,7 @@ impl Epoch {
             first: waiting.event.position,
             events_max: options.in_flight_max,
             bytes_max: options.in_flight_bytes_max,
-            sparse: false,
+            sparse: options.stream.shared,
         };
         let stream = &self.connection.stream;
         let holds = self.tail.holds(stream, lineage, waiting, start);

@@ -204,6 +204,8 @@ pub struct StreamOptions {
     pub subjects: Vec<String>,
     /// Whether it also listens on these.
     pub ingress: Ingress,
+    /// Whether others write into it, too.
+    pub shared: bool,
     /// Copies in the cluster.
     pub replicas: usize,
     /// File, or memory.
@@ -227,6 +229,13 @@ pub struct StreamOptions {
 }
 
 impl StreamOptions {
+    /// What of our subjects a stream takes that listens on these.
+    pub(super) fn subjects_among(&self, found: &[String]) -> Vec<String> {
+        let ours = self.subjects.iter();
+        let both = ours.flat_map(|ours| found.iter().map(|found| route::intersection(ours, found)));
+        both.flatten().collect()
+    }
+
     /// The stream of its dead letters, `<name>_DLQ`: made like it, and kept until somebody has
     /// looked.
     pub fn dead_letters(&self) -> Self {
@@ -245,6 +254,7 @@ impl StreamOptions {
             max_bytes: None,
             atomic: false,
             expires: false,
+            shared: false,
             ..self.clone()
         }
     }
@@ -290,6 +300,7 @@ impl StreamOptions {
             max_bytes: None,
             atomic: true,
             schedules: true,
+            shared: false,
             // A schedule names the subject that its event appears on: the stream must take that.
             ingress: Ingress::Public,
             ..self.clone()

@@ -12,7 +12,7 @@ use tracing::warn;
 use super::chain::Waiting;
 use super::error::Error;
 use super::messages::{Kept, Messages, Stored};
-use crate::event::Position;
+use crate::event::{Event, Position};
 use crate::guard::{Entry, Guard, Lineage, Mark, Since, Source, Verdict, late_max};
 
 /// The headers that the guard reads. `Outjet-Id` stands for `Nats-Msg-Id` where that was left out.
@@ -132,7 +132,8 @@ impl Tail {
         })
     }
 
-    /// Nothing is known: looks for an entry behind the first event, jumping back in growing steps.
+    /// Nothing is known: looks for an entry behind the first event, jumping back in growing steps,
+    /// each time to the next one that is ours.
     pub(super) async fn search(
         stream: Messages,
         lineage: Lineage,
@@ -141,14 +142,13 @@ impl Tail {
         let Bounds { first, last } = start.bounds;
         let in_flight_max = start.events_max as u64;
         let mut jump = 1;
-        let mut at = last;
+        let (mut at, mut end) = (last, last);
         while at >= first && at > 0 {
-            let entry = stream.at(at).await?.map(|message| entry(&message));
-            let mark = entry
-                .and_then(|entry| entry.mark)
-                .filter(|mark| lineage.holds(mark));
-            if mark.is_some_and(|mark| mark.position < start.first) {
-                let mut reader = Reader::new(stream, at, last);
+            let ours = Reader::new(stream.clone(), at, end).next_of(&lineage);
+            if let Some((found, position)) = ours.await?
+                && position < start.first
+            {
+                let mut reader = Reader::new(stream, found, last);
                 reader.look_back(&start, &lineage).await?;
                 let guard = Guard::new(lineage, (reader.begins_at(), last), in_flight_max);
                 let guard = Kind::Merge(if start.sparse { guard.sparse() } else { guard });
@@ -159,6 +159,7 @@ impl Tail {
                     told,
                 });
             }
+            end = at - 1;
             at = at.saturating_sub(jump);
             jump *= 2;
         }
@@ -203,6 +204,9 @@ impl Tail {
     /// Logs messages of others when the first are seen, and in the end if there were more. Not only
     /// then: an epoch whose first event is refused again comes to no end.
     fn tell_strangers(&mut self, finished: bool) {
+        if self.reader.stream.shared() {
+            return;
+        }
         let messages = match &self.guard {
             Kind::Merge(guard) => guard.foreign(),
             Kind::Since(since) => since.foreign(),
@@ -233,6 +237,17 @@ impl Reader {
             last_sequence,
             batch: 8,
         }
+    }
+
+    /// Where the next entry of this source stands, and what it bears.
+    async fn next_of(mut self, lineage: &Lineage) -> Result<Option<(u64, Position)>, Error> {
+        self.batch = 1;
+        while let Some(Entry { sequence, mark }) = self.next().await? {
+            if let Some(mark) = mark.filter(|mark| lineage.holds(mark)) {
+                return Ok(Some((sequence, mark.position)));
+            }
+        }
+        Ok(None)
     }
 
     /// The first sequence number of what is still to be returned.
@@ -280,12 +295,14 @@ impl Reader {
     }
 
     /// The next batch of what is left, empty at its end; over a gap, with one request to its end.
+    /// In a stream that others write, too, a batch of theirs is a gap.
     pub(super) async fn fetch_on<M: Kept>(&mut self) -> Result<Vec<M>, Error> {
         while self.next_sequence <= self.last_sequence {
             let end = self.last_sequence.min(self.next_sequence + self.batch - 1);
-            let messages = self.fetch_all(self.next_sequence..=end).await?;
+            let messages = self.fetch_all::<M>(self.next_sequence..=end).await?;
             self.next_sequence = end + 1;
-            if !messages.is_empty() {
+            let ours = |message: &M| message.stored().header(SOURCE).is_some();
+            if messages.iter().any(|m| !self.stream.shared() || ours(m)) {
                 return Ok(messages);
             }
             self.next_sequence = self.end_of_gap().await?;
@@ -302,7 +319,10 @@ impl Reader {
         let answers = questions.buffered(REQUESTS_MAX);
         let found = answers.try_filter_map(|message| ready(Ok(message)));
         let messages: Vec<_> = Box::pin(found.try_collect()).await?;
-        let largest = messages.iter().map(M::body_bytes).max();
+        let largest = messages
+            .iter()
+            .map(|message| message.stored().body_bytes)
+            .max();
         self.batch = (self.batch * 2)
             .min(BATCH_MAX)
             .min((BATCH_BYTES / largest.unwrap_or(1).max(1)) as u64)
@@ -311,7 +331,7 @@ impl Reader {
     }
 
     async fn end_of_gap(&self) -> Result<u64, Error> {
-        let next = self.stream.from(self.next_sequence).await?;
+        let next = self.stream.ours_from(self.next_sequence).await?;
         Ok(next.map_or(self.last_sequence + 1, |message| message.sequence))
     }
 }
@@ -344,21 +364,48 @@ impl Bounds {
     }
 }
 
-/// Whose event the newest message of ours is, if one is found near the end.
-pub(super) async fn newest_mark(stream: &Messages, bounds: Bounds) -> Result<Option<Mark>, Error> {
+/// Whether this event stands at a sequence number.
+pub(super) async fn stands_at(
+    stream: &Messages,
+    (sequence, lineage): (u64, &Lineage),
+    event: &Event,
+) -> Result<bool, Error> {
+    let found = stream.at(sequence).await?;
+    let mark = found.and_then(|message| mark(&message));
+    Ok(mark.is_some_and(|mark| {
+        lineage.holds(&mark) && mark.position == event.position && mark.id == event.id
+    }))
+}
+
+/// The newest event near the end, if one is found; of a stream that others write, too, that of each
+/// source, and what our subjects were last used for.
+pub(super) async fn newest_marks(stream: &Messages, bounds: Bounds) -> Result<Vec<Mark>, Error> {
     // Enough to look past a few strangers; an older event of another source is found by the guard.
     const LOOK_BACK: u64 = 8;
+    let mut found = stream.last_of_ours().await?;
     let oldest = bounds
         .first
         .max(bounds.last.saturating_sub(LOOK_BACK))
         .max(1);
     for sequence in (oldest..=bounds.last).rev() {
         let message = stream.at(sequence).await?;
-        if let Some(mark) = message.and_then(|message| entry(&message).mark) {
-            return Ok(Some(mark));
+        let marked = message.filter(|message| mark(message).is_some());
+        found.extend(marked);
+        if !stream.shared() && !found.is_empty() {
+            break;
         }
     }
-    Ok(None)
+    found.sort_by_key(|message| std::cmp::Reverse(message.sequence));
+    let mut newest: Vec<Mark> = Vec::new();
+    for mark in found.iter().filter_map(mark) {
+        if !newest
+            .iter()
+            .any(|known| known.source.same_slot(&mark.source))
+        {
+            newest.push(mark);
+        }
+    }
+    Ok(newest)
 }
 
 pub(super) fn entry(message: &Stored) -> Entry {

@@ -236,7 +236,7 @@ async fn stream_of_another_writer_is_refused() {
              displace each other's events"
         ),
         "give each outjet a stream of its own (stream.name), or use the database and the slot that \
-         the stream was written from",
+         the stream was written from; or set stream.shared in all of them",
     );
     site.fails_and_halts("stream writer", &problem).await;
     let site =

@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
+use super::strangers::IN_FLIGHT_MAX;
 use crate::harness::cluster::Cluster;
 use crate::harness::postgres::{Session, Stop};
 use crate::harness::stage::{self, QUICK, SOON, STREAM, Writers};
 use crate::harness::{Judge, Outjet, Postgres, Wait, drain, until};
+use crate::shared::SHARED;
+use crate::shared::strict::assert_each_late_at_most;
 
 /// A busy cluster on two cores elects a new leader for some seconds, again and again.
 const EVENTUALLY: Duration = Duration::from_secs(120);
@@ -144,7 +147,13 @@ async fn delayed_events_of_three_replicas_appear_once_though_their_rows_are_sent
 }
 
 async fn leader_steps_down(replicated: Replicated) {
-    let _outjet = Box::pin(replicated.lead()).await;
+    let _outjet = Box::pin(step_down(&replicated)).await;
+    Box::pin(replicated.assert_exact()).await;
+}
+
+/// Returns who leads in the end.
+async fn step_down(replicated: &Replicated) -> Outjet {
+    let outjet = Box::pin(replicated.lead()).await;
     let writers = Writers::start(&replicated.postgres.url(), 3).await;
     let jetstream = replicated.cluster.jetstream().await;
     for _ in 0..5 {
@@ -156,7 +165,27 @@ async fn leader_steps_down(replicated: Replicated) {
     }
     replicated.until_more(300).await;
     writers.finish().await;
-    Box::pin(replicated.assert_exact()).await;
+    outjet
+}
+
+/// The old leader takes no more, and the new one takes what comes next.
+async fn leader_of_a_shared_stream_steps_down(version: Option<&str>) {
+    let replicated = Box::pin(Replicated::configured(version, SHARED)).await;
+    let _outjet = Box::pin(step_down(&replicated)).await;
+    stage::confirmed(&replicated.session, EVENTUALLY).await;
+    let stored = drain::ids(&replicated.cluster.jetstream().await, STREAM).await;
+    let committed = replicated.judge.committed().await;
+    assert_each_late_at_most(&committed, &stored, IN_FLIGHT_MAX);
+}
+
+#[tokio::test]
+async fn leader_of_a_shared_stream_of_three_replicas_may_step_down_each_event_is_there_once() {
+    leader_of_a_shared_stream_steps_down(None).await;
+}
+
+#[tokio::test]
+async fn leader_of_a_shared_stream_of_three_replicas_may_step_down_on_the_oldest_server() {
+    leader_of_a_shared_stream_steps_down(OLDEST).await;
 }
 
 #[tokio::test]

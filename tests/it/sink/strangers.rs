@@ -17,7 +17,7 @@ use crate::harness::{Direction, Mode, Nats, Verdict};
 pub(crate) const NOTICED: &str = "the stream holds messages that are not ours";
 
 /// Most events that may be under way at once, and so stand before a refused one.
-const IN_FLIGHT_MAX: usize = 4096;
+pub(super) const IN_FLIGHT_MAX: usize = 4096;
 
 /// Publishes now and then until it is told to stop; returns how often.
 async fn stranger(jetstream: jetstream::Context, stop: CancellationToken) -> u64 {
