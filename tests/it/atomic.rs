@@ -8,6 +8,7 @@ use async_nats::jetstream;
 use crate::delivery::{Delivery, SOON, STREAM};
 use crate::faults::die_at;
 use crate::harness::drain::{self, Stored};
+use crate::harness::nats::BATCHING;
 use crate::harness::outbox::Random;
 use crate::harness::postgres::Session;
 use crate::harness::{Nats, Postgres, Wait, until};
@@ -100,7 +101,7 @@ async fn until_stored(jetstream: &jetstream::Context, messages: u64) {
 
 #[tokio::test]
 async fn transaction_of_2_to_1000_events_appears_as_a_whole_and_others_as_usual() {
-    let delivery = Delivery::configured(CONFIG).await;
+    let delivery = Delivery::batching(CONFIG).await;
     for events in SIZES {
         commit(&delivery.session, events).await;
     }
@@ -120,7 +121,7 @@ async fn transaction_of_2_to_1000_events_appears_as_a_whole_and_others_as_usual(
 
 #[tokio::test]
 async fn nobody_sees_a_part_of_a_transaction_while_outjet_and_the_server_are_killed() {
-    let mut delivery = Delivery::configured(CONFIG).await;
+    let mut delivery = Delivery::batching(CONFIG).await;
     let mut random = Random(11);
     let mut last = 0;
     for round in 0..6 {
@@ -149,7 +150,7 @@ async fn nobody_sees_a_part_of_a_transaction_while_outjet_and_the_server_are_kil
 
 #[tokio::test]
 async fn killed_in_the_middle_of_a_batch_nothing_of_it_appears_and_all_of_it_later() {
-    let delivery = Delivery::configured(CONFIG).await;
+    let delivery = Delivery::batching(CONFIG).await;
     for (point, passage) in [
         ("published_in_part", 1),
         ("published_in_part", 2),
@@ -173,7 +174,7 @@ async fn killed_in_the_middle_of_a_batch_nothing_of_it_appears_and_all_of_it_lat
 #[tokio::test]
 async fn transaction_larger_than_half_the_window_is_sent_in_parts_and_blocks_nothing() {
     let yaml = CONFIG.replace("atomic,", "atomic, in_flight_max: 64,");
-    let delivery = Delivery::configured(&yaml).await;
+    let delivery = Delivery::batching(&yaml).await;
     let _outjet = delivery.run();
     for events in [32, 33, 64, 65, 2, 300, 3] {
         commit(&delivery.session, events).await;
@@ -183,7 +184,8 @@ async fn transaction_larger_than_half_the_window_is_sent_in_parts_and_blocks_not
 
 #[tokio::test]
 async fn rest_of_a_transaction_with_dead_letters_appears_as_a_whole() {
-    let nats = Nats::builder().config("max_payload: 100000");
+    let nats = Nats::builder().version(BATCHING);
+    let nats = nats.config("max_payload: 100000");
     let delivery = Delivery::on((Postgres::builder(), nats), CONFIG).await;
     let large = "payload_raw => convert_to(repeat('x', 100000), 'UTF8')";
     let transaction = format!(
@@ -214,7 +216,7 @@ async fn rest_of_a_transaction_with_dead_letters_appears_as_a_whole() {
 
 #[tokio::test]
 async fn transaction_with_one_id_twice_is_stored_as_a_whole_without_message_ids() {
-    let delivery = Delivery::configured("publish: {transactions: atomic}").await;
+    let delivery = Delivery::batching("publish: {transactions: atomic}").await;
     let _outjet = delivery.run();
     let twice = "
         INSERT INTO outbox.events (id, created_at, aggregatetype, aggregateid, type, payload)

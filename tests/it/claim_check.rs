@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use crate::delivery::{Delivery, SOON};
 use crate::faults::die_at;
 use crate::harness::drain::{self, Stored};
+use crate::harness::nats::{self, BATCHING};
 use crate::harness::postgres::Stop;
 use crate::harness::{Nats, Postgres, Wait, until};
 
@@ -28,7 +29,11 @@ publish: {in_flight_max: 64, on_oversize: object_store}
 ";
 
 async fn ready(yaml: &str) -> Delivery {
-    let nats = Nats::builder().config(&format!("max_payload: {MAX_PAYLOAD}"));
+    on(Nats::builder(), yaml).await
+}
+
+async fn on(nats: nats::Builder, yaml: &str) -> Delivery {
+    let nats = nats.config(&format!("max_payload: {MAX_PAYLOAD}"));
     Delivery::on((Postgres::builder(), nats), yaml).await
 }
 
@@ -312,7 +317,7 @@ async fn dead_letter_that_was_too_large_is_published_by_a_retry_through_the_buck
 #[tokio::test]
 async fn transaction_that_appears_at_once_has_its_large_bodies_in_the_bucket_before() {
     let yaml = CONFIG.replace("in_flight_max: 64", "transactions: atomic");
-    let delivery = ready(&yaml).await;
+    let delivery = on(Nats::builder().version(BATCHING), &yaml).await;
     for number in 0..3 {
         delivery.session.run(&transaction(number)).await;
     }
@@ -331,7 +336,7 @@ async fn transaction_that_appears_at_once_has_its_large_bodies_in_the_bucket_bef
 
 #[tokio::test]
 async fn delayed_event_refers_to_its_body_when_it_is_due() {
-    let delivery = ready(CONFIG).await;
+    let delivery = on(Nats::builder().version(BATCHING), CONFIG).await;
     let _outjet = delivery.run();
     let sql =
         "SELECT outbox.emit('order', '1', 'later', deliver_at => now() + interval '3 seconds',

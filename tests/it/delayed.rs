@@ -11,6 +11,7 @@ use time::format_description::well_known::Rfc3339;
 use crate::delivery::{Delivery, SOON};
 use crate::faults::die_at;
 use crate::harness::drain::{self, Stored};
+use crate::harness::nats::BATCHING;
 use crate::harness::postgres::Stop;
 use crate::harness::{Judge, Nats, Postgres, Wait, World, until};
 
@@ -57,7 +58,7 @@ fn ids(messages: &[Stored]) -> Vec<String> {
 
 #[tokio::test]
 async fn delayed_event_appears_when_it_is_due_and_not_before() {
-    let delivery = Delivery::configured(CONFIG).await;
+    let delivery = Delivery::batching(CONFIG).await;
     let _outjet = delivery.run();
     let past = emit(&delivery, "deliver_at => now() - interval '1 hour'").await;
     let late = emit(&delivery, "deliver_at => now() + interval '1 hour'").await;
@@ -90,7 +91,7 @@ async fn delayed_event_appears_when_it_is_due_and_not_before() {
 
 #[tokio::test]
 async fn delayed_events_among_others_appear_once_whatever_is_killed() {
-    let mut delivery = Delivery::configured(CONFIG).await;
+    let mut delivery = Delivery::batching(CONFIG).await;
     let mut delayed = Vec::new();
     let points = ["schedule_in_part", "schedule_stored"];
     for (round, point) in [points, points, points].concat().into_iter().enumerate() {
@@ -118,7 +119,7 @@ async fn delayed_events_among_others_appear_once_whatever_is_killed() {
 
 #[tokio::test]
 async fn cancelled_event_does_not_appear_nor_come_back_when_its_row_is_sent_again() {
-    let mut delivery = Delivery::configured(CONFIG).await;
+    let mut delivery = Delivery::batching(CONFIG).await;
     let call = async |delivery: &Delivery, arguments: &[&str]| {
         let called = delivery.outjet(arguments.iter().copied());
         called.output().await
@@ -196,7 +197,7 @@ async fn server_without_schedules_makes_delayed_events_dead_letters_or_publishes
 
 #[tokio::test]
 async fn delayed_rows_are_not_missing_to_verify() {
-    let delivery = Delivery::configured(CONFIG).await;
+    let delivery = Delivery::batching(CONFIG).await;
     let _outjet = delivery.run();
     emit(&delivery, "deliver_at => now() + interval '1 hour'").await;
     emit(&delivery, "deliver_at => now() + interval '2 seconds'").await;
@@ -214,7 +215,8 @@ async fn delayed_rows_are_not_missing_to_verify() {
 
 #[tokio::test]
 async fn envelope_with_a_row_that_is_scheduled_for_later() {
-    let world = World::with(Postgres::builder(), Nats::builder()).await;
+    let batching = Nats::builder().version(BATCHING);
+    let world = World::with(Postgres::builder(), batching).await;
     let session = world.postgres.connect().await;
     session
         .run(include_str!("../data/presets/envelope.sql"))
@@ -244,7 +246,7 @@ async fn envelope_with_a_row_that_is_scheduled_for_later() {
 
 #[tokio::test]
 async fn message_without_a_row_is_delayed_and_expires_like_one() {
-    let delivery = Delivery::configured(CONFIG).await;
+    let delivery = Delivery::batching(CONFIG).await;
     let _outjet = delivery.run();
     let emit = "SELECT outbox.emit_wal('order', '1', 'placed',
         deliver_at => now() + interval '2 seconds', expires_at => now() + interval '1 hour')";
@@ -257,7 +259,7 @@ async fn message_without_a_row_is_delayed_and_expires_like_one() {
 
 #[tokio::test]
 async fn time_that_no_server_keeps_an_event_until_is_rejected() {
-    let delivery = Delivery::configured(CONFIG).await;
+    let delivery = Delivery::batching(CONFIG).await;
     let _outjet = delivery.run();
     emit(&delivery, "deliver_at => 'infinity'").await;
     emit(&delivery, "deliver_at => '2300-01-01'").await;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use crate::harness::drain::{self, Stored};
+use crate::harness::nats::BATCHING;
 use crate::harness::outbox::Load;
 use crate::harness::postgres::{self, Session};
 use crate::harness::{Judge, Nats, Outjet, Postgres, Verdict, World, binaries, nats, outjet};
@@ -35,6 +36,12 @@ impl Delivery {
     /// The native outbox and an `outjet.yaml`.
     pub(crate) async fn configured(yaml: &str) -> Self {
         Self::on((Postgres::builder(), Nats::builder()), yaml).await
+    }
+
+    /// The same on a nats-server that stores batches.
+    pub(crate) async fn batching(yaml: &str) -> Self {
+        let nats = Nats::builder().version(BATCHING);
+        Self::on((Postgres::builder(), nats), yaml).await
     }
 
     /// The native outbox on servers of the test.

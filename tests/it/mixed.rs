@@ -89,7 +89,7 @@ async fn assert_exact(delivery: &Delivery) -> Vec<Stored> {
 
 #[tokio::test]
 async fn all_at_once_each_event_is_stored_once_whole_and_in_order_whatever_is_killed() {
-    let mut delivery = Delivery::configured(CONFIG).await;
+    let mut delivery = Delivery::batching(CONFIG).await;
     let mut random = Random(23);
     let mut last = 0;
     let mut handed_over = 0;

@@ -346,6 +346,7 @@ mod tests {
             atomic: true,
             ..Plan::new(3, LENGTH * 2)
         };
-        play_short(plan, Nats::builder()).await;
+        let batching = Nats::builder().version(nats::BATCHING);
+        play_short(plan, batching).await;
     }
 }

@@ -16,7 +16,7 @@ async fn until_left(delivery: &Delivery, messages: u64) {
 
 #[tokio::test]
 async fn event_is_dropped_when_it_has_come_to_its_end() {
-    let delivery = Delivery::configured(CONFIG).await;
+    let delivery = Delivery::batching(CONFIG).await;
     let _outjet = delivery.run();
     let long = emit(&delivery, "expires_at => now() + interval '1 hour'").await;
     let ever = emit(&delivery, "expires_at => 'infinity'").await;
@@ -46,7 +46,7 @@ async fn event_is_dropped_when_it_has_come_to_its_end() {
 
 #[tokio::test]
 async fn events_that_are_sent_again_are_known_although_those_around_them_have_expired() {
-    let mut delivery = Delivery::configured(CONFIG).await;
+    let mut delivery = Delivery::batching(CONFIG).await;
     let mut outjet = delivery.run();
     for n in 0..40 {
         let end = if n % 4 == 1 {
@@ -79,7 +79,7 @@ async fn events_that_are_sent_again_are_known_although_those_around_them_have_ex
 
 #[tokio::test]
 async fn delayed_event_is_dropped_when_it_has_come_to_its_end() {
-    let delivery = Delivery::configured(CONFIG).await;
+    let delivery = Delivery::batching(CONFIG).await;
     let _outjet = delivery.run();
     let soon = "deliver_at => now() + interval '1 second', \
                 expires_at => now() + interval '2 seconds'";

@@ -67,7 +67,8 @@ pub(crate) fn postgres_in(bin: &Path) -> PostgresBuild {
         .unwrap_or_else(|| panic!("no Postgres >= 14 with initdb in {}", bin.display()))
 }
 
-/// The preferred nats-server whose version starts with `version` (any, if `None`).
+/// The preferred nats-server whose version starts with `version`, or is at least that if it begins
+/// with `>=` (any, if `None`).
 pub(crate) fn nats_server(version: Option<&str>) -> PathBuf {
     let find = || nats_servers().into_iter().find(|path| suits(path, version));
     let found = find().or_else(|| {
@@ -225,8 +226,13 @@ fn suits(nats_server: &Path, version: Option<&str>) -> bool {
         return false;
     };
     let found = found.rsplit(['v', ' ']).next().unwrap_or_default();
-    match version {
-        Some(version) => format!("{found}.").starts_with(&format!("{version}.")),
+    let parts = |version: &str| -> Vec<u32> {
+        let parts = version.split('.').map(str::parse);
+        parts.map_while(Result::ok).collect()
+    };
+    match version.map(|version| (version, version.strip_prefix(">="))) {
+        Some((_, Some(oldest))) => parts(found) >= parts(oldest.trim()),
+        Some((version, None)) => format!("{found}.").starts_with(&format!("{version}.")),
         None => numbers(found).is_some_and(|found| found >= NATS_OLDEST),
     }
 }

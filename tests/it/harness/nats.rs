@@ -27,6 +27,9 @@ pub(crate) struct Nats {
 /// What JetStream had on disk at some time.
 pub(crate) struct Backup(TempDir);
 
+/// The versions that store a batch of messages as a whole, and deliver a message later.
+pub(crate) const BATCHING: &str = ">= 2.12.1";
+
 /// How a server is to be.
 #[derive(Clone, Default)]
 pub(crate) struct Builder {
@@ -38,7 +41,8 @@ pub(crate) struct Builder {
 }
 
 impl Builder {
-    /// A version or the beginning of one ("2.10"); else the preferred one of this machine.
+    /// A version, the beginning of one ("2.10") or the oldest (">= 2.12.1"); else the preferred one
+    /// of this machine.
     pub(crate) fn version(mut self, version: &str) -> Self {
         self.version = Some(version.to_owned());
         self

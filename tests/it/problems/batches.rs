@@ -4,6 +4,7 @@ use async_nats::jetstream;
 use outjet::error::Problem;
 
 use super::{CONFIG, Site};
+use crate::harness::nats::BATCHING;
 use crate::harness::{Nats, Postgres, World};
 
 const ATOMIC: &str = "publish: {transactions: atomic}\n";
@@ -28,7 +29,8 @@ async fn server_that_is_too_old_for_atomic_transactions_is_refused_and_gets_no_s
 
 #[tokio::test]
 async fn stream_that_was_made_without_atomic_transactions_is_refused_until_it_is_changed() {
-    let world = World::start().await;
+    let batching = Nats::builder().version(BATCHING);
+    let world = World::with(Postgres::builder(), batching).await;
     Site::of(&world).sets_up().await;
     let site = Site::of(&world).config(ATOMIC);
     let problem = Problem::new(

@@ -6,6 +6,7 @@ use async_nats::jetstream::stream::Config;
 use super::strict::assert_late_at_most;
 use super::{Elsewhere, SHARED, stored_through, widen};
 use crate::harness::drain::{self, Stored};
+use crate::harness::nats::BATCHING;
 use crate::harness::stage::{SOON, Stage};
 use crate::harness::{Nats, Wait, until};
 
@@ -137,7 +138,8 @@ async fn short_memory_of_a_shared_stream_is_warned_of() {
 /// Both kept in one stream of what is delayed, and both dead letters in one of those.
 #[tokio::test]
 async fn delayed_events_and_dead_letters_of_two_outjets_arrive_once_each() {
-    let stage = Stage::on(Nats::builder(), SHARED).await;
+    let batching = Nats::builder().version(BATCHING);
+    let stage = Stage::on(batching, SHARED).await;
     let _ours = stage.lead().await;
     let elsewhere = Elsewhere::start(&stage).await;
     let emit = "SELECT outbox.emit('order', n::text, 'created', '{}',

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::strangers::NOTICED;
 use crate::harness::drain::{self, Stored};
+use crate::harness::nats::BATCHING;
 use crate::harness::outjet::Output;
 use crate::harness::stage::{QUICK, SOON, STREAM, Stage};
 use crate::harness::{Nats, nats};
@@ -126,7 +127,8 @@ async fn what_a_private_stream_cannot_take_is_a_dead_letter_under_its_public_sub
 #[tokio::test]
 async fn transaction_stands_as_a_whole_in_a_private_stream() {
     let atomic = QUICK.replace("publish: {", "publish: {transactions: atomic, ");
-    let stage = private_stage(Nats::builder(), &atomic).await;
+    let batching = Nats::builder().version(BATCHING);
+    let stage = private_stage(batching, &atomic).await;
     let _outjet = stage.lead().await;
     stage.commit(1..=100).await;
     stage.assert_exact().await;

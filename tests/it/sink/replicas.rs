@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::strangers::IN_FLIGHT_MAX;
 use crate::harness::cluster::Cluster;
+use crate::harness::nats::BATCHING;
 use crate::harness::postgres::{Session, Stop};
 use crate::harness::stage::{self, QUICK, SOON, STREAM, Writers};
 use crate::harness::{Judge, Outjet, Postgres, Wait, drain, until};
@@ -117,7 +118,7 @@ async fn leader_of_three_replicas_may_be_killed_under_load_on_the_oldest_server(
 #[tokio::test]
 async fn delayed_events_of_three_replicas_appear_once_though_their_rows_are_sent_again() {
     const DELAYED: &str = "OUTBOX_DELAYED";
-    let mut replicated = Box::pin(Replicated::ready(None)).await;
+    let mut replicated = Box::pin(Replicated::ready(Some(BATCHING))).await;
     let mut outjet = Box::pin(replicated.lead()).await;
     let emit = "SELECT string_agg(outbox.emit('order', n::text, 'placed',
           deliver_at => now() + interval '5 seconds')::text, ' ')
@@ -201,7 +202,7 @@ async fn leader_of_three_replicas_may_step_down_under_load_on_the_oldest_server(
 #[tokio::test]
 async fn leader_of_three_replicas_may_step_down_between_the_messages_of_atomic_transactions() {
     let yaml = QUICK.replace("publish: {", "publish: {transactions: atomic, ");
-    let replicated = Box::pin(Replicated::configured(None, &yaml)).await;
+    let replicated = Box::pin(Replicated::configured(Some(BATCHING), &yaml)).await;
     leader_steps_down(replicated).await;
 }
 
