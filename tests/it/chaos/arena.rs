@@ -9,7 +9,6 @@ use super::{LOOK, STREAM};
 use crate::harness::cluster::Cluster;
 use crate::harness::postgres::Session;
 use crate::harness::process::{Signal, signal_if_alive};
-use crate::harness::proxy::Upstream;
 use crate::harness::{Mode, Nats, Outjet, Postgres, Proxy, Stop, nats, outjet, postgres};
 use async_nats::jetstream;
 use futures_util::future::join_all;
@@ -63,7 +62,7 @@ impl Database {
     /// A server whose decoding spills transactions to disk early.
     pub(crate) async fn start(postgres: postgres::Builder) -> Self {
         let small = postgres.setting("logical_decoding_work_mem", "256kB");
-        Self(small.start().await)
+        Self(small.tcp().start().await)
     }
 
     /// Does it, waits, and makes up for it.
@@ -331,7 +330,8 @@ impl Links {
     /// To both servers.
     pub(crate) fn to(database: &Database, broker: &Broker) -> Self {
         Self {
-            postgres: Proxy::start(Upstream::Unix(database.0.socket())),
+            // Not the socket: a walsender whose farewell does not fit into it waits for ever.
+            postgres: Proxy::before_port(database.0.port().expect("it listens")),
             nats: broker.links(),
         }
     }
