@@ -562,21 +562,7 @@ mod tests {
 
     fn options(server: String) -> Options {
         Options {
-            nats: NatsOptions {
-                servers: vec![server],
-                name: String::new(),
-                user: None,
-                password: None,
-                token: None,
-                nkey: None,
-                creds: None,
-                tls_ca: None,
-                tls_client: None,
-                tls_first: false,
-                connect_timeout: Duration::from_secs(1),
-                inbox_prefix: None,
-                domain: None,
-            },
+            nats: NatsOptions::of_servers(vec![server]),
             stream: StreamOptions {
                 name: "S".to_owned(),
                 subjects: Vec::new(),

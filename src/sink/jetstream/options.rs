@@ -321,13 +321,11 @@ pub enum Storage {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn of_url(servers: &[&str]) -> Option<SignIn> {
-        let servers = servers.iter().map(|server| (*server).to_owned());
-        let options = NatsOptions {
-            servers: servers.collect(),
+impl NatsOptions {
+    /// Without anything else.
+    pub(super) fn of_servers(servers: Vec<String>) -> Self {
+        Self {
+            servers,
             name: String::new(),
             user: None,
             password: None,
@@ -340,8 +338,17 @@ mod tests {
             connect_timeout: Duration::from_secs(1),
             inbox_prefix: None,
             domain: None,
-        };
-        options.of_url()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of_url(servers: &[&str]) -> Option<SignIn> {
+        let servers = servers.iter().map(|server| (*server).to_owned());
+        NatsOptions::of_servers(servers.collect()).of_url()
     }
 
     fn user(user: &str, password: &str) -> Option<SignIn> {

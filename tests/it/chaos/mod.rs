@@ -329,8 +329,8 @@ mod tests {
 
     #[tokio::test]
     async fn broker_that_forgets_while_everything_fails_costs_nothing_that_was_held_back() {
-        // With links at peace the stream runs more often. Whether it runs when the broker is struck,
-        // and so has something to lose, is chance.
+        // With links at peace the stream runs more often. Whether it runs when the broker is
+        // struck, and so has something to lose, is chance.
         for seed in 4..10 {
             let plan = Plan {
                 postgres_link: Vec::new(),
