@@ -246,7 +246,9 @@ pub fn routes(input: &[u8]) {
     if let Ok(route) = Route::parse(one, to) {
         let routed = route.apply(&subject);
         assert_eq!(routed.is_some(), naive(one));
-        let sound = |routed: &String| check_subject(routed).is_ok() || is_too_long(routed);
+        // A literal `$` of the template may come to stand in front.
+        let refused = |routed: &String| is_too_long(routed) || routed.starts_with('$');
+        let sound = |routed: &String| check_subject(routed).is_ok() || refused(routed);
         assert!(
             routed.iter().all(sound),
             "{one:?} {to:?} {subject:?} {routed:?}"
