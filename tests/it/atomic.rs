@@ -75,12 +75,7 @@ fn assert_whole(stored: &[Stored], together_max: u64) -> usize {
 async fn assert_exact(delivery: &Delivery, together_max: u64) -> Vec<Stored> {
     delivery.confirmed().await;
     let stored = stored(delivery).await;
-    let id = |message: &Stored| {
-        let id = message.header("Nats-Msg-Id");
-        id.or(message.header("Outjet-Id"))
-            .expect("an id")
-            .to_owned()
-    };
+    let id = |message: &Stored| message.id().expect("an id").to_owned();
     let ids: Vec<String> = stored.iter().map(id).collect();
     delivery.judge.verdict(&ids).await.assert_exact();
     let batches = assert_whole(&stored, together_max);

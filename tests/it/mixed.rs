@@ -41,9 +41,7 @@ async fn commit(session: &Session) {
 }
 
 fn id(message: &Stored) -> String {
-    let id = message.header("Nats-Msg-Id");
-    let id = id.or_else(|| message.header("Outjet-Id"));
-    id.expect("an id").to_owned()
+    message.id().expect("an id").to_owned()
 }
 
 fn replayed(message: &Stored) -> bool {

@@ -152,13 +152,7 @@ pub(crate) fn ids(stored: &[Stored]) -> Vec<String> {
 }
 
 fn id(message: &Stored) -> String {
-    header_id(message).unwrap_or("no id").to_owned()
-}
-
-/// A batch that the server calls a duplicate goes without message ids.
-fn header_id(message: &Stored) -> Option<&str> {
-    let id = message.header("Nats-Msg-Id");
-    id.or(message.header("Outjet-Id"))
+    message.id().unwrap_or("no id").to_owned()
 }
 
 /// How many transactions were sent in a batch; or which of those are torn: not all in the same one,
@@ -194,7 +188,7 @@ pub(crate) fn batches(stored: &[Stored]) -> Result<usize, Vec<String>> {
 /// The ids of messages whose subject or body is not what was written.
 pub(crate) fn differing(stored: &[Stored]) -> Vec<String> {
     let is_as_written = |message: &&Stored| {
-        let event = header_id(message).and_then(Event::of);
+        let event = message.id().and_then(Event::of);
         event.is_some_and(|event| {
             event.payload.as_bytes() == message.payload && event.subject() == message.subject
         })

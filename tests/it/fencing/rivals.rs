@@ -94,10 +94,7 @@ fn is_of(message: &Stored, slot: &str) -> bool {
 fn ids<'a>(stored: impl Iterator<Item = &'a Stored>) -> HashSet<String> {
     let mut ids = HashSet::new();
     for message in stored {
-        let id = message
-            .header("Nats-Msg-Id")
-            .or(message.header("Outjet-Id"));
-        let id = id.expect("an id").to_owned();
+        let id = message.id().expect("an id").to_owned();
         assert!(ids.insert(id.clone()), "{id} stands there twice");
     }
     ids

@@ -41,6 +41,12 @@ impl Stored {
         self.headers.get(name).map(|value| value.as_str())
     }
 
+    /// The event's id. A message that the server would call a duplicate bears it under our name.
+    pub(crate) fn id(&self) -> Option<&str> {
+        let id = self.header("Nats-Msg-Id");
+        id.or_else(|| self.header("Outjet-Id"))
+    }
+
     /// The id of its row.
     pub(crate) fn row_id(&self) -> String {
         let id = self.header("Nats-Msg-Id");

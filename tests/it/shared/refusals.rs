@@ -11,10 +11,7 @@ use crate::harness::stage::{SOON, Stage};
 use crate::harness::{Nats, Wait, until};
 
 fn id(message: &Stored) -> &str {
-    let id = message
-        .header("Nats-Msg-Id")
-        .or(message.header("Outjet-Id"));
-    id.expect("an id")
+    message.id().expect("an id")
 }
 
 /// A stranger's message bears an id that an event gets afterwards. The server calls the event a

@@ -42,12 +42,7 @@ async fn fill(jetstream: &jetstream::Context) -> Vec<u64> {
 pub(super) async fn assert_late_at_most(stage: &Stage, window: usize) {
     stage.confirmed().await;
     let stored = stored_through(stage, "outjet").await;
-    let id = |message: &Stored| {
-        let id = message.header("Nats-Msg-Id");
-        id.or(message.header("Outjet-Id"))
-            .expect("an id")
-            .to_owned()
-    };
+    let id = |message: &Stored| message.id().expect("an id").to_owned();
     let ids: Vec<String> = stored.iter().map(id).collect();
     let committed = stage.judge.committed().await;
     assert_each_late_at_most(&committed, &ids, window);

@@ -44,12 +44,7 @@ pub(crate) async fn assert_each_once(stage: &Stage, window: usize) -> u64 {
     let stored = drain::messages(&stage.jetstream().await, STREAM).await;
     let (ours, others): (Vec<Stored>, Vec<Stored>) = stored.into_iter().partition(is_ours);
     let strangers = others.len() as u64;
-    let id = |message: &Stored| {
-        let id = message.header("Nats-Msg-Id");
-        id.or(message.header("Outjet-Id"))
-            .expect("an id")
-            .to_owned()
-    };
+    let id = |message: &Stored| message.id().expect("an id").to_owned();
     let ids: Vec<String> = ours.iter().map(id).collect();
     let committed = stage.judge.committed().await;
     let verdict = Verdict::of(&committed, &ids);

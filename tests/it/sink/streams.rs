@@ -260,10 +260,7 @@ async fn ids_used_again(nats: crate::harness::nats::Builder) {
             .iter()
             .all(|message| named(message) != plain(message))
     );
-    let id = |message: &Stored| {
-        let id = message.header("Nats-Msg-Id");
-        id.or(message.header("Outjet-Id")).map(str::to_owned)
-    };
+    let id = |message: &Stored| message.id().map(str::to_owned);
     let ids: Option<Vec<String>> = stored.iter().map(id).collect();
     let verdict = Verdict::of(&stage.judge.committed().await, &ids.expect("an id each"));
     verdict.assert_exact();
