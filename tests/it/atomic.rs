@@ -35,10 +35,6 @@ async fn commit(session: &Session, events: u64) {
     session.run(&sql).await;
 }
 
-async fn stored(delivery: &Delivery) -> Vec<Stored> {
-    drain::messages(&delivery.world.nats.jetstream().await, STREAM).await
-}
-
 /// The events of each transaction, by what their positions begin with.
 fn transactions(stored: &[Stored]) -> BTreeMap<&str, Vec<&Stored>> {
     let mut transactions: BTreeMap<&str, Vec<&Stored>> = BTreeMap::new();
@@ -50,9 +46,9 @@ fn transactions(stored: &[Stored]) -> BTreeMap<&str, Vec<&Stored>> {
     transactions
 }
 
-/// Every transaction of up to `together_max` events that is there is there as a whole, one event
-/// behind the other; returns how many were sent together.
-fn assert_whole(stored: &[Stored], together_max: u64) -> usize {
+/// Of the transactions of up to `together_max` events, every one that is there must be there as a
+/// whole, one event behind the other; returns how many were sent together.
+fn batches(stored: &[Stored], together_max: u64) -> Result<usize, String> {
     let mut batches = 0;
     for (commit, events) in transactions(stored) {
         let size = events[0].subject.rsplit('.').next();
@@ -60,25 +56,62 @@ fn assert_whole(stored: &[Stored], together_max: u64) -> usize {
         if size > together_max {
             continue;
         }
-        assert_eq!(events.len() as u64, size, "transaction {commit} in parts");
+        let there = events.len() as u64;
+        if there != size {
+            return Err(format!("transaction {commit}: {there} events of {size}"));
+        }
         let (first, last) = (events[0].sequence, events[events.len() - 1].sequence);
-        assert_eq!(last - first + 1, size, "others within transaction {commit}");
+        if last - first + 1 != size {
+            return Err(format!("others within transaction {commit}"));
+        }
         let name = events[0].header("Nats-Batch-Id");
         assert_eq!(name.is_some(), size > 1, "transaction {commit} of {size}");
         assert!(events.iter().all(|e| e.header("Nats-Batch-Id") == name));
         batches += usize::from(name.is_some());
     }
-    batches
+    Ok(batches)
+}
+
+/// What stands in the stream once every transaction is there as a whole. The server moves a batch
+/// into the stream message by message, and its state and its consumers tell of some before the
+/// others are there; but it does so whatever becomes of outjet.
+pub(crate) async fn settled<T>(
+    delivery: &Delivery,
+    judged: impl Fn(&[Stored]) -> Result<T, String>,
+) -> Vec<Stored> {
+    until("each transaction is whole", SOON, async || {
+        let stored = delivery.stored().await;
+        match judged(&stored) {
+            Ok(_) => Wait::Ready(stored),
+            Err(error) => Wait::NotYet(error),
+        }
+    })
+    .await
+}
+
+/// Whoever reads the last message, which the server keeps apart from its writes, reads the last
+/// one of a transaction.
+async fn assert_end_is_whole(jetstream: &jetstream::Context, together_max: u64) {
+    let stream = jetstream
+        .get_stream_no_info(STREAM)
+        .await
+        .expect("a stream");
+    let last = stream.get_last_raw_message_by_subject(">").await;
+    let last = last.expect("a last message");
+    let size = last.subject.rsplit('.').next();
+    let size: u64 = size.and_then(|size| size.parse().ok()).expect("a size");
+    let ends = last.headers.get("Nats-Batch-Commit").is_some();
+    assert_eq!(ends, (2..=together_max).contains(&size), "{last:?}");
 }
 
 /// Exact by the judge, and whole.
 async fn assert_exact(delivery: &Delivery, together_max: u64) -> Vec<Stored> {
     delivery.confirmed().await;
-    let stored = stored(delivery).await;
+    let stored = delivery.stored().await;
     let id = |message: &Stored| message.id().expect("an id").to_owned();
     let ids: Vec<String> = stored.iter().map(id).collect();
     delivery.judge.verdict(&ids).await.assert_exact();
-    let batches = assert_whole(&stored, together_max);
+    let batches = batches(&stored, together_max).expect("whole transactions");
     eprintln!("{} events, {batches} batches", stored.len());
     assert!(batches > 0);
     stored
@@ -129,14 +162,13 @@ async fn nobody_sees_a_part_of_a_transaction_while_outjet_and_the_server_are_kil
         let mut outjet = delivery.run();
         let jetstream = delivery.world.nats.jetstream().await;
         until_stored(&jetstream, last + 1 + random.below(600)).await;
-        assert_whole(&stored(&delivery).await, TOGETHER_MAX);
+        assert_end_is_whole(&jetstream, TOGETHER_MAX).await;
         if round % 3 == 2 {
             delivery.world.nats.kill().await;
             delivery.world.nats.start_again().await;
         }
         outjet.kill().await;
-        let stored = stored(&delivery).await;
-        assert_whole(&stored, TOGETHER_MAX);
+        let stored = settled(&delivery, |stored| batches(stored, TOGETHER_MAX)).await;
         last = stored.last().map_or(0, |message| message.sequence);
     }
     let _outjet = delivery.run();
@@ -160,7 +192,7 @@ async fn killed_in_the_middle_of_a_batch_nothing_of_it_appears_and_all_of_it_lat
             commit(&delivery.session, events).await;
         }
         die_at(&delivery, point, passage).await;
-        assert_whole(&stored(&delivery).await, TOGETHER_MAX);
+        settled(&delivery, |stored| batches(stored, TOGETHER_MAX)).await;
     }
     let _outjet = delivery.run();
     assert_exact(&delivery, TOGETHER_MAX).await;
@@ -196,14 +228,14 @@ async fn rest_of_a_transaction_with_dead_letters_appears_as_a_whole() {
     for passage in [1, 2, 3] {
         delivery.session.run(&transaction).await;
         die_at(&delivery, "letter_stored", passage).await;
-        assert_whole(&stored(&delivery).await, TOGETHER_MAX);
+        settled(&delivery, |stored| batches(stored, TOGETHER_MAX)).await;
     }
     let _outjet = delivery.run();
     delivery.confirmed().await;
-    let published = stored(&delivery).await;
+    let published = delivery.stored().await;
     assert_eq!(
-        (published.len(), assert_whole(&published, TOGETHER_MAX)),
-        (15, 3)
+        (published.len(), batches(&published, TOGETHER_MAX)),
+        (15, Ok(3))
     );
     let jetstream = delivery.world.nats.jetstream().await;
     assert_eq!(drain::messages(&jetstream, "OUTBOX_DLQ").await.len(), 9);

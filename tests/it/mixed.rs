@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use serde_json::Value;
 
+use crate::atomic::settled;
 use crate::delivery::{Delivery, SOON};
 use crate::harness::drain::{self, Stored, Verdict};
 use crate::harness::outbox::Random;
@@ -48,7 +49,7 @@ fn replayed(message: &Stored) -> bool {
     message.header("Outjet-Replay").is_some()
 }
 
-fn assert_whole(stored: &[Stored]) {
+fn whole(stored: &[Stored]) -> Result<(), String> {
     let mut transactions: BTreeMap<&str, Vec<&Stored>> = BTreeMap::new();
     for message in stored.iter().filter(|message| !replayed(message)) {
         let position = message.header("Outjet-Position").expect("a position");
@@ -56,11 +57,14 @@ fn assert_whole(stored: &[Stored]) {
         transactions.entry(commit).or_default().push(message);
     }
     for (commit, events) in transactions {
-        assert_eq!(events.len(), WHOLE, "transaction {commit} in parts");
+        if events.len() != WHOLE {
+            return Err(format!("transaction {commit} in parts"));
+        }
         let batch = events[0].header("Nats-Batch-Id");
         assert!(batch.is_some());
         assert!(events.iter().all(|e| e.header("Nats-Batch-Id") == batch));
     }
+    Ok(())
 }
 
 async fn letters(delivery: &Delivery) -> Vec<String> {
@@ -72,7 +76,7 @@ async fn letters(delivery: &Delivery) -> Vec<String> {
 async fn assert_exact(delivery: &Delivery) -> Vec<Stored> {
     delivery.confirmed().await;
     let stored = delivery.stored().await;
-    assert_whole(&stored);
+    whole(&stored).expect("whole transactions");
     let letters = letters(delivery).await;
     let bad: HashSet<&str> = letters.iter().map(String::as_str).collect();
     let committed = delivery.judge.committed().await.into_iter();
@@ -101,7 +105,7 @@ async fn all_at_once_each_event_is_stored_once_whole_and_in_order_whatever_is_ki
             Wait::ready_if(stored >= enough, stored)
         })
         .await;
-        assert_whole(&delivery.stored().await);
+        settled(&delivery, whole).await;
         if round == 1 {
             let replay = ["replay", "--where", "type = 'row'"];
             let done = delivery.outjet(replay).output().await;
