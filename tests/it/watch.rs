@@ -211,7 +211,8 @@ async fn metrics_count_what_passes_and_show_the_slot() {
     delivery.session.run(too_large).await;
     let stray = "INSERT INTO outbox.events (aggregatetype, aggregateid, type, created_at)
         VALUES ('order', '1', 'created', now() + interval '1 year')";
-    delivery.session.run(stray).await;
+    // Postgres 14 counts the rows of a session that idles when it goes on or ends.
+    delivery.world.postgres.connect().await.run(stray).await;
     delivery.confirmed().await;
     let metrics = copy.metrics().await;
     for (name, value) in [
