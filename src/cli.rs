@@ -79,6 +79,8 @@ pub enum Command {
     Emit(Emit),
     /// Follow what is committed, as it would be published, without touching the real slot
     Tail(Tail),
+    /// Commit test events and watch them arrive: what these servers and this network do
+    Bench(Bench),
     /// Compare the outbox tables with the stream; exit with 1 if they differ
     Verify(Verify),
     /// Compare outjet's stream with that of an old relay beside it; exit with 1 if they differ
@@ -229,6 +231,48 @@ pub struct Tail {
     /// End after so many events
     #[arg(long, value_name = "N", value_parser = at_least_one())]
     pub limit: Option<u64>,
+}
+
+/// `bench`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+It needs a leader (`outjet run`), here or elsewhere, and the table outbox.events. Consumers of the
+stream see its events, of aggregatetype outjet_bench, unless they leave out the subject (by default
+events.outjet_bench.>). They stay in the table and in the stream until retention removes them.
+Interrupted, it says what was measured so far.
+Exit codes: 0 each event arrived once and in commit order, 1 one did not, or nobody leads.
+
+Examples:
+  outjet bench
+  outjet bench --rate 500/s --events 30000 --json
+  outjet bench --per-transaction 10 --connections 16 --bytes 2000")]
+pub struct Bench {
+    /// Number of events
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    pub events: u64,
+    /// Commit so many a second [default: as fast as it goes]
+    #[arg(long, value_name = "N/s", value_parser = rate)]
+    pub rate: Option<u32>,
+    /// Events in each transaction
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub per_transaction: u64,
+    /// Connections that commit, each one transaction after another
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub connections: u16,
+    /// Length of each payload, a text in JSON
+    #[arg(long, value_name = "BYTES", default_value_t = 200)]
+    #[arg(value_parser = clap::value_parser!(u32).range(2..=16_777_216))]
+    pub bytes: u32,
+    /// Give up when a transaction takes longer, or when none of the outstanding events arrives for
+    /// so long
+    #[arg(long, value_name = "DURATION", value_parser = config::duration, default_value = "10s")]
+    pub wait: Duration,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `config`.

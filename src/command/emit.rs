@@ -74,8 +74,8 @@ pub async fn emit(client: &Client, event: &Event) -> Result<String, Failure> {
         .map_err(|error| failure(Error::new("emit an event", error)))
 }
 
-/// Codes: Postgres documentation, appendix A.
-fn failure(error: Error) -> Failure {
+/// Why nothing was emitted. Codes: Postgres documentation, appendix A.
+pub(super) fn failure(error: Error) -> Failure {
     let problem = |problem: &str, fix: &str| Problem::new(problem, error.cause(), fix);
     match error.sqlstate() {
         // invalid_schema_name, undefined_function

@@ -2,6 +2,7 @@
 //! a failure; the program turns that into an exit code.
 
 mod append;
+mod bench;
 pub mod check;
 mod compare;
 pub mod config;
@@ -11,6 +12,7 @@ pub mod drop;
 pub mod emit;
 mod handover;
 mod inspect;
+mod progress;
 mod recover;
 mod replay;
 mod retry;
@@ -54,6 +56,7 @@ pub fn dispatch(
         | Command::Inspect(_)
         | Command::Emit(_)
         | Command::Tail(_)
+        | Command::Bench(_)
         | Command::Verify(_)
         | Command::Compare(_)
         | Command::Recover(_)
@@ -130,6 +133,7 @@ async fn one_shot(
             .map(|()| true),
         Command::Emit(typed) => emit::emit_all(typed, params, out).await.map(|()| true),
         Command::Tail(typed) => tail::tail(typed, config, params).await.map(|()| true),
+        Command::Bench(typed) => Box::pin(bench::bench(typed, config, params, out)).await,
         Command::Verify(typed) => Box::pin(verify::verify(typed, config, params, out)).await,
         Command::Compare(typed) => Box::pin(compare::compare(typed, config, params, out)).await,
         Command::Recover(typed) => Box::pin(recover::recover(

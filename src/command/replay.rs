@@ -1,6 +1,5 @@
 //! `outjet replay`: rows of the outbox go out once more, through whoever leads.
 
-use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use postgres_protocol::escape::escape_literal;
@@ -8,6 +7,7 @@ use tokio::time::Instant;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::handover::{hand_over, handover, prepare, refuse_without_messages};
+use super::progress::Progress;
 use super::rows::{Row, Rows};
 use super::{Out, unwritten};
 use crate::cli;
@@ -74,7 +74,7 @@ pub(super) async fn replay(
         hand_over(client, &batch).await?;
         pace.sent(batch.len()).await;
     }
-    pace.end();
+    pace.progress.end();
     let sent = pace.sent;
     writeln!(
         out,
@@ -213,20 +213,18 @@ async fn refuse_uncovered(typed: &cli::Replay, config: &Config) -> Result<(), Fa
 /// Not more than so many a second, and a bar for who watches.
 struct Pace {
     rate: Option<u32>,
-    selected: u64,
     sent: u64,
     started: Instant,
-    shown: bool,
+    progress: Progress,
 }
 
 impl Pace {
     fn new(rate: Option<u32>, selected: u64) -> Self {
         Self {
             rate,
-            selected,
             sent: 0,
             started: Instant::now(),
-            shown: std::io::stderr().is_terminal(),
+            progress: Progress::of(selected),
         }
     }
 
@@ -238,34 +236,10 @@ impl Pace {
 
     async fn sent(&mut self, rows: usize) {
         self.sent += rows as u64;
-        self.show();
+        self.progress.show(self.sent);
         if let Some(rate) = self.rate {
             let due = Duration::from_secs_f64(self.sent as f64 / f64::from(rate));
             tokio::time::sleep_until(self.started + due).await;
-        }
-    }
-
-    fn show(&self) {
-        const WIDTH: u64 = 30;
-        if !self.shown {
-            return;
-        }
-        let all = self.selected.max(1);
-        let done = usize::try_from(self.sent * WIDTH / all).unwrap_or_default();
-        let bar = "#".repeat(done);
-        let (sent, percent) = (self.sent, self.sent * 100 / all);
-        let rate = self.sent as f64 / self.started.elapsed().as_secs_f64().max(0.001);
-        let width = WIDTH as usize;
-        // Who watches may have gone.
-        let _ = write!(
-            std::io::stderr(),
-            "\r[{bar:<width$}] {percent:>3} %  {sent} of {all}  {rate:.0}/s  "
-        );
-    }
-
-    fn end(&self) {
-        if self.shown {
-            let _ = writeln!(std::io::stderr());
         }
     }
 }

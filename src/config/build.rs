@@ -91,21 +91,10 @@ impl Config {
     /// What the template and the routes make of rows, as a pattern: `events.>`. Values may hold
     /// dots, so that nothing is known behind the first of them.
     pub fn subject_pattern(&self) -> Result<String, Failure> {
-        let options = self.assemble_options("")?;
-        let made_of = |value: &str| {
-            let mut subject = String::new();
-            options.subject.render(&mut subject, |_| Some(value));
-            let routed = options
-                .routes
-                .iter()
-                .find_map(|route| route.apply(&subject));
-            let subject = routed.unwrap_or(subject);
-            match &options.subject_prefix {
-                Some(prefix) => format!("{prefix}.{subject}"),
-                None => subject,
-            }
-        };
-        let (one, other) = (made_of("x"), made_of("y"));
+        let (one, other) = (
+            self.subject_of(|_| Some("x"))?,
+            self.subject_of(|_| Some("y"))?,
+        );
         if one == other {
             return Ok(one);
         }
@@ -113,6 +102,26 @@ impl Config {
         let same = tokens.take_while(|(one, other)| one == other);
         let pattern: String = same.map(|(token, _)| format!("{token}.")).collect();
         Ok(pattern + ">")
+    }
+
+    /// What the template and the routes make of a row without a topic, by the names of its fields.
+    pub fn subject_of<'a>(
+        &self,
+        value: impl Fn(&str) -> Option<&'a str>,
+    ) -> Result<String, Failure> {
+        let options = self.assemble_options("")?;
+        let fields: Vec<_> = options.subject.fields().collect();
+        let mut subject = String::new();
+        options
+            .subject
+            .render(&mut subject, |number| value(fields[number]));
+        let mut routes = options.routes.iter();
+        let routed = routes.find_map(|route| route.apply(&subject));
+        let subject = routed.unwrap_or(subject);
+        Ok(match &options.subject_prefix {
+            Some(prefix) => format!("{prefix}.{subject}"),
+            None => subject,
+        })
     }
 
     /// Where events go.

@@ -3,6 +3,7 @@
 mod atomic;
 mod auth_tls;
 mod backpressure;
+mod bench;
 mod chaos;
 mod claim_check;
 mod compare;

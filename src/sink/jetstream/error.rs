@@ -482,13 +482,18 @@ fn connect_fix(error: &async_nats::ConnectError, options: &Options) -> String {
     }
 }
 
+/// Where the requests of JetStream go.
+pub(super) fn api(options: &Options) -> String {
+    match &options.nats.domain {
+        Some(domain) => format!("$JS.{domain}.API"),
+        None => "$JS.API".to_owned(),
+    }
+}
+
 /// The permissions that publishing needs, as the server's configuration spells them.
 fn permissions(options: &Options) -> String {
     let inbox = options.nats.inbox_prefix.as_deref().unwrap_or("_INBOX");
-    let api = match &options.nats.domain {
-        Some(domain) => format!("$JS.{domain}.API"),
-        None => "$JS.API".to_owned(),
-    };
+    let api = api(options);
     let streams = [&options.stream].into_iter().chain(&options.dead_letters);
     let streams = streams.chain(&options.delayed).chain(&options.bodies);
     let subjects = streams.map(|stream| {
