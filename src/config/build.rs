@@ -163,6 +163,7 @@ impl Config {
             in_flight_bytes_max: self.publish.in_flight_bytes_max,
             ack_timeout: self.publish.ack_timeout,
             hold: self.stream.hold,
+            give_up_after: None,
         }
     }
 
