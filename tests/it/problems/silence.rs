@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{SOON, UNAVAILABLE};
+use super::{CHECK_FAILED, SOON, UNAVAILABLE};
 use crate::harness::proxy::Upstream;
 use crate::harness::stage::{QUICK, Stage};
 use crate::harness::{Direction, Mode, Nats, Outjet, Proxy, Wait, until};
@@ -115,4 +115,29 @@ async fn recover_ends_when_nats_is_stalled_under_it_and_goes_on_when_it_is_typed
     let output = stage.outjet(["recover"]).output().await;
     assert_eq!(output.code, Some(0), "{output:?}");
     assert_eq!(stage.last_sequence().await, u64::from(ROWS));
+}
+
+/// What each does about a NATS server that takes connections and does not even greet.
+const WITHOUT_NATS: [(&str, i32); 8] = [
+    ("check", CHECK_FAILED),
+    ("status", 0),
+    ("setup", UNAVAILABLE),
+    ("verify", UNAVAILABLE),
+    ("compare --with OTHER", UNAVAILABLE),
+    ("dead-letters list", UNAVAILABLE),
+    ("delayed list", UNAVAILABLE),
+    ("replay --all --subject-prefix events.", UNAVAILABLE),
+];
+
+#[tokio::test]
+async fn no_command_waits_for_a_nats_server_that_is_stalled() {
+    let stage = Stage::on(Nats::builder(), QUICK).await;
+    stage.proxy.set(Mode::Stall(Direction::Both));
+    for (typed, code) in WITHOUT_NATS {
+        let output = stage.outjet(typed.split(' ')).output().await;
+        assert_eq!(output.code, Some(code), "{typed} {output:?}");
+        let said = output.stdout + &output.stderr;
+        assert!(said.contains("cannot be reached"), "{typed} {said}");
+        assert!(said.contains("cause: "), "{typed} {said}");
+    }
 }
