@@ -53,6 +53,8 @@ pub struct Options {
     pub source: Option<String>,
     /// The database's name.
     pub database: String,
+    /// The slot's name: rows may be handed over to another one of the same database.
+    pub slot: String,
 }
 
 impl Options {

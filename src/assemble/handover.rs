@@ -13,6 +13,8 @@ use crate::mapping::Plan;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Handover {
+    /// The slot of those whom it is for: all slots of a database send it.
+    pub slot: String,
     /// The table's schema.
     pub schema: String,
     /// The table's name.
@@ -49,6 +51,9 @@ pub(super) fn take(
             return reject((HANDOVER.to_owned(), String::new()), reason);
         }
     };
+    if handed.slot != options.slot {
+        return Ok(Step::Nothing);
+    }
     let table = format!("{}.{}", handed.schema, handed.table);
     let named = (table, handed.id.clone());
     if options.prefixes.is_empty() {

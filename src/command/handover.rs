@@ -46,10 +46,15 @@ pub(super) fn refuse_without_messages(config: &Config) -> Result<(), Failure> {
 }
 
 /// The row as whoever leads gets it.
-pub(super) fn handover(rows: &Rows<'_>, (mapping, row): (&Mapping, Row), prefix: &str) -> Handover {
+pub(super) fn handover(
+    rows: &Rows<'_>,
+    (mapping, row): (&Mapping, Row),
+    (slot, prefix): (&str, &str),
+) -> Handover {
     let id = rows.value(&row, Field::Id).unwrap_or_default().to_owned();
     let columns = rows.columns().into_iter().zip(row);
     Handover {
+        slot: slot.to_owned(),
         schema: mapping.schema().to_owned(),
         table: mapping.table().to_owned(),
         id,

@@ -85,6 +85,7 @@ impl Config {
             subject_prefix: publish.subject_prefix.clone(),
             source: publish.source.clone(),
             database: database.to_owned(),
+            slot: self.postgres.slot.clone(),
         })
     }
 

@@ -205,6 +205,7 @@ fn handover() -> Handover {
         value.map(|(_, text)| String::from_utf8_lossy(text).into_owned())
     };
     Handover {
+        slot: "outjet".to_owned(),
         schema: "outbox".to_owned(),
         table: "events".to_owned(),
         id: ID.to_owned(),
@@ -250,6 +251,15 @@ fn handed_over_row_is_the_event_of_its_insert_marked_as_a_replay() {
         ..again
     };
     assert_eq!(like_the_row, row);
+}
+
+#[test]
+fn row_that_is_handed_to_another_slot_is_passed_over() {
+    let other = Handover {
+        slot: "other".to_owned(),
+        ..handover()
+    };
+    assert_eq!(hand(&mut server(), &other), Step::Nothing);
 }
 
 #[test]
