@@ -9,7 +9,7 @@ use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
 
 use super::rows::{self, Row, Rows};
-use crate::assemble::{HANDOVER, Handover};
+use crate::assemble::{HANDOVER, Handover, Text};
 use crate::config::Config;
 use crate::error::{Exit, Failure, Problem};
 use crate::lsn::Lsn;
@@ -51,7 +51,7 @@ pub(super) fn handover(
     (mapping, row): (&Mapping, Row),
     (slot, prefix): (&str, &str),
 ) -> Handover {
-    let id = rows.value(&row, Field::Id).unwrap_or_default().to_owned();
+    let id = rows.value(&row, Field::Id).unwrap_or_default().into_owned();
     let columns = rows.columns().into_iter().zip(row);
     Handover {
         slot: slot.to_owned(),
@@ -60,7 +60,7 @@ pub(super) fn handover(
         id,
         subject_prefix: prefix.to_owned(),
         row: columns
-            .map(|((name, oid), value)| (name.to_owned(), oid, value))
+            .map(|((name, oid), value)| (name.to_owned(), oid, value.map(Text)))
             .collect(),
     }
 }

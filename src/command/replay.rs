@@ -53,7 +53,7 @@ pub(super) async fn replay(
     if typed.dry_run {
         writeln!(out, "{selected} rows").map_err(unwritten)?;
         for row in fetch(&rows, SAMPLE).await? {
-            let shown = SHOWN.map(|field| rows.value(&row, field).unwrap_or("-"));
+            let shown = SHOWN.map(|field| rows.value(&row, field).unwrap_or("-".into()));
             writeln!(out, "{}", shown.join("  ")).map_err(unwritten)?;
         }
         return Ok(());
