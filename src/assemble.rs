@@ -25,7 +25,7 @@ use crate::lsn::Lsn;
 use crate::mapping::{Field, Mapping, MappingError, Plan, Row, Value};
 use crate::pg::pgoutput::{DecodeError, Message, PgTime, Relation, Tuple, decode};
 use crate::route::{Route, RouteError, Template, check_subject};
-pub use handover::Handover;
+pub use handover::{Handover, Text};
 use message::MessageTable;
 pub use rejection::{Reason, Rejection};
 pub use unsent::Unsent;
@@ -53,6 +53,8 @@ pub struct Options {
     pub source: Option<String>,
     /// The database's name.
     pub database: String,
+    /// The slot's name: rows may be handed over to another one of the same database.
+    pub slot: String,
 }
 
 impl Options {

@@ -10,6 +10,8 @@ use tokio::time::Instant;
 pub struct Backoff {
     options: Options,
     attempts: u32,
+    /// When the first of them failed.
+    failing_since: Option<Instant>,
     logged_at: Option<Instant>,
     /// State of a xorshift generator: jitter need not be unpredictable, only uneven.
     random: u64,
@@ -41,6 +43,8 @@ pub struct Pause {
     pub delay: Duration,
     /// How many attempts have failed in a row.
     pub attempts: u32,
+    /// For how long they have.
+    pub failing_for: Duration,
     /// Whether it is time for a log line.
     pub log: bool,
 }
@@ -55,6 +59,7 @@ impl Backoff {
         Self {
             options,
             attempts: 0,
+            failing_since: None,
             logged_at: None,
             random,
         }
@@ -69,6 +74,7 @@ impl Backoff {
         let delay = doubled.min(self.options.delay_max);
         self.attempts = self.attempts.saturating_add(1);
         let now = Instant::now();
+        let since = *self.failing_since.get_or_insert(now);
         let log = self
             .logged_at
             .is_none_or(|at| now - at >= Self::LOG_INTERVAL);
@@ -78,6 +84,7 @@ impl Backoff {
         Pause {
             delay: self.jitter(delay),
             attempts: self.attempts,
+            failing_for: now - since,
             log,
         }
     }
@@ -91,6 +98,7 @@ impl Backoff {
     pub fn worked(&mut self) -> Option<u32> {
         let failed = std::mem::take(&mut self.attempts);
         self.logged_at = None;
+        self.failing_since = None;
         (failed > 0).then_some(failed)
     }
 
@@ -119,7 +127,11 @@ mod tests {
                 "{delay:?} of {expected:?}"
             );
         }
-        assert_eq!(backoff.worked(), Some(9));
+        tokio::time::advance(Duration::from_secs(7)).await;
+        assert_eq!(backoff.failed().failing_for, Duration::from_secs(7));
+        assert_eq!(backoff.worked(), Some(10));
+        assert_eq!(backoff.failed().failing_for, Duration::ZERO);
+        assert_eq!(backoff.worked(), Some(1));
         assert_eq!(backoff.worked(), None);
         assert!(backoff.failed().delay <= Duration::from_millis(50));
     }

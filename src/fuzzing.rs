@@ -77,6 +77,7 @@ pub fn assemble(input: &[u8]) {
         format: Format::CloudEvents,
         source: None,
         database: "app".to_owned(),
+        slot: "outjet".to_owned(),
     });
     let mut order = Order::default();
     let mut rest = input;

@@ -66,6 +66,7 @@ fn options() -> Options {
         format: Format::CloudEvents,
         source: None,
         database: "app".to_owned(),
+        slot: "outjet".to_owned(),
     }
 }
 

@@ -35,14 +35,13 @@ impl<'a> Unsent<'a> {
         &self,
         position: Position,
         recorded: &str,
-        values: Vec<Option<&str>>,
+        values: Vec<Option<&[u8]>>,
     ) -> Result<Event, Box<Rejection>> {
-        let values = values.into_iter().map(|value| value.map(str::as_bytes));
         let reader = RowReader {
             options: self.options,
             plan: &self.plan,
             source: &self.source,
-            row: self.plan.row(values.collect()),
+            row: self.plan.row(values),
             body: &Bytes::new(),
             again: None,
         };

@@ -1,5 +1,7 @@
 //! Appends events to the stream without a relay: for what comes from a table, not from a slot.
 
+use std::time::Duration;
+
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::warn;
@@ -18,6 +20,10 @@ const BATCHES_MAX: usize = 2;
 /// Reports that wait for us.
 const REPORTS_MAX: usize = 64;
 
+/// How long NATS may take no event before the command ends: a server has restarted by then, and
+/// somebody who waits at a terminal wants to know. What is stored is found by the next call.
+const DOWN_MAX: Duration = Duration::from_secs(30);
+
 /// The sink at work, and what it has not settled.
 pub(super) struct Append {
     events: mpsc::Sender<Vec<Event>>,
@@ -31,9 +37,10 @@ pub(super) struct Append {
 impl Append {
     /// Connects, and starts.
     pub(super) async fn open(
-        (options, limits): (Options, Limits),
+        (mut options, limits): (Options, Limits),
         lineage: Lineage,
     ) -> Result<Self, Failure> {
+        options.give_up_after = Some(DOWN_MAX);
         let sink = Box::pin(JetStream::open(options, lineage)).await?;
         let (events, batches) = mpsc::channel(BATCHES_MAX);
         let (reported, reports) = mpsc::channel(REPORTS_MAX);

@@ -9,7 +9,7 @@ use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
 
 use super::rows::{self, Row, Rows};
-use crate::assemble::{HANDOVER, Handover};
+use crate::assemble::{HANDOVER, Handover, Text};
 use crate::config::Config;
 use crate::error::{Exit, Failure, Problem};
 use crate::lsn::Lsn;
@@ -46,16 +46,21 @@ pub(super) fn refuse_without_messages(config: &Config) -> Result<(), Failure> {
 }
 
 /// The row as whoever leads gets it.
-pub(super) fn handover(rows: &Rows<'_>, (mapping, row): (&Mapping, Row), prefix: &str) -> Handover {
-    let id = rows.value(&row, Field::Id).unwrap_or_default().to_owned();
+pub(super) fn handover(
+    rows: &Rows<'_>,
+    (mapping, row): (&Mapping, Row),
+    (slot, prefix): (&str, &str),
+) -> Handover {
+    let id = rows.value(&row, Field::Id).unwrap_or_default().into_owned();
     let columns = rows.columns().into_iter().zip(row);
     Handover {
+        slot: slot.to_owned(),
         schema: mapping.schema().to_owned(),
         table: mapping.table().to_owned(),
         id,
         subject_prefix: prefix.to_owned(),
         row: columns
-            .map(|((name, oid), value)| (name.to_owned(), oid, value))
+            .map(|((name, oid), value)| (name.to_owned(), oid, value.map(Text)))
             .collect(),
     }
 }

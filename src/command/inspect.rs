@@ -2,9 +2,10 @@
 //! `outjet.yaml`, and what its newest row would become. What is no configuration is a comment, so
 //! that all of it can go into the file.
 
-use tokio_postgres::{Client, SimpleQueryMessage};
+use tokio_postgres::Client;
 
-use super::{Out, rows, unwritten};
+use super::rows::{self, Rows};
+use super::{Out, unwritten};
 use crate::assemble::{Options, Unsent};
 use crate::cli;
 use crate::config::{self, Config};
@@ -12,7 +13,6 @@ use crate::error::{Exit, Failure, Problem};
 use crate::event::{Event, Position};
 use crate::mapping::{Detected, Field, Mapping, Origin, detect};
 use crate::pg::catalog::{Error, Facts, Table, TableName};
-use crate::pg::ddl;
 use crate::pg::params::Params;
 use crate::preflight::{self, RequiredColumn, TableRequirement};
 
@@ -150,47 +150,28 @@ fn yaml(text: &str) -> String {
 
 /// What the newest row would become, or why that cannot be told.
 async fn sample(client: &Client, options: &Options, table: &Table) -> Result<String, Failure> {
-    let read: Vec<_> = table
-        .columns
-        .iter()
-        .filter(|column| !column.generated)
-        .collect();
-    let columns: Vec<_> = read.iter().map(|c| (c.name.as_str(), c.type_oid)).collect();
-    let has = |wanted: &str| columns.iter().any(|(name, _)| *name == wanted);
-    let mapping = options.tables[0].clone().of_columns(has);
-    let newest = mapping.column_of(Field::CreatedAt);
-    let newest = newest.map_or_else(|| "ctid".to_owned(), ddl::quote);
-    let quoted: Vec<_> = columns.iter().map(|(name, _)| ddl::quote(name)).collect();
-    let row = format!(
-        "SELECT {} FROM {} ORDER BY {newest} DESC LIMIT 1",
-        quoted.join(", "),
-        ddl::quote_table(&table.name)
-    );
     let doing = format!("read a row of {}", table.name);
     let wrap = |error| Error::new(doing.clone(), error);
     client
         .batch_execute(&(rows::settings("SET") + PATIENCE))
         .await
         .map_err(|error| wrap(error).failure())?;
-    let messages = match client.simple_query(&row).await {
-        Ok(messages) => messages,
+    let rows = Rows::open(client, &options.tables[0]).await?;
+    let newest = rows.column(Field::CreatedAt);
+    let newest = newest.unwrap_or_else(|| "ctid".to_owned());
+    let newest = rows.select(&format!("ORDER BY {newest} DESC LIMIT 1"));
+    let row = match rows.query(&newest).await {
+        Ok(mut rows) => rows.pop(),
         Err(error) if error.as_db_error().is_some() => {
             let cause = wrap(error).cause();
             return Ok(format!("No sample: the newest row cannot be read, {cause}"));
         }
         Err(error) => return Err(wrap(error).failure()),
     };
-    let row = messages.iter().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => Some(row),
-        _ => None,
-    });
     let Some(row) = row else {
         return Ok("No sample: there is no row.".to_owned());
     };
-    let values = (0..columns.len()).map(|number| row.try_get(number));
-    let values = values.collect::<Result<_, _>>();
-    let values = values.map_err(|error| wrap(error).failure())?;
-    let unsent = Unsent::new(options, &options.tables[0], &columns).map_err(|error| {
+    let unsent = Unsent::new(options, &options.tables[0], &rows.columns()).map_err(|error| {
         let fix = "run it again: the table has changed meanwhile";
         refused(format!("{doing} in vain"), error.to_string(), fix)
     })?;
@@ -199,6 +180,7 @@ async fn sample(client: &Client, options: &Options, table: &Table) -> Result<Str
         commit: 0,
         index: 0,
     };
+    let values = row.iter().map(Option::as_deref).collect();
     Ok(match unsent.event(nowhere, "", values) {
         Ok(event) => format!("The newest row would be:\n{}", shown(&event)),
         Err(rejection) => {

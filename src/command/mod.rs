@@ -35,6 +35,7 @@ use crate::config::Config;
 use crate::error::{Exit, Failure, Problem};
 use crate::pg::control::Control;
 use crate::pg::params::Params;
+use crate::pg::silence;
 use crate::shutdown::Signals;
 
 /// Does what was typed. `false`: a check failed.
@@ -94,14 +95,24 @@ fn connected(
     let color = colored(cli.global.color, environment);
     let done = runtime.block_on(async {
         match &cli.command {
-            Command::DeadLetters(cli::DeadLetters::Retry(typed)) => {
-                let params = config.params(environment)?;
-                retry::retry(typed, &config, &params, out).await
-            }
             Command::Delayed(typed) => delayed::delayed(typed, &config, out).await,
-            Command::DeadLetters(typed) => dead_letters::dead_letters(typed, &config, out).await,
+            Command::DeadLetters(
+                typed @ (cli::DeadLetters::List(_)
+                | cli::DeadLetters::Show(_)
+                | cli::DeadLetters::Drop(_)),
+            ) => dead_letters::dead_letters(typed, &config, out).await,
             Command::Run(typed) => run::run(typed, &config, environment, color).await,
-            command => one_shot(command, &config, &config.params(environment)?, out).await,
+            // Each look is limited by itself.
+            Command::Status(typed) => {
+                let params = config.params(environment)?;
+                let shown = status::status_all(typed, &config, &params, out).await;
+                shown.map(|()| true)
+            }
+            command => {
+                let params = config.params(environment)?;
+                let work = one_shot(command, &config, &params, out);
+                unless_stalled(&params, Box::pin(work)).await
+            }
         }
     });
     // What a second signal left behind must not keep the process.
@@ -123,9 +134,6 @@ async fn one_shot(
                 .map(|()| true)
         }
         Command::Setup(typed) => setup::setup_all(config, params, typed.dry_run, out)
-            .await
-            .map(|()| true),
-        Command::Status(typed) => status::status_all(typed, config, params, out)
             .await
             .map(|()| true),
         Command::Inspect(typed) => inspect::inspect(typed, config, params, out)
@@ -150,13 +158,36 @@ async fn one_shot(
         Command::Drop(typed) => drop::drop_all(typed, config, params, out)
             .await
             .map(|()| true),
+        Command::DeadLetters(cli::DeadLetters::Retry(typed)) => {
+            retry::retry(typed, config, params, out).await
+        }
         Command::Run(_)
+        | Command::Status(_)
         | Command::DeadLetters(_)
         | Command::Delayed(_)
         | Command::Config(_)
         | Command::Completions(_)
         | Command::Man => {
             unreachable!("dispatched before")
+        }
+    }
+}
+
+/// What ends a command that Postgres would keep for ever: nothing comes, and nobody is let in.
+/// However long a server works on a query or waits for a lock, it does let in.
+async fn unless_stalled<T>(
+    params: &Params,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    tokio::select! {
+        biased;
+        done = work => done,
+        error = silence::stalled(params) => {
+            let mut failure = error.failure(params);
+            let seconds = silence::SILENCE_MAX.as_secs();
+            let cause = &mut failure.problem.cause;
+            *cause = format!("nothing has come for {seconds} s, and then a new session: {cause}");
+            Err(failure)
         }
     }
 }

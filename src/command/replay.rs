@@ -53,7 +53,7 @@ pub(super) async fn replay(
     if typed.dry_run {
         writeln!(out, "{selected} rows").map_err(unwritten)?;
         for row in fetch(&rows, SAMPLE).await? {
-            let shown = SHOWN.map(|field| rows.value(&row, field).unwrap_or("-"));
+            let shown = SHOWN.map(|field| rows.value(&row, field).unwrap_or("-".into()));
             writeln!(out, "{}", shown.join("  ")).map_err(unwritten)?;
         }
         return Ok(());
@@ -61,6 +61,7 @@ pub(super) async fn replay(
     if !typed.subject_prefix.is_empty() {
         refuse_uncovered(typed, config).await?;
     }
+    let slot = &config.postgres.slot;
     let mut pace = Pace::new(typed.rate, selected);
     loop {
         let batch = fetch(&rows, pace.batch()).await?;
@@ -69,7 +70,7 @@ pub(super) async fn replay(
         }
         let batch = batch.into_iter();
         let batch: Vec<_> = batch
-            .map(|row| handover(&rows, (mapping, row), &typed.subject_prefix))
+            .map(|row| handover(&rows, (mapping, row), (slot, &typed.subject_prefix)))
             .collect();
         hand_over(client, &batch).await?;
         pace.sent(batch.len()).await;

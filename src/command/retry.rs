@@ -110,7 +110,7 @@ impl Retry<'_> {
         let mut found = rows.read("look for the row", &rows.select(&only)).await?;
         Ok(match (found.pop(), found.is_empty()) {
             (None, _) => Err(format!("{table} has no row with the id {id} any more")),
-            (Some(row), true) => Ok(handover(&rows, (mapping, row), "")),
+            (Some(row), true) => Ok(handover(&rows, (mapping, row), (self.slot, ""))),
             (Some(_), false) => Err(format!("{table} has several rows with the id {id}")),
         })
     }

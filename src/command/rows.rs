@@ -1,12 +1,16 @@
 //! The rows of an outbox table, with their values as the slot sends them.
 
-use tokio_postgres::{Client, SimpleQueryMessage};
+use std::borrow::Cow;
+use std::error::Error as StdError;
+
+use tokio_postgres::Client;
+use tokio_postgres::types::{FromSql, Type};
 
 use crate::error::{Exit, Failure, Problem};
 use crate::mapping::{Field, Mapping};
 use crate::pg::catalog::{self, Error, TableName};
 use crate::pg::ddl::quote;
-use crate::pg::replication::REPLICATION_STARTUP;
+use crate::pg::replication::{ANY_BYTES, REPLICATION_STARTUP};
 
 /// An outbox table to read rows from.
 pub(super) struct Rows<'a> {
@@ -17,16 +21,28 @@ pub(super) struct Rows<'a> {
 }
 
 /// The values of a row in text form, in the order of the columns.
-pub(super) type Row = Vec<Option<String>>;
+pub(super) type Row = Vec<Option<Vec<u8>>>;
+
+/// Text as the server sends it, whatever its encoding.
+struct Raw(Vec<u8>);
+
+impl FromSql<'_> for Raw {
+    fn from_sql(_: &Type, raw: &[u8]) -> Result<Self, Box<dyn StdError + Sync + Send>> {
+        Ok(Self(raw.to_owned()))
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        *ty == Type::TEXT
+    }
+}
 
 /// Statements by which a session prints values as the replication session does. `set`: `SET`, or
 /// `SET LOCAL`.
 pub(super) fn settings(set: &str) -> String {
     let settings = REPLICATION_STARTUP.iter();
     let settings = settings.filter(|(name, _)| *name != "replication");
-    settings
-        .map(|(name, value)| format!("{set} {name} = '{value}'; "))
-        .collect()
+    let settings = settings.map(|(name, value)| format!("{set} {name} = '{value}'; "));
+    settings.chain([format!("{ANY_BYTES}; ")]).collect()
 }
 
 impl<'a> Rows<'a> {
@@ -64,30 +80,40 @@ impl<'a> Rows<'a> {
 
     /// A query for rows; `rest` is what follows the table's name.
     pub(super) fn select(&self, rest: &str) -> String {
-        let columns: Vec<_> = self.columns.iter().map(|(name, _)| quote(name)).collect();
+        // By the output functions, which a cast to text is not for all types; composite values with
+        // a NULL inside are none, and so `IS NOT NULL` is not asked.
+        let text = |(name, _): &(String, u32)| {
+            let column = quote(name);
+            format!(
+                "CASE WHEN {column} IS DISTINCT FROM NULL THEN pg_catalog.format('%s', {column}) \
+                 END"
+            )
+        };
+        let columns: Vec<_> = self.columns.iter().map(text).collect();
         let (schema, table) = (quote(self.mapping.schema()), quote(self.mapping.table()));
         format!("SELECT {} FROM {schema}.{table} {rest}", columns.join(", "))
     }
 
-    /// The rows that a statement returns. By the simple protocol: it gives all values as text.
+    /// The rows of such a query, or of its cursor.
     pub(super) async fn read(&self, doing: &str, sql: &str) -> Result<Vec<Row>, Failure> {
-        let failed = |error| Error::new(doing, error).failure();
-        let answer = self.client.simple_query(sql).await.map_err(failed)?;
-        let rows = answer.iter().filter_map(|message| match message {
-            SimpleQueryMessage::Row(row) => Some(row),
-            _ => None,
-        });
-        let rows = rows.map(|row| {
-            let values = (0..row.len()).map(|at| Ok(row.try_get(at)?.map(str::to_owned)));
-            values.collect()
-        });
-        rows.collect::<Result<_, _>>().map_err(failed)
+        let read = self.query(sql).await;
+        read.map_err(|error| Error::new(doing, error).failure())
     }
 
-    /// The value of the column that a field comes from.
-    pub(super) fn value<'r>(&self, row: &'r Row, field: Field) -> Option<&'r str> {
+    /// The same with the error as it came.
+    pub(super) async fn query(&self, sql: &str) -> Result<Vec<Row>, tokio_postgres::Error> {
+        let rows = self.client.query_typed(sql, &[]).await?;
+        let rows = rows.iter().map(|row| {
+            let raw = |at| Ok(row.try_get::<_, Option<Raw>>(at)?.map(|Raw(bytes)| bytes));
+            (0..row.len()).map(raw).collect()
+        });
+        rows.collect()
+    }
+
+    /// The value of the column that a field comes from, as text for people.
+    pub(super) fn value<'r>(&self, row: &'r Row, field: Field) -> Option<Cow<'r, str>> {
         let column = self.mapping.column_of(field)?;
         let at = self.columns.iter().position(|(name, _)| name == column)?;
-        row.get(at)?.as_deref()
+        row.get(at)?.as_deref().map(String::from_utf8_lossy)
     }
 }

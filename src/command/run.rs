@@ -45,7 +45,10 @@ pub(super) async fn run(
     let stop = CancellationToken::new();
     let setup_first = typed.setup;
     let before = async || match setup_first {
-        true => setup::setup_unattended(config, &options.params).await,
+        true => {
+            let setup = setup::setup_unattended(config, &options.params);
+            super::unless_stalled(&options.params, Box::pin(setup)).await
+        }
         false => Ok(()),
     };
     let work = term::run(&options, before, &stop);

@@ -123,15 +123,19 @@ pub async fn status_all(
     params: &Params,
     out: Out<'_>,
 ) -> Result<(), Failure> {
-    let look = Look::take(config, params).await?;
+    let look = async || {
+        let taken = Box::pin(Look::take(config, params));
+        super::unless_stalled(params, taken).await
+    };
+    let first = look().await?;
     if typed.watch {
-        return watch::watch(typed, look, async || Look::take(config, params).await).await;
+        return watch::watch(typed, first, look).await;
     }
     if typed.json {
-        let text = serde_json::to_string_pretty(&look.report()).unwrap_or_default();
+        let text = serde_json::to_string_pretty(&first.report()).unwrap_or_default();
         return writeln!(out, "{text}").map_err(unwritten);
     }
-    look.write(out).map_err(unwritten)
+    first.write(out).map_err(unwritten)
 }
 
 /// What was seen.

@@ -40,7 +40,7 @@ pub(super) async fn verify(
     out: Out<'_>,
 ) -> Result<bool, Failure> {
     let control = super::connect(params).await?;
-    let compared = compare(control.client(), typed, config).await;
+    let compared = Box::pin(compare(control.client(), typed, config)).await;
     control.close().await;
     let report = compared?;
     if typed.json {

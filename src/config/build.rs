@@ -85,6 +85,7 @@ impl Config {
             subject_prefix: publish.subject_prefix.clone(),
             source: publish.source.clone(),
             database: database.to_owned(),
+            slot: self.postgres.slot.clone(),
         })
     }
 
@@ -172,6 +173,7 @@ impl Config {
             in_flight_bytes_max: self.publish.in_flight_bytes_max,
             ack_timeout: self.publish.ack_timeout,
             hold: self.stream.hold,
+            give_up_after: None,
         }
     }
 

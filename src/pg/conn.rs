@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use super::auth;
 use super::error::{Error, Kind, Phase, ServerMessage};
 use super::params::{Host, Params, TargetSessionAttrs};
+use super::silence;
 use super::socket::{Encryption, Protection, Socket, Target, resolve};
 
 /// A logged-in connection.
@@ -365,7 +366,12 @@ impl Conn {
             }
             match ready!(pin!(self.socket.read_buf(&mut self.received)).poll(cx)) {
                 Ok(0) => Poll::Ready(Err(Kind::Closed)),
-                Ok(_) => Poll::Ready(Ok(())),
+                Ok(bytes) => {
+                    if self.phase != Phase::LogIn {
+                        silence::heard(bytes);
+                    }
+                    Poll::Ready(Ok(()))
+                }
                 // TLS without close_notify, which Postgres does not send when it is killed.
                 Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
                     Poll::Ready(Err(Kind::Closed))

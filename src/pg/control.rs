@@ -14,6 +14,7 @@ use tokio_postgres::{Client, Config, NoTls};
 use super::conn::Conn;
 use super::error::Error;
 use super::params::Params;
+use super::silence;
 use super::socket::Socket;
 
 /// A connection for SQL. Dropping it closes it.
@@ -104,7 +105,10 @@ impl AsyncRead for LoggedIn {
     ) -> Poll<io::Result<()>> {
         self.replied = true;
         if self.reply.is_empty() {
-            return Pin::new(&mut self.socket).poll_read(cx, buf);
+            let before = buf.filled().len();
+            let read = Pin::new(&mut self.socket).poll_read(cx, buf);
+            silence::heard(buf.filled().len() - before);
+            return read;
         }
         let bytes = self.reply.len().min(buf.remaining());
         buf.put_slice(&self.reply[..bytes]);

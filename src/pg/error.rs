@@ -215,6 +215,10 @@ impl Error {
         }
     }
 
+    pub(super) fn kind(&self) -> &Kind {
+        &self.0.kind
+    }
+
     /// The server's SQLSTATE, if it is the server who failed the step.
     pub fn sqlstate(&self) -> Option<&str> {
         self.server().map(|message| message.code.as_str())

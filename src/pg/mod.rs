@@ -13,6 +13,7 @@ pub mod params;
 pub mod pgoutput;
 mod query;
 pub mod replication;
+pub mod silence;
 mod socket;
 mod tls;
 

@@ -63,7 +63,7 @@ pub struct TimelineSwitch {
 /// In a database of `SQL_ASCII` texts may be anything, and a session that asks for UTF-8 fails for
 /// good at the first that is not (`pg_server_to_any`, mbutils.c). As they are, they reach us, and a
 /// row that cannot be an event is one that is rejected.
-const ANY_BYTES: &str = "SELECT set_config('client_encoding', 'SQL_ASCII', false)
+pub const ANY_BYTES: &str = "SELECT set_config('client_encoding', 'SQL_ASCII', false)
     WHERE current_setting('server_encoding') = 'SQL_ASCII'";
 
 impl Session {

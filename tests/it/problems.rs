@@ -7,6 +7,7 @@ mod batches;
 mod configuration;
 mod nats;
 mod postgres;
+mod silence;
 mod slot;
 
 use std::time::Duration;

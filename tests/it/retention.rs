@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -276,6 +277,89 @@ async fn old_rows_of_other_tables_go_and_partitions_are_left_alone_if_told_so() 
     let count = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'outbox.events'::regclass";
     assert_eq!(stage.session.text(count).await, "8");
     assert_eq!(stage.last_sequence().await, 5004);
+    assert_eq!(outjet.terminate(SOON).await, Some(0));
+}
+
+/// Without `keep`: nothing goes.
+const LAGGING: &str = "
+tables:
+  - name: public.notes
+    preset: none
+    columns: {id: id, created_at: made, payload: body, aggregatetype: {value: n}, type: {value: n}}
+  - name: outbox.events
+  - name: public.past
+    preset: none
+    columns: {id: id, created_at: made, payload: body, aggregatetype: {value: n}, type: {value: n}}
+";
+
+const UNCONFIRMED: &str = "
+INSERT INTO public.notes (made, body) VALUES (now() - interval '2 d', '1'), (now(), '2');
+CREATE TABLE outbox.events_20200101 PARTITION OF outbox.events
+  FOR VALUES FROM ('2020-01-01 00:00:00+00') TO ('2020-01-02 00:00:00+00');
+CREATE TABLE outbox.events_20200102 PARTITION OF outbox.events
+  FOR VALUES FROM ('2020-01-02 00:00:00+00') TO ('2020-01-03 00:00:00+00');
+INSERT INTO outbox.events (aggregatetype, aggregateid, type, created_at, payload) VALUES
+  ('n', '1', 'n', '2020-01-01 12:00:00+00', '3'), ('n', '1', 'n', '2020-01-02 12:00:00+00', '4'),
+  ('n', '1', 'n', '2019-01-01 12:00:00+00', '5'), ('n', '1', 'n', now(), '6');
+";
+
+/// Rows of `notes`, `outbox.events` and `past`.
+const LEFT: &str = "SELECT (SELECT count(*) FROM public.notes) || ' ' ||
+  (SELECT count(*) FROM outbox.events) || ' ' || (SELECT count(*) FROM public.past)";
+
+async fn limit(stage: &Stage, messages: i64) {
+    let mut config = stage.stream().await.cached_info().config.clone();
+    config.max_messages = messages;
+    let updated = stage.jetstream().await.update_stream(config).await;
+    updated.expect("updated");
+}
+
+/// Housekeeping passes while events wait for room in the stream: what is old and confirmed goes,
+/// what is old and waits stays. What somebody takes away all the same is published from the log.
+#[tokio::test]
+async fn what_waits_behind_a_full_stream_stays_and_is_published_even_if_its_partition_is_dropped() {
+    let mut stage = Stage::ready().await;
+    let output = stage.outjet(["drop", "--yes"]).output().await;
+    assert_eq!(output.code, Some(0), "{output:?}");
+    stage.session.run(THEIRS).await;
+    let past = "CREATE TABLE public.past (LIKE public.notes INCLUDING ALL)";
+    stage.session.run(past).await;
+    stage.configure(LAGGING);
+    let output = stage.outjet(["setup"]).output().await;
+    assert_eq!(output.code, Some(0), "{output:?}");
+    let mut outjet = stage.lead().await;
+    let past = "INSERT INTO public.past (made, body) VALUES (now() - interval '2 d', '0')";
+    stage.session.run(past).await;
+    stage.confirmed().await;
+    forgettable(&stage.session).await;
+    assert_eq!(outjet.terminate(SOON).await, Some(0));
+
+    limit(&stage, 1).await;
+    stage.session.run(UNCONFIRMED).await;
+    stage.configure(&LAGGING.replace("value: n}}", "value: n}}\n    keep: 1d"));
+    let gone = |table: &'static str| move |line: &Value| line.to_string().contains(table);
+    let mut outjet = stage.lead().await;
+    let deleted = "old rows deleted";
+    // The last of them: all others have had their turn.
+    outjet
+        .logged_where(deleted, SOON, gone("public.past"))
+        .await;
+    assert_eq!(stage.session.text(LEFT).await, "2 4 0");
+    assert_eq!(stage.last_sequence().await, 1);
+    stage.session.run("DROP TABLE outbox.events_20200102").await;
+    limit(&stage, -1).await;
+    stage.confirmed().await;
+    let stored = drain::messages(&stage.jetstream().await, STREAM).await;
+    let bodies: Vec<_> = stored.iter().map(|message| &message.payload[..]).collect();
+    assert_eq!(bodies, [b"0", b"1", b"2", b"3", b"4", b"5", b"6"]);
+
+    forgettable(&stage.session).await;
+    assert_eq!(outjet.terminate(SOON).await, Some(0));
+    let mut outjet = stage.lead().await;
+    outjet
+        .logged_where(deleted, SOON, gone("public.notes"))
+        .await;
+    assert_eq!(stage.session.text(LEFT).await, "1 1 0");
     assert_eq!(outjet.terminate(SOON).await, Some(0));
 }
 

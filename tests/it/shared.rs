@@ -2,6 +2,7 @@
 //! does not is allowed, no more.
 
 mod refusals;
+mod replay;
 pub(crate) mod strict;
 
 use std::time::Duration;

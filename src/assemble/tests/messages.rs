@@ -202,9 +202,10 @@ proptest! {
 fn handover() -> Handover {
     let text = |name: &str| {
         let value = ROW.iter().find(|(column, _)| *column == name);
-        value.map(|(_, text)| String::from_utf8_lossy(text).into_owned())
+        value.map(|(_, text)| Text(text.to_vec()))
     };
     Handover {
+        slot: "outjet".to_owned(),
         schema: "outbox".to_owned(),
         table: "events".to_owned(),
         id: ID.to_owned(),
@@ -250,6 +251,27 @@ fn handed_over_row_is_the_event_of_its_insert_marked_as_a_replay() {
         ..again
     };
     assert_eq!(like_the_row, row);
+}
+
+#[test]
+fn row_that_is_handed_to_another_slot_is_passed_over() {
+    let other = Handover {
+        slot: "other".to_owned(),
+        ..handover()
+    };
+    assert_eq!(hand(&mut server(), &other), Step::Nothing);
+}
+
+#[test]
+fn value_that_is_not_utf8_is_handed_over_as_it_is() {
+    let mut handed = handover();
+    let payload = handed.row.iter_mut().find(|(name, ..)| name == "payload");
+    let (_, _, value) = payload.expect("a payload");
+    *value = Some(Text(b"\"caf\xe9\"".to_vec()));
+    let Step::Event(event) = hand(&mut Server::new(options()), &handed) else {
+        panic!("no event");
+    };
+    assert_eq!(event.payload, b"\"caf\xe9\""[..]);
 }
 
 #[test]

@@ -590,6 +590,7 @@ mod tests {
             in_flight_bytes_max: 1,
             ack_timeout: Duration::from_secs(1),
             hold: Duration::ZERO,
+            give_up_after: None,
         }
     }
 

@@ -202,6 +202,10 @@ impl JetStream {
             return Err(failure);
         }
         let pause = self.backoff.failed();
+        let given_up = |max| pause.failing_for >= max;
+        if self.options.give_up_after.is_some_and(given_up) {
+            return Err(failure);
+        }
         if pause.log {
             let cause = &failure.problem.cause;
             warn!(attempts = pause.attempts, %cause, "{}", failure.problem.problem);

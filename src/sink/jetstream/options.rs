@@ -34,6 +34,8 @@ pub struct Options {
     pub ack_timeout: Duration,
     /// How long an event must have been in the stream before it is released; zero: it is at once.
     pub hold: Duration,
+    /// After how long without a settled event a failed attempt is the last; `None`: never.
+    pub give_up_after: Option<Duration>,
 }
 
 impl Options {
