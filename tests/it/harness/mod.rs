@@ -33,5 +33,5 @@ pub(crate) use outjet::Outjet;
 pub(crate) use postgres::{Postgres, Stop};
 pub(crate) use proxy::{Direction, Mode, Proxy};
 pub(crate) use stage::Stage;
-pub(crate) use wait::{Wait, until, until_sync};
+pub(crate) use wait::{Wait, until, until_sync, until_the_day_lasts};
 pub(crate) use world::World;
