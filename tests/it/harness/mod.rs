@@ -17,6 +17,7 @@ pub(crate) mod drain;
 pub(crate) mod nats;
 pub(crate) mod outbox;
 pub(crate) mod outjet;
+pub(crate) mod port;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod proxy;
