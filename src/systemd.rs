@@ -7,9 +7,11 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::net::SocketAddr;
 use std::time::Duration;
 
+use tokio::net::UnixDatagram;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -43,42 +45,50 @@ impl Systemd {
     /// Tells every change of state, and twice in each interval that the loop turns; for ever.
     pub async fn run(&self, vitals: &Vitals, stop: &CancellationToken) {
         let mut states = vitals.states();
+        // Goes on over changes of state: where they come faster than beats, each would put off
+        // the next one, and systemd would end a copy that does its part.
+        let mut beats = self.watchdog.map(|longest| {
+            let mut beats = interval_at(Instant::now() + longest / 2, longest / 2);
+            beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            beats
+        });
         let mut ready = false;
         let mut stopping = false;
         loop {
             let reading = vitals.read();
             if reading.state != State::Starting && !std::mem::replace(&mut ready, true) {
-                self.tell("READY=1");
+                self.tell("READY=1").await;
             }
-            self.tell(&format!("STATUS={}", status(&reading)));
+            self.tell(&format!("STATUS={}", status(&reading))).await;
             loop {
                 tokio::select! {
                     biased;
                     () = stop.cancelled(), if !stopping => {
                         stopping = true;
-                        self.tell("STOPPING=1");
+                        self.tell("STOPPING=1").await;
                     }
                     _ = states.changed() => break,
-                    () = self.next_beat() => if vitals.read().alive {
-                        self.tell("WATCHDOG=1");
+                    () = next(beats.as_mut()) => if vitals.read().alive {
+                        self.tell("WATCHDOG=1").await;
                     }
                 }
             }
         }
     }
 
-    async fn next_beat(&self) {
-        match self.watchdog {
-            Some(interval) => tokio::time::sleep(interval / 2).await,
-            None => std::future::pending().await,
-        }
-    }
-
-    /// What systemd does not take is not worth waiting for.
-    fn tell(&self, what: &str) {
-        if let Err(error) = self.socket.send(what.as_bytes()) {
+    /// Waits while systemd is busy: whoever is not told that it is ready is ended.
+    async fn tell(&self, what: &str) {
+        if let Err(error) = self.socket.send(what.as_bytes()).await {
             debug!(%error, what, "systemd was not told");
         }
+    }
+}
+
+/// The next beat, if there are any. Cancel-safe: a tick that was not taken is there still.
+async fn next(beats: Option<&mut Interval>) {
+    match beats {
+        Some(beats) => drop(beats.tick().await),
+        None => std::future::pending().await,
     }
 }
 
@@ -97,10 +107,10 @@ fn connect(name: &str) -> io::Result<UnixDatagram> {
         Some(name) => abstract_address(name)?,
         None => SocketAddr::from_pathname(name)?,
     };
-    let socket = UnixDatagram::unbound()?;
+    let socket = std::os::unix::net::UnixDatagram::unbound()?;
     socket.connect_addr(&address)?;
     socket.set_nonblocking(true)?;
-    Ok(socket)
+    UnixDatagram::from_std(socket)
 }
 
 #[cfg(target_os = "linux")]
@@ -127,11 +137,13 @@ fn watchdog(environment: &BTreeMap<String, String>) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixDatagram as Theirs;
+
     use super::*;
     use crate::error::Problem;
 
     /// What systemd's socket received since the last look.
-    fn heard(systemd: &UnixDatagram) -> Vec<String> {
+    fn heard(systemd: &Theirs) -> Vec<String> {
         let mut heard = Vec::new();
         let mut buffer = [0; 1024];
         while let Ok(length) = systemd.recv(&mut buffer) {
@@ -140,38 +152,89 @@ mod tests {
         heard
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn states_are_told_as_they_change_and_the_watchdog_only_while_the_loop_turns() {
-        let (ours, theirs) = UnixDatagram::pair().expect("a pair");
+    /// Tells `theirs` what happens in a script, in which time passes at once.
+    async fn told(script: impl AsyncFnOnce(&Vitals, &CancellationToken, &Theirs)) {
+        let home = tempfile::tempdir().expect("a directory");
+        let path = home.path().join("notify");
+        let theirs = Theirs::bind(&path).expect("bind");
         theirs.set_nonblocking(true).expect("nonblocking");
         let systemd = Systemd {
-            socket: ours,
+            socket: connect(path.to_str().expect("UTF-8")).expect("a socket"),
             watchdog: Some(Duration::from_secs(60)),
         };
+        systemd.socket.writable().await.expect("room");
         let (vitals, stop) = (
             Vitals::new(Duration::from_secs(10)),
             CancellationToken::new(),
         );
-        let script = async {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            assert_eq!(heard(&theirs), ["STATUS=starting"]);
-            vitals.set(State::Retrying, Some(Problem::new("a b", "c", "d")));
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            assert_eq!(heard(&theirs), ["READY=1", "STATUS=retrying: a b"]);
-            // It stands still: two intervals pass, and from 90 s on nothing is told.
-            tokio::time::sleep(Duration::from_secs(85)).await;
-            assert_eq!(heard(&theirs), ["WATCHDOG=1", "WATCHDOG=1"]);
-            tokio::time::sleep(Duration::from_secs(600)).await;
-            assert_eq!(heard(&theirs), [""; 0]);
+        tokio::select! {
+            biased;
+            () = systemd.run(&vitals, &stop) => unreachable!("it runs for ever"),
+            () = script(&vitals, &stop, &theirs) => {}
+        }
+    }
+
+    async fn pass(seconds: u64) {
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+    }
+
+    fn away() -> Option<Problem> {
+        Some(Problem::new("a b", "c", "d"))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn states_are_told_as_they_change_and_the_watchdog_only_while_the_loop_turns() {
+        told(async |vitals, stop, theirs| {
+            pass(1).await;
+            assert_eq!(heard(theirs), ["STATUS=starting"]);
+            vitals.set(State::Retrying, away());
+            pass(1).await;
+            assert_eq!(heard(theirs), ["READY=1", "STATUS=retrying: a b"]);
+            // It stands still: one and a half intervals pass, and then nothing is told.
+            pass(90).await;
+            assert_eq!(heard(theirs), ["WATCHDOG=1"; 3]);
+            pass(600).await;
+            assert_eq!(heard(theirs), [""; 0]);
             vitals.set(State::Streaming, None);
             stop.cancel();
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            assert_eq!(heard(&theirs), ["STOPPING=1", "STATUS=streaming"]);
-        };
-        tokio::select! {
-            () = systemd.run(&vitals, &stop) => unreachable!("it runs for ever"),
-            () = script => {}
-        }
+            pass(1).await;
+            assert_eq!(heard(theirs), ["STOPPING=1", "STATUS=streaming"]);
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn watchdog_is_fed_though_states_change_more_often_than_it_is() {
+        told(async |vitals, _, theirs| {
+            let mut beats = 0;
+            for _ in 0..30 {
+                for (state, problem) in [(State::Retrying, away()), (State::Streaming, None)] {
+                    vitals.set(state, problem);
+                    pass(10).await;
+                    beats += heard(theirs).iter().filter(|t| *t == "WATCHDOG=1").count();
+                }
+            }
+            assert_eq!(beats, 20, "in ten minutes");
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn systemd_that_is_busy_for_a_while_is_told_all_the_same() {
+        told(async |vitals, _, theirs| {
+            for _ in 0..1000 {
+                vitals.set(State::Starting, None);
+                pass(60).await;
+            }
+            vitals.set(State::Streaming, None);
+            pass(1).await;
+            let ready = "READY=1".to_owned();
+            assert!(!heard(theirs).contains(&ready), "there was room");
+            pass(1).await;
+            let told = heard(theirs);
+            assert!(told.contains(&ready), "{told:?}");
+        })
+        .await;
     }
 
     #[test]

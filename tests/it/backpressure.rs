@@ -17,6 +17,9 @@ use crate::million::release;
 const TAKEOVER_AFTER: Duration = Duration::from_secs(3);
 const ACK_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// The server has two seconds to close the connection, and a busy machine some more.
+const GOOD_BYE: Duration = Duration::from_secs(2);
+
 const YAML: &str = "
 postgres: {takeover_after: 3s}
 nats: {connect_timeout: 2s}
@@ -32,7 +35,7 @@ const RESIDENT_BYTES_MAX: u64 = 64 << 20;
 
 fn outage() -> Duration {
     let asked = std::env::var("OUTAGE_SECONDS").ok();
-    let seconds = asked.map_or(8, |asked| asked.parse().expect("a number of seconds"));
+    let seconds = asked.map_or(10, |asked| asked.parse().expect("a number of seconds"));
     Duration::from_secs(seconds)
 }
 
@@ -119,7 +122,8 @@ impl Seen {
         eprintln!("{self:?}: given up after {shortest:?} to {longest:?}");
         assert!(self.status_age_max < TAKEOVER_AFTER * 2 / 3, "{self:?}");
         assert!(self.given_up <= 1, "{self:?}");
-        let latest = ACK_TIMEOUT + TAKEOVER_AFTER + Duration::from_secs(2);
+        let latest = ACK_TIMEOUT + TAKEOVER_AFTER + GOOD_BYE + GOOD_BYE;
+        assert!(outage > latest, "it was over too soon");
         assert!(shortest.unwrap_or(outage) <= latest, "{shortest:?}");
         assert!(
             longest.is_none_or(|longest| longest >= TAKEOVER_AFTER),
@@ -363,6 +367,8 @@ async fn huge_transaction_into_a_stalled_sink_does_not_cost_the_slot() {
     assert_eq!(seen.given_up, 0, "{seen:?}");
     assert!(stage.last_sequence().await < 30_000, "it was over too soon");
     stage.proxy.set(Mode::Forward);
+    // A debug build on busy cores stores some hundreds a second.
+    stage.confirmed_within(SOON * 3).await;
     stage.assert_exact().await;
     let log = outjet.log();
     let terms = log.iter().filter(|line| line["message"] == "leading");

@@ -21,15 +21,6 @@ async fn types(stage: &Stage, typed: &str) -> Output {
     stage.outjet(typed.split(' ')).output().await
 }
 
-async fn drop_slot(stage: &Stage, name: &str) {
-    // The server notices a client that is gone a moment later.
-    let active =
-        format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{name}' AND active");
-    stage.session.until_text(&active, "0", SOON).await;
-    let drop = format!("SELECT pg_drop_replication_slot('{name}')");
-    stage.session.run(&drop).await;
-}
-
 async fn slots(stage: &Stage) -> String {
     let sql = "SELECT string_agg(slot_name, ' ' ORDER BY slot_name) FROM pg_replication_slots \
                WHERE plugin = 'pgoutput'";
@@ -43,7 +34,7 @@ async fn what_was_committed_without_a_slot_is_published_by_recover() {
     commit_each(&stage, 1..=10).await;
     stage.confirmed().await;
     assert_eq!(outjet.terminate(SOON).await, Some(0));
-    drop_slot(&stage, "outjet").await;
+    stage.drop_slot("outjet").await;
     commit_each(&stage, 11..=30).await;
     let mut outjet = stage.outjet(["run", "--log-format", "json", "--set"]);
     outjet = outjet.args(["postgres.halt_retry=1s"]);
@@ -90,7 +81,7 @@ async fn recover_killed_at_every_step_loses_and_repeats_nothing() {
         "recovered rows appended:1",
         "slot copied:1",
     ] {
-        drop_slot(&stage, "outjet").await;
+        stage.drop_slot("outjet").await;
         commit_each(&stage, number + 1..=number + 80).await;
         number += 80;
         let armed = stage.outjet(["recover"]).env("FAULT_POINT", point);
@@ -456,7 +447,7 @@ async fn rows_older_than_what_the_stream_holds_are_not_missed() {
     assert_eq!(since.code, Some(0), "{since:?}");
     // Nor are they published again.
     assert_eq!(outjet.terminate(SOON).await, Some(0));
-    drop_slot(&stage, "outjet").await;
+    stage.drop_slot("outjet").await;
     let refused = types(&stage, "recover").await;
     assert_eq!(refused.code, Some(1), "{refused:?}");
     let since = stage

@@ -60,8 +60,10 @@ async fn replay_amid_a_load_and_kills_publishes_each_row_once_more_and_leaves_th
     let until_then = "SELECT max(created_at) FROM outbox.events WHERE type = 'created'";
     let until_then = delivery.session.text(until_then).await;
     let mut outjet = delivery.run();
+    // Until it is told to stop: there must be something live beside the replay.
     let load = Load {
         pause: Duration::from_millis(5),
+        transactions: u64::MAX,
         ..Load::mixed(3)
     };
     let writers = load.start(&delivery.world.postgres.url()).await;
@@ -80,7 +82,7 @@ async fn replay_amid_a_load_and_kills_publishes_each_row_once_more_and_leaves_th
         replayed.stdout,
         "handed over  399 rows; whoever leads publishes them in their turn\n"
     );
-    writers.finish().await;
+    writers.stop().await;
     delivery.confirmed().await;
     let (live, again) = parted(&delivery).await;
     delivery.judge.verdict(&ids(&live)).await.assert_exact();

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use crate::delivery::{Delivery, SOON, STREAM};
 use crate::harness::outbox::{self, Load, Random};
+use crate::harness::postgres::Session;
 use crate::harness::process::Signal;
 use crate::harness::proxy::Upstream;
 use crate::harness::{Outjet, Proxy, Wait, until};
@@ -159,9 +160,15 @@ async fn kills_at_any_moment_lose_nothing_repeat_nothing_and_keep_the_order() {
 }
 
 /// How many events the slot has still to send.
-const LEFT: &str = "
+pub(crate) const LEFT: &str = "
 SELECT count(*) FROM pg_logical_slot_peek_binary_changes('outjet', NULL, NULL,
   'proto_version', '1', 'publication_names', 'outjet') WHERE get_byte(data, 0) = ascii('I')";
+
+/// The server notices a client that is gone a moment later.
+pub(crate) async fn until_free(session: &Session) {
+    let active = "SELECT active FROM pg_replication_slots WHERE slot_name = 'outjet'";
+    session.until_text(active, "f", SOON).await;
+}
 
 #[tokio::test]
 async fn sigterm_under_load_confirms_all_that_is_stored_and_nothing_is_read_again() {
@@ -177,6 +184,7 @@ async fn sigterm_under_load_confirms_all_that_is_stored_and_nothing_is_read_agai
         last = stored(&jetstream).await;
         let committed = delivery.judge.committed().await.len() as u64;
         assert!(last < committed, "it was not under load any more");
+        until_free(&delivery.session).await;
         // Neither less, which would be read again, nor more, which would be lost.
         let left = delivery.session.text(LEFT).await;
         assert_eq!(left, (committed - last).to_string());

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::harness::postgres::Session;
 use crate::harness::stage::{SOON, STREAM, confirmed};
-use crate::harness::{Stage, Wait, World, drain, until};
+use crate::harness::{Stage, Wait, World, drain, until, until_the_day_lasts};
 
 /// What a writer may wait at worst: the lock_timeout of expire_partitions() and as much again for
 /// what stood behind the same lock, and then a machine that has other things to do.
@@ -108,6 +108,7 @@ async fn forgettable(session: &Session) {
 
 #[tokio::test]
 async fn partitions_turn_beside_writers_that_never_fail_and_never_wait_for_long() {
+    until_the_day_lasts().await;
     let stage = Stage::ready().await;
     let mut outjet = stage.lead().await;
     let clock = Arc::new(Clock {
@@ -164,6 +165,7 @@ const GRANTS: &str = "GRANT USAGE ON SCHEMA outbox TO streamer;
 
 #[tokio::test]
 async fn leader_turns_partitions_if_its_role_may_and_else_says_how_to_let_it() {
+    until_the_day_lasts().await;
     let world = World::start().await;
     let setup = world.outjet(["setup"]).output().await;
     assert_eq!(setup.code, Some(0), "{setup:?}");
@@ -248,6 +250,7 @@ retention: {manage: false}
 
 #[tokio::test]
 async fn old_rows_of_other_tables_go_and_partitions_are_left_alone_if_told_so() {
+    until_the_day_lasts().await;
     let mut stage = Stage::ready().await;
     let output = stage.outjet(["drop", "--yes"]).output().await;
     assert_eq!(output.code, Some(0), "{output:?}");

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::harness::Postgres;
 use crate::harness::postgres::Session;
+use crate::harness::{Postgres, until_the_day_lasts};
 use outjet::pg::ddl::{INSTALL, UNINSTALL};
 use tokio_postgres::SimpleQueryMessage;
 
@@ -11,6 +11,7 @@ const SOON: Duration = Duration::from_secs(20);
 
 /// A server with the schema, and a superuser's session.
 async fn installed() -> (Postgres, Session) {
+    until_the_day_lasts().await;
     let postgres = Postgres::start().await;
     let client = postgres.connect().await;
     client.run(INSTALL).await;
@@ -64,6 +65,7 @@ const DAY: &str = "to_char((now() AT TIME ZONE 'UTC')::date";
 
 #[tokio::test]
 async fn installing_again_or_twice_at_once_changes_nothing() {
+    until_the_day_lasts().await;
     let postgres = Postgres::start().await;
     let (one, two) = (postgres.connect().await, postgres.connect().await);
     tokio::join!(one.run(INSTALL), two.run(INSTALL));

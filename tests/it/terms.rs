@@ -13,11 +13,6 @@ async fn halts(stage: &Stage) -> String {
     output.stderr
 }
 
-async fn drop_slot(stage: &Stage) {
-    let drop = "SELECT pg_drop_replication_slot('outjet')";
-    stage.session.run(drop).await;
-}
-
 #[tokio::test]
 async fn slot_that_is_lost_while_nobody_leads_halts_the_next_term_with_the_gap() {
     let stage = Stage::ready().await;
@@ -50,7 +45,7 @@ async fn slot_that_is_lost_while_nobody_leads_halts_the_next_term_with_the_gap()
 #[tokio::test]
 async fn slot_of_another_plugin_or_database_is_not_streamed_from() {
     let stage = Stage::ready().await;
-    drop_slot(&stage).await;
+    stage.drop_slot("outjet").await;
     let other = "SELECT pg_create_logical_replication_slot('outjet', 'test_decoding')";
     stage.session.run(other).await;
     let told = halts(&stage).await;
@@ -58,7 +53,7 @@ async fn slot_of_another_plugin_or_database_is_not_streamed_from() {
         told.contains("its output plugin is test_decoding, not pgoutput"),
         "{told}"
     );
-    drop_slot(&stage).await;
+    stage.drop_slot("outjet").await;
     stage.session.run("CREATE DATABASE elsewhere").await;
     let elsewhere = stage.world.postgres.url_as("postgres", "elsewhere");
     let elsewhere = crate::harness::postgres::Session::connect(&elsewhere).await;

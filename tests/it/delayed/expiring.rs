@@ -1,6 +1,6 @@
 //! `expires_at`.
 
-use super::{CONFIG, MOMENT, emit};
+use super::{CONFIG, DELAYED, MOMENT, emit};
 use crate::delivery::{Delivery, STREAM};
 use crate::harness::postgres::Stop;
 use crate::harness::{Nats, Postgres, Wait, until};
@@ -87,10 +87,13 @@ async fn delayed_event_is_dropped_when_it_has_come_to_its_end() {
     let kept = "deliver_at => now() + interval '1 second'";
     let kept = emit(&delivery, kept).await;
     delivery.confirmed().await;
-    super::until_fired(&delivery, 2).await;
+    let jetstream = delivery.world.nats.jetstream().await;
     until("one has come to its end", MOMENT, async || {
+        let stream = jetstream.get_stream(DELAYED).await.expect("the stream");
+        // Two schedules with their marks, and what they were for, of which one is gone soon.
+        let stored = stream.cached_info().state.last_sequence;
         let left = super::ids(&super::fired(&delivery).await);
-        Wait::ready_if(left == [kept.as_str()], left)
+        Wait::ready_if(stored == 6 && left == [kept.as_str()], (stored, left))
     })
     .await;
 }

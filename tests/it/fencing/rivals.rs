@@ -10,6 +10,7 @@ use crate::harness::drain::{self, Stored};
 use crate::harness::outbox::Random;
 use crate::harness::stage::{SOON, STREAM, Stage};
 use crate::harness::{Nats, Outjet};
+use crate::shared::calm;
 use crate::sink::more_stored;
 use crate::sink::strangers::{NOTICED, assert_each_once};
 
@@ -40,7 +41,7 @@ async fn start_rival(stage: &Stage, database: &str) -> Outjet {
 
 /// The one that leads does so undisturbed while another one is pointed at its stream.
 async fn is_refused(database: &str) {
-    let stage = Stage::on(Nats::builder(), BRISK).await;
+    let stage = Stage::on(Nats::builder(), &calm(BRISK)).await;
     if database != "postgres" {
         stage
             .session

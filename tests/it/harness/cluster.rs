@@ -4,7 +4,7 @@ use async_nats::jetstream::{self, stream};
 use std::time::Duration;
 
 use super::nats::{self, Nats};
-use super::postgres::free_port;
+use super::port::Port;
 use super::wait::{Wait, until};
 
 /// Elections take seconds, on a busy machine more of them; with 2.10 the nodes' statistics, every
@@ -19,6 +19,7 @@ const TOGETHER_WITHIN: Duration = Duration::from_secs(30);
 pub(crate) struct Cluster {
     /// The servers.
     pub(crate) nodes: Vec<Nats>,
+    _routes: Vec<Port>,
 }
 
 impl Cluster {
@@ -43,19 +44,23 @@ impl Cluster {
     }
 
     async fn of_strangers(size: usize, nats: &nats::Builder) -> Self {
-        let ports: Vec<u16> = (0..size).map(|_| free_port()).collect();
-        let route = |port: &u16| format!("\"nats://127.0.0.1:{port}\"");
+        let ports: Vec<Port> = (0..size).map(|_| Port::free()).collect();
+        let route = |port: &Port| format!("\"nats://127.0.0.1:{}\"", port.number());
         let routes = ports.iter().map(route).collect::<Vec<_>>().join(", ");
         let starts = ports.iter().enumerate().map(|(node, port)| {
             let lines = format!(
                 "server_name: n{node}\n\
-                 cluster {{name: C, pool_size: -1, listen: \"127.0.0.1:{port}\",\n\
-                 routes: [{routes}]}}"
+                 cluster {{name: C, pool_size: -1, listen: \"127.0.0.1:{}\",\n\
+                 routes: [{routes}]}}",
+                port.number()
             );
             nats.clone().config(&lines).start()
         });
         let nodes = futures_util::future::join_all(starts).await;
-        Self { nodes }
+        Self {
+            nodes,
+            _routes: ports,
+        }
     }
 
     /// The addresses of all of them, as outjet takes them.

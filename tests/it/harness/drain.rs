@@ -17,6 +17,9 @@ use super::wait::{Wait, until};
 /// How long a server may take to hand out the next message of a stream that has one.
 const NEXT_WITHIN: Duration = Duration::from_secs(30);
 
+/// Three nodes elect a leader for some seconds, and nobody answers meanwhile.
+const FOUND_WITHIN: Duration = Duration::from_secs(60);
+
 /// A node that is down is found out by a request's timeout of 5 s, and chosen one time in three.
 const CONSUMER_WITHIN: Duration = Duration::from_secs(120);
 
@@ -104,8 +107,15 @@ async fn read(
     headers_only: bool,
     mut show: impl FnMut(&jetstream::Message),
 ) {
-    let found = jetstream.get_stream(stream).await;
-    let found = found.unwrap_or_else(|error| panic!("stream {stream}: {error}"));
+    let found = until(
+        &format!("stream {stream}"),
+        FOUND_WITHIN,
+        async || match jetstream.get_stream(stream).await {
+            Ok(found) => Wait::Ready(found),
+            Err(error) => Wait::NotYet(error.to_string()),
+        },
+    )
+    .await;
     if found.cached_info().state.messages == 0 {
         return;
     }

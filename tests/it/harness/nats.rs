@@ -9,6 +9,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::binaries;
+use super::port::Port;
 use super::process::{Process, tail};
 use super::wait::{Wait, until_sync};
 
@@ -20,7 +21,7 @@ const STOP_WITHIN: Duration = Duration::from_secs(30);
 pub(crate) struct Nats {
     process: Option<Process>,
     binary: PathBuf,
-    port: Option<u16>,
+    port: Port,
     home: TempDir,
 }
 
@@ -83,7 +84,7 @@ impl Builder {
         let nats = Nats {
             process: None,
             binary: binaries::nats_server(self.version.as_deref()),
-            port: None,
+            port: Port::free(),
             home,
         };
         for (name, content) in &self.files {
@@ -156,20 +157,17 @@ impl Nats {
             .path()
             .join(format!("nats-server_{}.ports", process.id()));
         let log = self.log();
-        let port = until_sync("nats-server takes connections", START_WITHIN, || {
+        until_sync("nats-server takes connections", START_WITHIN, || {
             if let Some(status) = process.exited() {
                 return Wait::Broken(format!("{status}\n{}", tail(&log)));
             }
             // The file appears when the listeners are up; it may be half written.
             let ports = fs::read(&ports).unwrap_or_default();
-            match client_port(&ports) {
-                Some(port) => Wait::Ready(port),
-                None => Wait::NotYet("no ports file".to_owned()),
-            }
+            let whole = serde_json::from_slice::<serde_json::Value>(&ports).is_ok();
+            Wait::ready_if(whole, "no ports file")
         })
         .await;
         self.process = Some(process);
-        self.port = Some(port);
     }
 
     /// Replaces the configuration; it counts from the next start or reload.
@@ -212,7 +210,7 @@ impl Nats {
 
     /// Its client port.
     pub(crate) fn port(&self) -> u16 {
-        self.port.expect("the server was started")
+        self.port.number()
     }
 
     /// The directory of its configuration and its files.
@@ -236,7 +234,7 @@ impl Nats {
         let mut command = Command::new(&self.binary);
         command.arg("-c").arg(self.home.path().join("nats.conf"));
         command.args(["-a", "127.0.0.1", "-p"]);
-        command.arg(self.port.map_or("-1".to_owned(), |port| port.to_string()));
+        command.arg(self.port().to_string());
         command.arg("--ports_file_dir").arg(self.home.path());
         command.current_dir(self.home.path());
         command
@@ -252,14 +250,4 @@ fn copy(from: &Path, to: &Path) {
     let mut copy = Command::new("cp");
     let copied = copy.arg("-a").arg(from.join(".")).arg(to).status();
     assert!(copied.expect("start cp").success());
-}
-
-/// The port in a ports file: `{"nats": ["nats://127.0.0.1:4222"], …}`.
-fn client_port(ports: &[u8]) -> Option<u16> {
-    let ports: serde_json::Value = serde_json::from_slice(ports).ok()?;
-    let url = ports["nats"]
-        .get(0)
-        .or_else(|| ports["tls"].get(0))?
-        .as_str()?;
-    url.rsplit(':').next()?.parse().ok()
 }

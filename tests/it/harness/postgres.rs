@@ -2,7 +2,6 @@
 
 use rustix::process::Signal;
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, TcpListener};
 use std::ops::{Deref, DerefMut};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +11,7 @@ use tempfile::TempDir;
 use tokio::task::JoinSet;
 
 use super::binaries::{self, PostgresBuild};
+use super::port::Port;
 use super::process::{Process, run, tail};
 use super::wait::{Wait, until};
 
@@ -37,8 +37,8 @@ log_line_prefix = '%m [%p] %a '
 pub(crate) struct Postgres {
     process: Option<Process>,
     build: PostgresBuild,
-    port: u16,
-    tcp: bool,
+    /// If it listens on one.
+    port: Option<Port>,
     home: TempDir,
 }
 
@@ -119,12 +119,11 @@ impl Builder {
         let mut postgres = Postgres {
             process: None,
             build,
-            port: if self.tcp { free_port() } else { 5432 },
-            tcp: self.tcp,
+            port: self.tcp.then(Port::free),
             home,
         };
         self.write_into(&postgres.data());
-        postgres.set("port", &postgres.port.to_string());
+        postgres.set("port", &postgres.number().to_string());
         postgres.set("unix_socket_directories", &postgres.host());
         postgres.start_again().await;
         postgres
@@ -198,11 +197,10 @@ impl Postgres {
         let mut standby = Self {
             process: None,
             build: self.build.clone(),
-            port: if self.tcp { free_port() } else { self.port },
-            tcp: self.tcp,
+            port: self.port.as_ref().map(|_| Port::free()),
             home,
         };
-        standby.set("port", &standby.port.to_string());
+        standby.set("port", &standby.number().to_string());
         standby.set("unix_socket_directories", &standby.host());
         standby
     }
@@ -294,9 +292,9 @@ impl Postgres {
 
     /// The URL for another user (`name` or `name:password`) or database.
     pub(crate) fn url_as(&self, user: &str, database: &str) -> String {
-        let host = match self.tcp {
-            true => format!("127.0.0.1:{}", self.port),
-            false => self.host().replace('/', "%2F"),
+        let host = match self.port() {
+            Some(port) => format!("127.0.0.1:{port}"),
+            None => self.host().replace('/', "%2F"),
         };
         format!("postgres://{user}@{host}/{database}")
     }
@@ -310,12 +308,12 @@ impl Postgres {
 
     /// The socket itself, for a proxy to connect to.
     pub(crate) fn socket(&self) -> PathBuf {
-        self.home.path().join(format!(".s.PGSQL.{}", self.port))
+        self.home.path().join(format!(".s.PGSQL.{}", self.number()))
     }
 
     /// The TCP port, if it listens on one.
     pub(crate) fn port(&self) -> Option<u16> {
-        self.tcp.then_some(self.port)
+        self.port.as_ref().map(Port::number)
     }
 
     /// Its major version.
@@ -337,6 +335,11 @@ impl Postgres {
     /// What it has logged.
     pub(crate) fn log(&self) -> PathBuf {
         self.home.path().join("postgres.log")
+    }
+
+    /// What its socket is called by.
+    fn number(&self) -> u16 {
+        self.port().unwrap_or(5432)
     }
 
     fn spawn(&self) -> Process {
@@ -511,12 +514,6 @@ fn append(path: &Path, text: &str) {
 fn open_to_all(path: &Path) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755))
         .expect("chmod a directory of ours");
-}
-
-/// A port that was free a moment ago.
-pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind a port");
-    listener.local_addr().expect("a bound port").port()
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::port::Port;
 use super::wait::{Wait, until_sync};
 
 /// What the proxy does with bytes. A change counts at once, for connections that exist, too.
@@ -50,7 +51,7 @@ pub(crate) enum Upstream {
 
 /// A running proxy.
 pub(crate) struct Proxy {
-    address: SocketAddr,
+    port: Port,
     state: watch::Sender<State>,
     _acceptor: JoinSet<()>,
 }
@@ -58,14 +59,14 @@ pub(crate) struct Proxy {
 impl Proxy {
     /// Listens on a port of its own and forwards.
     pub(crate) fn start(upstream: Upstream) -> Self {
-        let listener = listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
-        let listener = listener.expect("bind a port");
-        let address = listener.local_addr().expect("a bound port");
+        let port = Port::free();
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port.number()));
+        let listener = listen(address).expect("our port");
         let (state, seen) = watch::channel(State::new(upstream));
         let mut acceptor = JoinSet::new();
         acceptor.spawn(accept(listener, address, state.clone(), seen));
         Self {
-            address,
+            port,
             state,
             _acceptor: acceptor,
         }
@@ -127,12 +128,12 @@ impl Proxy {
 
     /// Where clients connect.
     pub(crate) fn address(&self) -> SocketAddr {
-        self.address
+        (Ipv4Addr::LOCALHOST, self.port.number()).into()
     }
 
     /// Its port.
     pub(crate) fn port(&self) -> u16 {
-        self.address.port()
+        self.port.number()
     }
 }
 

@@ -136,6 +136,16 @@ impl Stage {
         confirmed(&self.session, within).await;
     }
 
+    /// Drops a slot once nobody has it: the server notices a client that is gone a moment later.
+    pub(crate) async fn drop_slot(&self, name: &str) {
+        let active = format!(
+            "SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{name}' AND active"
+        );
+        self.session.until_text(&active, "0", SOON).await;
+        let drop = format!("SELECT pg_drop_replication_slot('{name}')");
+        self.session.run(&drop).await;
+    }
+
     /// Waits until all is confirmed, and panics unless the stream is what was committed, bodies
     /// included.
     pub(crate) async fn assert_exact(&self) {

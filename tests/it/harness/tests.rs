@@ -131,10 +131,10 @@ async fn a_paused_server_is_silent_and_goes_on_when_resumed() {
 
 #[tokio::test]
 async fn a_program_is_called_in_an_environment_of_its_own_and_its_log_is_read() {
-    let script = r#"echo "$GREETING $PGHOST"; cat outjet.yaml
+    let script = r#"trap 'exit 7' TERM; echo "$GREETING $PGHOST"; cat outjet.yaml
         echo '{"level":"INFO","fields":{"message":"leading","slot":"a"}}' >&2
         echo '{"level":"INFO","fields":{"message":"leading","slot":"b"}}' >&2
-        trap 'exit 7' TERM; while :; do sleep 0.05; done"#;
+        while :; do sleep 0.05; done"#;
     let mut outjet = Outjet::builder()
         .binary("/bin/sh")
         .args(["-c", script])

@@ -1,6 +1,7 @@
 //! Waiting for a condition instead of sleeping.
 
 use std::time::Duration;
+use time::{OffsetDateTime, Time};
 use tokio::time::{Instant, sleep};
 
 /// How often a condition is looked at: short beside everything a test waits for.
@@ -58,9 +59,37 @@ pub(crate) async fn until_sync<T>(
     until(what, within, async || condition()).await
 }
 
+/// So long does a test take at most that counts days.
+const DAY_LEFT_MIN: Duration = Duration::from_secs(120);
+
+/// Waits until no day of UTC ends soon, for tests of partitions: a server has one clock, which
+/// turns at midnight, also between two statements.
+pub(crate) async fn until_the_day_lasts() {
+    let within = DAY_LEFT_MIN + Duration::from_secs(10);
+    until_sync("the next day has begun", within, || {
+        let now = OffsetDateTime::now_utc().time();
+        Wait::ready_if(day_left(now) > DAY_LEFT_MIN, now)
+    })
+    .await;
+}
+
+fn day_left(now: Time) -> Duration {
+    let (hour, minute, second) = now.as_hms();
+    let past = (u64::from(hour) * 60 + u64::from(minute)) * 60 + u64::from(second);
+    Duration::from_secs(24 * 60 * 60 - past)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn day_ends_at_midnight() {
+        assert_eq!(day_left(Time::MIDNIGHT), Duration::from_secs(86_400));
+        assert_eq!(day_left(Time::MAX), Duration::from_secs(1));
+        let noon = Time::from_hms(12, 1, 30).expect("a time");
+        assert_eq!(day_left(noon), Duration::from_secs(43_110));
+    }
 
     #[tokio::test(start_paused = true)]
     #[should_panic(expected = "not within 1s: it is three; last status: 2")]

@@ -7,7 +7,7 @@ use outjet::error::Problem;
 use super::{SOON, Site, block, ends};
 use crate::harness::postgres::Session;
 use crate::harness::process::{Process, Signal};
-use crate::harness::{Nats, Postgres, Wait, World, drain, until};
+use crate::harness::{Nats, Postgres, Wait, World, drain, until, until_the_day_lasts};
 
 /// A World that is set up.
 async fn ready() -> (World, Site) {
@@ -109,6 +109,7 @@ async fn until_found(site: &Site, line: &str) {
 
 #[tokio::test]
 async fn days_ahead_without_partitions_are_told_with_the_statement_that_makes_them() {
+    until_the_day_lasts().await;
     let (world, site) = ready().await;
     let client = world.postgres.connect().await;
     let drop_ahead = "DO $$ DECLARE day text; BEGIN

@@ -53,8 +53,7 @@ async fn slot_that_is_missing_beside_our_events_in_a_shared_stream_halts() {
         let sent = jetstream.publish("audit.stranger", "stray".into()).await;
         sent.expect("sent").await.expect("stored");
     }
-    let drop = "SELECT pg_drop_replication_slot('outjet')";
-    stage.session.text(drop).await;
+    stage.drop_slot("outjet").await;
     let mut outjet = stage
         .outjet(["run", "--setup", "--log-format", "json"])
         .spawn();
@@ -70,8 +69,7 @@ async fn rows_that_only_another_outjet_has_stored_are_missing_and_recovered() {
     stage.commit(1..=5).await;
     stage.confirmed().await;
     outjet.terminate(SOON).await;
-    let drop = "SELECT pg_drop_replication_slot('outjet')";
-    stage.session.text(drop).await;
+    stage.drop_slot("outjet").await;
     stage.commit(6..=10).await;
     let newest = "SELECT id::text FROM outbox.events ORDER BY created_at DESC LIMIT 1";
     let mut headers = async_nats::HeaderMap::new();

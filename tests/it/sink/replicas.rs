@@ -46,9 +46,15 @@ impl Replicated {
         let output = replicated.outjet("setup").output().await;
         assert_eq!(output.code, Some(0), "{output:?}");
         let jetstream = replicated.cluster.jetstream().await;
-        let stream = jetstream.get_stream(STREAM).await.expect("the stream");
-        let replicas = stream.cached_info().config.num_replicas;
-        assert_eq!(replicas, 3);
+        until("three replicas", EVENTUALLY, async || {
+            let stream = jetstream.get_stream(STREAM).await;
+            let replicas = stream.map(|stream| stream.cached_info().config.num_replicas);
+            Wait::ready_if(
+                replicas.as_ref().is_ok_and(|replicas| *replicas == 3),
+                replicas,
+            )
+        })
+        .await;
         replicated
     }
 
@@ -159,10 +165,17 @@ async fn step_down(replicated: &Replicated) -> Outjet {
     let jetstream = replicated.cluster.jetstream().await;
     for _ in 0..5 {
         replicated.until_more(300).await;
-        let subject = format!("STREAM.LEADER.STEPDOWN.{STREAM}");
-        let answer = jetstream.request(subject, &serde_json::json!({})).await;
-        let answer: serde_json::Value = answer.expect("an answer");
-        assert_eq!(answer["success"], true, "{answer}");
+        // Nobody answers while there is no leader.
+        until("the leader steps down", EVENTUALLY, async || {
+            let subject = format!("STREAM.LEADER.STEPDOWN.{STREAM}");
+            let answer = jetstream.request(subject, &serde_json::json!({})).await;
+            let answer: Result<serde_json::Value, _> = answer;
+            let done = answer
+                .as_ref()
+                .is_ok_and(|answer| answer["success"] == true);
+            Wait::ready_if(done, answer)
+        })
+        .await;
     }
     replicated.until_more(300).await;
     writers.finish().await;

@@ -117,7 +117,9 @@ async fn page_of_a_standby_says_who_leads_and_goes_on_when_it_takes_over() {
 
 #[tokio::test]
 async fn page_names_what_holds_up_the_head_of_the_line_until_that_is_over() {
-    let mut delivery = Delivery::configured("publish: {ack_timeout: 1s}").await;
+    // It must not give up the lead while it is looked at.
+    let held = "publish: {ack_timeout: 1s}\npostgres: {takeover_after: 5m}";
+    let mut delivery = Delivery::configured(held).await;
     let copy = Copy::run(&delivery).await;
     copy.until_probes([200, 200, 200, 200]).await;
     let mut page = open(&copy).await;

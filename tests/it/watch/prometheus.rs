@@ -11,8 +11,9 @@ use tempfile::TempDir;
 
 use super::{Copy, DOCUMENTED, ask};
 use crate::delivery::{Delivery, SOON};
+use crate::harness::port::Port;
 use crate::harness::process::{Process, Signal, run};
-use crate::harness::{Nats, Postgres, Wait, binaries, postgres, until};
+use crate::harness::{Nats, Postgres, Wait, binaries, until};
 
 const ALERTS: &str = include_str!("../../../deploy/prometheus/alerts.yaml");
 const ALERTS_TEST: &str = include_str!("../../../deploy/prometheus/alerts_test.yaml");
@@ -20,7 +21,7 @@ const DASHBOARD: &str = include_str!("../../../deploy/grafana/outjet.json");
 
 /// A Prometheus that scrapes one copy.
 struct Prometheus {
-    address: SocketAddr,
+    port: Port,
     _process: Process,
     _home: TempDir,
 }
@@ -28,7 +29,7 @@ struct Prometheus {
 impl Prometheus {
     fn scraping(target: SocketAddr) -> Self {
         let home = tempfile::tempdir().expect("a directory");
-        let port = postgres::free_port();
+        let port = Port::free();
         let config = home.path().join("prometheus.yaml");
         let yaml = format!(
             "global: {{scrape_interval: 250ms, evaluation_interval: 250ms}}
@@ -41,12 +42,12 @@ scrape_configs: [{{job_name: outjet, static_configs: [{{targets: ['{target}']}}]
         command
             .arg(format!("--config.file={}", config.display()))
             .arg(format!("--storage.tsdb.path={}", home.path().display()))
-            .arg(format!("--web.listen-address=127.0.0.1:{port}"));
+            .arg(format!("--web.listen-address=127.0.0.1:{}", port.number()));
         let log = home.path().join("log");
         let file = fs::File::create(&log).expect("create a log");
         command.stdout(Stdio::null()).stderr(file);
         Self {
-            address: (Ipv4Addr::LOCALHOST, port).into(),
+            port,
             _process: Process::spawn("prometheus", command, Signal::KILL, home.path()).log(&log),
             _home: home,
         }
@@ -54,7 +55,8 @@ scrape_configs: [{{job_name: outjet, static_configs: [{{targets: ['{target}']}}]
 
     /// What its API answers; `None` while it starts.
     async fn api(&self, path: &str) -> Option<Value> {
-        let answer = ask(self.address, "GET", &format!("/api/v1/{path}")).await;
+        let address = (Ipv4Addr::LOCALHOST, self.port.number()).into();
+        let answer = ask(address, "GET", &format!("/api/v1/{path}")).await;
         let answer = answer.ok()?;
         let (_, body) = answer.split_once("\r\n\r\n")?;
         serde_json::from_str(body).ok()
