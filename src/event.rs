@@ -1,6 +1,7 @@
 //! An event as it leaves: a subject, headers, a body, and its place in the commit order. Knows
 //! neither SQL nor NATS.
 
+pub mod lineage;
 mod wrapped;
 
 use std::fmt::{self, Write as _};

@@ -8,12 +8,12 @@ use crate::assemble::{Assembler, Options, Step};
 use crate::config::Config;
 use crate::event::{Event, Position, header_is_sound};
 use crate::format::Format;
+use crate::lead::window::{Limits, Window};
 use crate::lsn::Lsn;
 use crate::mapping::Preset;
 use crate::pg::params::Params;
 use crate::pg::pgoutput::{decode, encode::encode};
 use crate::route::{self, Route, Template, check_subject, contains, matches, overlap};
-use crate::window::{Limits, Window};
 
 /// Claims about an input.
 pub type Target = fn(&[u8]);

@@ -2,7 +2,7 @@
 //! event once.
 //!
 //! The README says what it does and how it is operated. Here stands how it is built, and why
-//! nothing is lost: read this, then [`relay`], [`window`], [`sink`] and [`guard`].
+//! nothing is lost: read this, then [`lead::relay`], [`lead::window`], [`sink`] and [`guard`].
 //!
 //! # The life of an event
 //!
@@ -20,9 +20,9 @@
 //! [`event::Event`] of an inserted row: [`mapping`] says which column means what, [`route`] makes
 //! the subject, [`format`](mod@format) the headers; the body stays a slice of the frame.
 //!
-//! The event enters the [`window`], goes through a bounded channel to the [`sink`], and out to
-//! JetStream. When its acknowledgement has come, the sink reports it as settled; the window then
-//! knows up to where everything is stored, and the next status update tells Postgres.
+//! The event enters the [window](lead::window), goes through a bounded channel to the [`sink`], and
+//! out to JetStream. When its acknowledgement has come, the sink reports it as settled; the window
+//! then knows up to where everything is stored, and the next status update tells Postgres.
 //!
 //! # Why nothing is lost
 //!
@@ -30,8 +30,8 @@
 //! behind it. So an event can be lost only by confirming an LSN too early. Five rules keep that
 //! from happening; each is held in one place.
 //!
-//! 1. Only [`window::Window`] makes a [`window::Confirmed`], and a status update takes nothing
-//!    else: acknowledging what is not stored does not compile.
+//! 1. Only [`lead::window::Window`] makes a [`lead::window::Confirmed`], and a status update takes
+//!    nothing else: acknowledging what is not stored does not compile.
 //! 2. An event enters the window before it is handed to the sink, and leaves it only when the sink
 //!    says that it is stored. The window is one queue: what confirms an LSN is that everything
 //!    before it has left.
@@ -66,29 +66,30 @@
 //! # When the broker forgets
 //!
 //! JetStream acknowledges before it writes to disk. With `stream.hold` what is settled leaves the
-//! [`window`], which still does not confirm it: not before the sink has found it at its place once
-//! more, old enough by the stream's own clock. A stream that ends before its last known sequence,
-//! or that was made anew, ends the term: the slot sends again what is not confirmed, the guard
-//! skips what is there, and what was confirmed before is told as a gap.
+//! [window](lead::window), which still does not confirm it: not before the sink has found it at its
+//! place once more, old enough by the stream's own clock. A stream that ends before its last known
+//! sequence, or that was made anew, ends the term: the slot sends again what is not confirmed, the
+//! guard skips what is there, and what was confirmed before is told as a gap.
 //!
 //! # Where trouble ends
 //!
 //! Trouble with NATS ends an *epoch*: one connection with its chain. Trouble with Postgres, or one
-//! that a person must mend, ends the *term*: one stint of leading ([`term`]). Both begin again
-//! through the same guard; there is no third way to recover. A term that ended is tried again, or
-//! stood by, or halted, as its [`error::Failure`] says.
+//! that a person must mend, ends the *term*: one stint of leading ([`lead::term`]). Both begin
+//! again through the same guard; there is no third way to recover. A term that ended is tried
+//! again, or stood by, or halted, as its [`error::Failure`] says.
 //!
 //! # Who may know what
 //!
 //! Held by a test (`tests/it/tidy.rs`):
 //!
 //! - Pure, without async, clock or socket: [`lsn`], [`event`], [`route`], [`format`](mod@format),
-//!   [`mapping`], [`assemble`], [`guard`], [`window`], [`pg::pgoutput`].
+//!   [`mapping`], [`assemble`], [`guard`], [`lead::window`], [`pg::pgoutput`].
 //! - [`assemble`] alone knows both pgoutput and events. A [`sink`] knows no LSN, [`pg`] no event.
 //! - [`config`] knows every subsystem's options and builds them; none of them imports it.
 //! - [`producer`] is for applications that write events, and knows nothing of the rest; the feature
 //!   of its name is all that they need.
-//! - [`preflight`] judges facts that [`pg::catalog`] has read; [`command`] prints, [`term`] acts.
+//! - [`preflight`] judges facts that [`pg::catalog`] has read; [`command`] prints, [`lead::term`]
+//!   acts.
 
 #[cfg(feature = "streamer")]
 pub mod assemble;
@@ -116,6 +117,8 @@ pub mod guard;
 #[cfg(feature = "streamer")]
 pub mod http;
 #[cfg(feature = "streamer")]
+pub mod lead;
+#[cfg(feature = "streamer")]
 pub mod log;
 #[cfg(feature = "streamer")]
 pub mod lsn;
@@ -130,10 +133,6 @@ pub mod preflight;
 #[cfg(feature = "producer")]
 pub mod producer;
 #[cfg(feature = "streamer")]
-pub mod relay;
-#[cfg(feature = "streamer")]
-pub mod retention;
-#[cfg(feature = "streamer")]
 pub mod route;
 #[cfg(feature = "streamer")]
 pub mod sampler;
@@ -144,8 +143,4 @@ pub mod sink;
 #[cfg(feature = "streamer")]
 pub mod systemd;
 #[cfg(feature = "streamer")]
-pub mod term;
-#[cfg(feature = "streamer")]
 pub mod vitals;
-#[cfg(feature = "streamer")]
-pub mod window;

@@ -8,11 +8,11 @@ use tracing::warn;
 
 use crate::error::{Exit, Failure, Problem};
 use crate::event::Event;
-use crate::guard::Lineage;
+use crate::event::lineage::Lineage;
+use crate::lead::window::{Limits, Window};
 use crate::lsn::Lsn;
 use crate::sink::Report;
 use crate::sink::jetstream::{JetStream, Options};
-use crate::window::{Limits, Window};
 
 /// Batches that wait for the sink.
 const BATCHES_MAX: usize = 2;

@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 use super::{Out, unwritten};
 use crate::config::Config;
 use crate::error::{Disposition, Exit, Failure, Problem};
-use crate::guard::Source;
+use crate::event::lineage::Source;
 use crate::pg::catalog::Facts;
 use crate::pg::control::Control;
 use crate::pg::params::Params;

@@ -22,16 +22,16 @@ use super::{Out, append::Append, setup, unwritten};
 use crate::assemble::{self, AssembleError, Unsent};
 use crate::config::Config;
 use crate::error::{Exit, Failure, Problem};
+use crate::event::lineage::{Lineage, Source};
 use crate::event::{Event, Position};
 use crate::fault;
-use crate::guard::{Lineage, Source};
+use crate::lead::relay;
 use crate::lsn::Lsn;
 use crate::pg::catalog::{Error, Facts, Slot, TableName};
 use crate::pg::ddl;
 use crate::pg::params::Params;
 use crate::pg::replication::Session;
 use crate::preflight;
-use crate::relay;
 
 /// Rows that are read at once.
 const FETCH_ROWS: usize = 64;

@@ -12,11 +12,11 @@ use crate::cli;
 use crate::config::{Config, Listen, LogFormat};
 use crate::error::Failure;
 use crate::http::{self, Site};
+use crate::lead::retention;
+use crate::lead::term;
 use crate::log;
-use crate::retention;
 use crate::sampler;
 use crate::systemd::Systemd;
-use crate::term;
 use crate::vitals::Vitals;
 
 /// Runs until a signal, or until it halts if `--exit-on-halt` is given. `false`: a second signal

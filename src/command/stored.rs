@@ -10,7 +10,8 @@ use tokio_postgres::Client;
 
 use crate::error::{Exit, Failure, Problem};
 use crate::event::Position;
-use crate::guard::{Entry, Mark, Source};
+use crate::event::lineage::{Mark, Source};
+use crate::guard::Entry;
 use crate::mapping::{Field, Mapping, Marker};
 use crate::pg::catalog::{Error, Facts, Table, TableName};
 use crate::pg::ddl;

@@ -20,15 +20,15 @@ use crate::cli;
 use crate::config::Config;
 use crate::error::{Exit, Failure, Problem};
 use crate::event::Event;
+use crate::lead::relay;
+use crate::lead::window::{Limits, Window};
 use crate::lsn::Lsn;
 use crate::pg::ddl;
 use crate::pg::params::{APPLICATION_NAME, Params};
 use crate::pg::pgoutput::PgTime;
 use crate::pg::replication::{Frame, Session, Stream};
 use crate::preflight;
-use crate::relay;
 use crate::route;
-use crate::window::{Limits, Window};
 
 /// How often the server is told how far we are, and standard output asked whether anybody reads.
 const STATUS_EVERY: Duration = Duration::from_secs(1);

@@ -17,7 +17,7 @@ use super::{Out, drop, unwritten};
 use crate::cli;
 use crate::config::Config;
 use crate::error::Failure;
-use crate::guard::Source;
+use crate::event::lineage::Source;
 use crate::pg::catalog::{Error, Facts, Slot};
 use crate::pg::params::Params;
 use crate::preflight::{self, Options};

@@ -9,15 +9,15 @@ use super::{
 use crate::assemble;
 use crate::error::{Exit, Failure, Problem};
 use crate::format;
+use crate::lead::relay;
+use crate::lead::retention::{self, Partitions};
+use crate::lead::window::Limits;
 use crate::mapping::{self, ExtraColumn, Field, Inside, Mapping, Marker, Origin, Syntax};
 use crate::pg::catalog::TableName;
 use crate::pg::params::{Params, RootCert, TargetSessionAttrs};
 use crate::preflight::{self, RequiredColumn, TableRequirement};
-use crate::relay;
-use crate::retention::{self, Partitions};
 use crate::route::{Route, RouteError, Template};
 use crate::sink::jetstream;
-use crate::window::Limits;
 
 impl Config {
     /// How to reach Postgres; `environment` holds the `PG*` variables.

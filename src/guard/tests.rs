@@ -1,6 +1,7 @@
 //! The guard against tails of every kind.
 
 use super::*;
+use crate::event::lineage::Source;
 use proptest::prelude::*;
 
 fn source(timeline: u32) -> Source {

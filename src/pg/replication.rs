@@ -14,8 +14,8 @@ use super::conn::{CHUNK_BYTES, Conn, Packet, notice, server_error};
 use super::error::{Error, Kind, Phase, ServerMessage};
 use super::params::Params;
 use super::query::text;
+use crate::lead::window::Confirmed;
 use crate::lsn::Lsn;
-use crate::window::Confirmed;
 
 /// Sent in every startup packet of a replication session. Text values are made by type output
 /// functions, which obey these (`libpqrcv_connect`, libpqwalreceiver.c, does the same); a role's

@@ -2,7 +2,7 @@
 
 use super::{Check, Options, Verdict};
 use crate::error::{Disposition, Exit, Failure, Problem};
-use crate::guard::Mark;
+use crate::event::lineage::Mark;
 use crate::lsn::Lsn;
 use crate::pg::catalog::{Facts, Holder, Slot};
 use crate::pg::ddl;
@@ -252,7 +252,7 @@ mod tests {
     use super::super::tests::{facts, failure, options, text, warning};
     use super::*;
     use crate::event::Position;
-    use crate::guard::Source;
+    use crate::event::lineage::Source;
 
     fn slot(facts: &mut Facts) -> &mut Slot {
         facts.slot.as_mut().expect("the slot exists")

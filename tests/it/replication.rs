@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use outjet::error::{Disposition, Exit};
+use outjet::lead::window::{Limits, Window};
 use outjet::lsn::Lsn;
 use outjet::pg::control::Control;
 use outjet::pg::params::Params;
 use outjet::pg::replication::{Frame, Session, Stream};
-use outjet::window::{Limits, Window};
 use tokio::time::timeout;
 
 use crate::harness::{Postgres, Stop, Wait, until};

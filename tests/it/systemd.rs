@@ -119,7 +119,7 @@ fn unit_leaves_time_to_drain_and_does_not_start_again_what_cannot_be_mended_so()
         "s",
     );
     let last = "const FINISH_MAX: Duration = Duration::from_secs(";
-    let last = between(include_str!("../../src/term.rs"), last, ")");
+    let last = between(include_str!("../../src/lead/term.rs"), last, ")");
     let stop: u64 = unit("TimeoutStopSec").parse().expect("seconds");
     assert!(stop > drain + last, "{stop} s for {drain} and {last}");
     assert_eq!(unit("Type"), "notify");

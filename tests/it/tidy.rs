@@ -41,7 +41,11 @@ const BORDERS: &[(&str, Border)] = &[
     ("format", Border::Only(&["event"])),
     ("mapping", Border::Only(&["mapping", "pg::pgoutput"])),
     ("guard", Border::Only(&["event"])),
-    ("window", Border::Only(&["lsn"])),
+    (
+        "lead",
+        Border::AllBut(&["cli", "command", "config", "http"]),
+    ),
+    ("lead::window", Border::Only(&["lsn"])),
     // The only module that knows both pgoutput and events.
     (
         "assemble",
@@ -64,7 +68,7 @@ const BORDERS: &[(&str, Border)] = &[
             "error",
             "backoff",
             "metrics",
-            "window::Confirmed",
+            "lead::window::Confirmed",
         ]),
     ),
     ("pg::pgoutput", Border::Only(&["pg::pgoutput", "lsn"])),
@@ -76,16 +80,19 @@ const BORDERS: &[(&str, Border)] = &[
         ]),
     ),
     (
-        "relay",
-        Border::AllBut(&["cli", "command", "config", "http", "preflight", "term"]),
+        "lead::relay",
+        Border::AllBut(&[
+            "cli",
+            "command",
+            "config",
+            "http",
+            "preflight",
+            "lead::term",
+        ]),
     ),
     (
         "preflight",
-        Border::AllBut(&["cli", "command", "config", "http", "relay", "term"]),
-    ),
-    (
-        "term",
-        Border::AllBut(&["cli", "command", "config", "http"]),
+        Border::AllBut(&["cli", "command", "config", "http", "lead"]),
     ),
     ("systemd", Border::Only(&["error", "vitals"])),
     (
@@ -95,7 +102,7 @@ const BORDERS: &[(&str, Border)] = &[
     // For applications: knows SQL alone.
     ("producer", Border::Only(&[])),
     (
-        "retention",
+        "lead::retention",
         Border::Only(&["error", "metrics", "pg", "vitals"]),
     ),
     (
@@ -103,7 +110,10 @@ const BORDERS: &[(&str, Border)] = &[
         Border::AllBut(&["cli", "command", "config", "pg", "sink"]),
     ),
     // Builds everybody's options, and is imported by commands alone.
-    ("config", Border::AllBut(&["command", "http::", "term::"])),
+    (
+        "config",
+        Border::AllBut(&["command", "http::", "lead::term::"]),
+    ),
     // Values are written as in the configuration.
     ("cli", Border::Only(&["cli", "config"])),
     ("command", Border::AllBut(&[])),
@@ -115,7 +125,7 @@ const BORDERS: &[(&str, Border)] = &[
 /// No async, no clock, no socket: what must be testable without any.
 const PURE: &[&str] = &[
     "lsn",
-    "window",
+    "lead::window",
     "guard",
     "event",
     "route",
@@ -150,8 +160,8 @@ const SHOWN_TIMES: &[&str] = &[
     "http",
     "metrics::process",
     "pg::replication",
-    "relay",
-    "retention",
+    "lead::relay",
+    "lead::retention",
     "sampler",
     "sink::jetstream::bodies",
     "sink::jetstream::delayed",

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 use super::*;
-use crate::window::{Limits, Window};
+use crate::lead::window::{Limits, Window};
 
 /// Large enough for what these tests send, small enough to be refused.
 const MESSAGE_BYTES_MAX: usize = 1000;

@@ -26,9 +26,9 @@ use super::options::{Options, StreamOptions};
 use super::reply::Reply;
 use super::tail::{PLAIN_ID, POSITION, SOURCE};
 use super::{JetStream, TOO_LARGE, epoch_mut, unsendable};
+use crate::event::lineage::Source;
 use crate::event::{Event, Rejected};
 use crate::fault;
-use crate::guard::Source;
 use crate::route;
 
 const SCHEDULE: &str = "Nats-Schedule";

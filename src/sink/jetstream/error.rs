@@ -7,8 +7,8 @@ use async_nats::jetstream::stream::SubjectTransform;
 use super::ingress::Ingress;
 use super::options::{Buries, Options, StreamOptions};
 use crate::error::{Disposition, Exit, Failure, Problem, chain};
+use crate::event::lineage::Source;
 use crate::event::{Position, Rejected};
-use crate::guard::Source;
 use crate::route;
 
 /// Why the sink cannot go on, or not yet.

@@ -4,7 +4,7 @@ use super::client::{self, Connection};
 use super::error::Error;
 use super::options::{Options, StreamOptions};
 use super::tail::{self, Bounds};
-use crate::guard::{Mark, Source};
+use crate::event::lineage::{Mark, Source};
 
 /// A stream as it is found.
 #[derive(Clone, Debug, PartialEq, Eq)]

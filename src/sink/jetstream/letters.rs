@@ -21,8 +21,8 @@ use super::options::Options;
 use super::reply::Reply;
 use super::tail::{Bounds, PLAIN_ID, POSITION, SOURCE, Search, Start};
 use super::{EXPECTED_LAST_SEQUENCE, unsendable};
+use crate::event::lineage::Lineage;
 use crate::event::{Event, Rejected, header_is_sound};
-use crate::guard::Lineage;
 use crate::route;
 
 /// What a dead letter says about itself, beside `Outjet-Source`, `Outjet-Position` and `Outjet-Id`.

@@ -73,9 +73,10 @@ use self::tail::{Bounds, Range, Search, Start, Tail};
 pub use self::transcript::{Message as StoredMessage, Transcript};
 use crate::backoff::{self, Backoff};
 use crate::error::Failure;
+use crate::event::lineage::Lineage;
 use crate::event::{Event, Rejected};
 use crate::fault;
-use crate::guard::{Lineage, Since};
+use crate::guard::Since;
 use crate::route;
 use crate::sink::Report;
 

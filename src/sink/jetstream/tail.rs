@@ -12,8 +12,9 @@ use tracing::warn;
 use super::chain::Waiting;
 use super::error::Error;
 use super::messages::{Kept, Messages, Stored};
+use crate::event::lineage::{Lineage, Mark, Source};
 use crate::event::{Event, Position};
-use crate::guard::{Entry, Guard, Lineage, Mark, Since, Source, Verdict, late_max};
+use crate::guard::{Entry, Guard, Since, Verdict, late_max};
 
 /// The headers that the guard reads. `Outjet-Id` stands for `Nats-Msg-Id` where that was left out.
 pub(super) const SOURCE: &str = "Outjet-Source";
@@ -277,7 +278,7 @@ impl Reader {
             begin = oldest.max(begin.saturating_sub(self.batch));
             for message in self.fetch_all::<Stored>(begin..=end).await?.iter().rev() {
                 let entry = entry(message);
-                if lineage.is_foreign(&entry) {
+                if lineage.is_foreign(entry.mark.as_ref()) {
                     oldest = strangers_below.max(oldest.saturating_sub(1));
                 } else {
                     bytes += message.body_bytes;

@@ -93,15 +93,15 @@ fn an_import_across_a_border() {
             "use crate::{\n    lsn::Lsn,\n    event::{Event, Position},\n};\n",
             1,
         ),
-        ("src/pg/conn.rs", "use crate::window::Window;\n", 1),
-        ("src/pg/conn.rs", "use crate::window::Confirmed;\n", 0),
-        ("src/window.rs", "fn f() { crate::pg::decode(); }\n", 1),
+        ("src/pg/conn.rs", "use crate::lead::window::Window;\n", 1),
+        ("src/pg/conn.rs", "use crate::lead::window::Confirmed;\n", 0),
+        ("src/lead/window.rs", "fn f() { crate::pg::decode(); }\n", 1),
         (
-            "src/window.rs",
+            "src/lead/window.rs",
             "// crate::pg\n#[cfg(test)]\nmod tests {\nuse crate::pg; }\n",
             0,
         ),
-        ("src/relay.rs", "use crate::config::Config;\n", 1),
+        ("src/lead/relay.rs", "use crate::config::Config;\n", 1),
         ("src/novelty.rs", "", 1),
     ] {
         assert_eq!(
@@ -119,20 +119,20 @@ fn a_clock_in_the_core() {
         ("pub async fn f() {\n", 1),
         ("use std::time::Duration; // tokio\n", 0),
     ] {
-        let found = is_pure_where_it_must_be(&source("src/window.rs", text));
+        let found = is_pure_where_it_must_be(&source("src/lead/window.rs", text));
         assert_eq!(found.len(), complaints, "{text}");
     }
-    assert!(is_pure_where_it_must_be(&source("src/relay.rs", "async fn f() {\n")).is_empty());
+    assert!(is_pure_where_it_must_be(&source("src/lead/relay.rs", "async fn f() {\n")).is_empty());
 }
 
 #[test]
 fn a_clock_on_the_wall() {
     let text = "let due = SystemTime::now() + takeover_after;\n";
-    assert_eq!(asks_no_time(&source("src/term.rs", text)).len(), 1);
+    assert_eq!(asks_no_time(&source("src/lead/term.rs", text)).len(), 1);
     assert!(asks_no_time(&source("src/http.rs", text)).is_empty());
     let text = "let took = SystemTime::now().duration_since(began);\n";
     assert_eq!(asks_no_time(&source("src/vitals.rs", text)).len(), 1);
-    assert!(asks_no_time(&source("src/term.rs", "Instant::now()\n")).is_empty());
+    assert!(asks_no_time(&source("src/lead/term.rs", "Instant::now()\n")).is_empty());
 }
 
 #[test]

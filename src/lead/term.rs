@@ -14,18 +14,18 @@ use tracing::{debug, error, info, warn};
 use crate::assemble::{self, Assembler};
 use crate::backoff::{self, Backoff};
 use crate::error::{Disposition, Exit, Failure, Problem};
-use crate::guard::{Lineage, Source};
+use crate::event::lineage::{Lineage, Source};
+use crate::lead::relay::{self, End, Relay};
+use crate::lead::window::Confirmed;
 use crate::lsn::Lsn;
 use crate::pg::catalog::{Facts, Holder, Slot};
 use crate::pg::control::Control;
 use crate::pg::params::Params;
 use crate::pg::replication::{Session, Stream};
 use crate::preflight;
-use crate::relay::{self, End, Relay};
 use crate::sink::Report;
 use crate::sink::jetstream::{self, JetStream};
 use crate::vitals::{State, Vitals};
-use crate::window::Confirmed;
 
 /// Everything that a term is made of.
 #[derive(Clone, Debug)]
@@ -325,7 +325,7 @@ impl Term<'_> {
     /// one may lead to another server.
     async fn confirmed_flush(&self, session: &mut Session) -> Result<Lsn, Failure> {
         let slot = postgres_protocol::escape::escape_literal(&self.options.preflight.slot);
-        let sql = include_str!("../sql/confirmed_flush.sql").replace("$1", &slot);
+        let sql = include_str!("../../sql/confirmed_flush.sql").replace("$1", &slot);
         let rows = session.query(&sql);
         let params = &self.options.params;
         let rows = self.answered(async { rows.await.map_err(|error| error.failure(params)) });

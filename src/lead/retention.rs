@@ -135,7 +135,7 @@ async fn pass(params: &Params, options: &Options) -> Vec<Problem> {
 
 /// Makes partitions and expires old ones.
 async fn turn(client: &Client, partitions: &Partitions, slot: &str) -> Result<(), Error> {
-    let sql = include_str!("../sql/retention/installed.sql");
+    let sql = include_str!("../../sql/retention/installed.sql");
     let row = client.query_one(sql, &[]).await.map_err(failed)?;
     if !row.try_get::<_, bool>(0).map_err(failed)? {
         // A table that somebody else made.
@@ -168,13 +168,13 @@ async fn delete(client: &Client, table: &Table, slot: &str) -> Result<u64, Error
     let doing = || format!("delete old rows of {}", table.name);
     let failed = |source| Error::new(doing(), source);
     client.batch_execute(LOCK_TIMEOUT).await.map_err(failed)?;
-    let leaves = include_str!("../sql/retention/leaves.sql");
+    let leaves = include_str!("../../sql/retention/leaves.sql");
     let leaves = client.query(leaves, &[&quote_table(&table.name)]).await;
     let mut deleted = 0;
     for leaf in leaves.map_err(failed)? {
         let column = |name| leaf.try_get::<_, String>(name).map_err(failed);
         let leaf = TableName::new(column("schema")?, column("name")?);
-        let sql = include_str!("../sql/retention/delete.sql")
+        let sql = include_str!("../../sql/retention/delete.sql")
             .replace("{table}", &quote_table(&leaf))
             .replace("{created_at}", &quote(&table.created_at));
         loop {

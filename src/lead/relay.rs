@@ -28,12 +28,12 @@ use crate::assemble::{Assembler, Passed, Step};
 use crate::error::{Failure, Problem};
 use crate::event::Event;
 use crate::fault;
+use crate::lead::window::{Confirmed, Limits, Window};
 use crate::lsn::Lsn;
 use crate::pg::replication::{Frame, Stream};
 use crate::pg::{Error as PgError, ServerMessage};
 use crate::sink::{HELD_MAX, Report};
 use crate::vitals::{State, Vitals, unix_seconds};
-use crate::window::{Confirmed, Limits, Window};
 
 /// How a relay keeps pace.
 #[derive(Clone, Copy, Debug)]
