@@ -409,6 +409,7 @@ impl RowReader<'_> {
             replayed: self.again.is_some(),
             rejected: None,
             followers: 0,
+            known: false,
         })
     }
 

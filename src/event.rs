@@ -42,6 +42,8 @@ pub struct Event {
     pub rejected: Option<Box<Rejected>>,
     /// How many events come right behind it that are to appear in the stream together with it.
     pub followers: u16,
+    /// The record says that it is settled.
+    pub known: bool,
 }
 
 /// What is wrong with an event, whatever is configured.
@@ -187,7 +189,10 @@ pub fn header_is_sound(name: &str, value: &str) -> bool {
 /// An event's place in the commit order of its source: the LSN of its commit record and its index
 /// among the rows and messages of that transaction. The text form
 /// (`<commit_lsn, 16 hex>-<index, 8 hex>`) sorts the same way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
+#[serde(into = "String", try_from = "String")]
 pub struct Position {
     /// Names the transaction; opaque here.
     pub commit: u64,
@@ -198,6 +203,20 @@ pub struct Position {
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016X}-{:08X}", self.commit, self.index)
+    }
+}
+
+impl From<Position> for String {
+    fn from(position: Position) -> Self {
+        position.to_string()
+    }
+}
+
+impl TryFrom<String> for Position {
+    type Error = ParsePositionError;
+
+    fn try_from(text: String) -> Result<Self, ParsePositionError> {
+        text.parse()
     }
 }
 

@@ -1,26 +1,24 @@
-//! Which of these events stand in the stream already? An ordered merge of what is to be sent with
-//! the tail of the stream, for whatever made us send again: a new NATS connection, a takeover, a
-//! Postgres that forgot what it was told. Pure: the caller reads the tail.
+//! Which of these events are stored already? Pure: the caller reads the streams.
 //!
+//! Usually the record says so ([`crate::lead::watermark`]), and only what lies beyond it, or was
+//! sent on a connection that broke, has to be looked for: everything that was stored since is read
+//! into a set of (position, id) ([`Found`]). Nothing depends on the order there, and strangers and
+//! copies do not matter: a copy proves that its event was stored.
+//!
+//! Where there is no record, or it does not hold, nothing is known of the past, which may be long.
+//! Then what is to be sent is merged with the tail of the stream ([`Guard`]), in constant memory.
 //! The stream holds our events in commit order, so one pass suffices: equal (position, id) are
 //! passed together, entries that lie behind are dropped, and an event that lies before the next
-//! entry is missing and goes out. Sequence numbers that no longer hold a message count as one
-//! stored event each, because every sequence number was made by one of our events: otherwise a
-//! stream with limits would get back what it had dropped. Behind the last survivor they count only
-//! if that survivor was sent again, too: if it was not, they may belong to events that were
-//! confirmed long ago, and counting them would lose new ones.
+//! entry is missing and goes out. A stranger may displace an event: refused, it is sent again
+//! behind those that were under way with it. So an event is missing only if it is not among as many
+//! of the next entries either; these are kept, and no more. Entries of strangers do not count: any
+//! number of them may have come while the event was sent again and again.
 //!
-//! A stranger may displace an event: refused, it is sent again behind those that were under way
-//! with it. So an event is missing only if it does not stand among as many of the next entries
-//! either; these are kept, and no more. Entries of strangers do not count: any number of them may
-//! have come while the event was sent again and again. Behind an acknowledgement of our own nothing
-//! has to be guessed ([`Since`]).
-//!
-//! LSNs are used again after a failover and ids by applications, so neither alone proves anything;
-//! entries written on a timeline that Postgres has abandoned do not count.
+//! A sequence number that no longer holds a message proves nothing in either: it may have been a
+//! stranger's. LSNs are used again after a failover and ids by applications, so neither alone
+//! proves anything; entries written on a timeline that Postgres has abandoned do not count.
 
-use std::collections::{HashMap, VecDeque};
-use std::ops::RangeInclusive;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::event::Position;
 use crate::event::lineage::{Lineage, Mark};
@@ -37,15 +35,15 @@ pub struct Entry {
 /// What is known of one event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It stands in the stream.
+    /// It is stored.
     Stored,
-    /// It does not: send it.
+    /// It is not among what is there.
     Absent,
     /// Read on: [`Guard::offer`] the next entry, or [`Guard::end`].
     Unknown,
 }
 
-/// How many entries of ours an event may stand behind the first that it should stand before: later
+/// How many entries of ours an event may be stored behind the first that it should precede: later
 /// ones that were under way with it when it was refused, and earlier ones that were as late. All of
 /// the former were under way with it, all of the latter with that first entry.
 pub fn late_max(in_flight_max: u64) -> u64 {
@@ -56,101 +54,86 @@ pub fn late_max(in_flight_max: u64) -> u64 {
 #[derive(Debug)]
 pub struct Guard {
     lineage: Lineage,
-    /// The sequence number that comes next if none is missing.
     next_sequence: u64,
-    last_sequence: u64,
     late_max: u64,
     /// How many entries of strangers were offered.
     foreign: u64,
-    /// How many sequence numbers were passed that are not known to be of ours.
-    others: u64,
-    /// Whether a missing sequence number stands for a stored event.
-    dense: bool,
-    /// Missing sequence numbers since the last entry in order.
-    vacant: u64,
+    /// How many of ours.
+    ours: u64,
+    /// Something else than our own events, in order, was offered.
+    odd: bool,
+    ended: bool,
     /// Entries that were read and are not passed: each lies above the one before it.
     ahead: VecDeque<Ahead>,
-    /// Entries that stand behind one that they should stand before.
+    /// Entries that are behind one that they should precede.
     late: Vec<(Position, String)>,
     highest: Option<Position>,
     judged: Option<Position>,
-    /// An event was judged that stands at a survivor or before it: every later one is at hand.
-    anchored: bool,
 }
 
 #[derive(Debug)]
 struct Ahead {
-    /// Its sequence number, but for those before it that are not of ours.
+    /// How many of ours were offered before it.
     place: u64,
     position: Position,
     id: String,
-    /// Sequence numbers that are missing before it and that no event has been matched with.
-    vacant: u64,
 }
 
 impl Guard {
-    /// For the entries `first..=last`. What lies below `first` must be behind every event judged.
+    /// For the entries from `first` on. What lies below must be behind every event judged.
     /// `in_flight_max`: most events that are under way at once.
-    pub fn new(lineage: Lineage, (first, last): (u64, u64), in_flight_max: u64) -> Self {
+    pub fn new(lineage: Lineage, first: u64, in_flight_max: u64) -> Self {
         Self {
             lineage,
             next_sequence: first,
-            last_sequence: last,
             late_max: late_max(in_flight_max),
             foreign: 0,
-            others: 0,
-            dense: true,
-            vacant: 0,
+            ours: 0,
+            odd: false,
+            ended: false,
             ahead: VecDeque::new(),
             late: Vec::new(),
             highest: None,
             judged: None,
-            anchored: false,
-        }
-    }
-
-    /// For a stream that holds only some of the events judged, as dead letters do, or that others
-    /// write, too: what is missing from it tells nothing. Entries of others need not be offered.
-    pub fn sparse(self) -> Self {
-        Self {
-            dense: false,
-            ..self
         }
     }
 
     /// Takes the next entry of the stream. Call only after [`Verdict::Unknown`].
     pub fn offer(&mut self, entry: Entry) {
-        let foreign = u64::from(self.lineage.is_foreign(entry.mark.as_ref()));
-        self.foreign += foreign;
-        self.others += foreign;
+        let foreign = self.lineage.is_foreign(entry.mark.as_ref());
+        self.foreign += u64::from(foreign);
         let Entry { sequence, mark } = entry;
         assert!(
             sequence >= self.next_sequence,
             "entries come in stream order"
         );
-        self.leave_vacant_up_to(sequence);
+        self.odd |= sequence > self.next_sequence;
         self.next_sequence = sequence + 1;
         let Some(Mark { position, id, .. }) = mark.filter(|mark| self.lineage.holds(mark)) else {
+            self.odd = true;
+            self.ours += u64::from(!foreign);
             return;
         };
+        let place = self.ours;
+        self.ours += 1;
         if self.highest.is_none_or(|highest| highest < position) {
             self.highest = Some(position);
-            let vacant = std::mem::take(&mut self.vacant);
             self.ahead.push_back(Ahead {
-                place: sequence - self.others,
+                place,
                 position,
                 id,
-                vacant,
             });
-        } else if self.judged.is_none_or(|judged| judged <= position) {
-            self.late.push((position, id));
+        } else {
+            self.odd = true;
+            if self.judged.is_none_or(|judged| judged <= position) {
+                self.late.push((position, id));
+            }
         }
     }
 
-    /// There are no entries left up to the last sequence number.
+    /// There are no entries left.
     pub fn end(&mut self) {
-        self.leave_vacant_up_to(self.last_sequence + 1);
-        self.next_sequence = self.last_sequence + 1;
+        self.ended = true;
     }
 
     /// Judges the next event in commit order. [`Verdict::Unknown`] keeps it the next one.
@@ -159,168 +142,170 @@ impl Guard {
         self.late.retain(|late| late.0 >= position);
         while let Some(head) = self.ahead.pop_front_if(|head| head.position <= position) {
             if head.position == position && head.id == id {
-                self.anchored = true;
                 return Verdict::Stored;
             }
         }
         if !self.has_looked_ahead() {
             return Verdict::Unknown;
         }
-        self.anchored |= !self.ahead.is_empty();
         let late = |late: &(Position, String)| late.0 == position && late.1 == id;
-        if let Some(at) = self.late.iter().position(late) {
-            self.late.swap_remove(at);
-            self.anchored = true;
-            return Verdict::Stored;
-        }
-        self.fill_vacancy()
-    }
-
-    /// How many entries of strangers were offered.
-    pub fn foreign(&self) -> u64 {
-        self.foreign
-    }
-
-    /// Whether every further event is absent without asking.
-    pub fn finished(&self) -> bool {
-        self.ended() && self.ahead.is_empty() && self.late.is_empty() && self.vacant == 0
-    }
-
-    /// The sequence number to read next, if any is left.
-    pub fn wants(&self) -> Option<u64> {
-        (!self.ended()).then_some(self.next_sequence)
-    }
-
-    fn leave_vacant_up_to(&mut self, sequence: u64) {
-        let missing = sequence.saturating_sub(self.next_sequence);
-        if self.dense {
-            self.vacant += missing;
-        } else {
-            self.others += missing;
-        }
-    }
-
-    fn ended(&self) -> bool {
-        self.next_sequence > self.last_sequence
-    }
-
-    /// Whether an event that does not come next may still turn up late.
-    fn has_looked_ahead(&self) -> bool {
-        let head = self.ahead.front();
-        let place = self.next_sequence - self.others;
-        let seen = head.map_or(0, |head| place - head.place);
-        self.ended() || seen > self.late_max
-    }
-
-    fn fill_vacancy(&mut self) -> Verdict {
-        let vacant = match self.ahead.front_mut() {
-            Some(head) => &mut head.vacant,
-            None if self.anchored => &mut self.vacant,
-            None => {
-                self.vacant = 0;
-                return Verdict::Absent;
-            }
-        };
-        match vacant.checked_sub(1) {
-            Some(left) => {
-                *vacant = left;
+        match self.late.iter().position(late) {
+            Some(at) => {
+                self.late.swap_remove(at);
                 Verdict::Stored
             }
             None => Verdict::Absent,
         }
     }
-}
-
-/// What stands behind an acknowledgement of our own: for the events that were sent since, each with
-/// the places where it may stand. Here a missing sequence number says whose it was, and nothing
-/// depends on the order.
-#[derive(Debug)]
-pub struct Since {
-    lineage: Lineage,
-    next_sequence: u64,
-    last_sequence: u64,
-    found: HashMap<Position, String>,
-    /// Whether a missing sequence number was one of the places that it may have been.
-    dense: bool,
-    vacant: Vec<RangeInclusive<u64>>,
-    /// How many entries of strangers were offered.
-    foreign: u64,
-    /// No event behind this one was sent or found.
-    highest: Option<Position>,
-}
-
-impl Since {
-    /// For the entries `first..=last`; `newest` is the newest event that may have been sent.
-    pub fn new(lineage: Lineage, (first, last): (u64, u64), newest: Option<Position>) -> Self {
-        Self {
-            lineage,
-            next_sequence: first,
-            last_sequence: last,
-            found: HashMap::new(),
-            dense: true,
-            vacant: Vec::new(),
-            foreign: 0,
-            highest: newest,
-        }
-    }
-
-    /// For a stream that others write, too: what is missing from it tells nothing.
-    pub fn sparse(self) -> Self {
-        Self {
-            dense: false,
-            ..self
-        }
-    }
-
-    /// Takes the next entry of the stream.
-    pub fn offer(&mut self, entry: Entry) {
-        self.foreign += u64::from(self.lineage.is_foreign(entry.mark.as_ref()));
-        self.leave_vacant_up_to(entry.sequence);
-        self.next_sequence = entry.sequence + 1;
-        if let Some(mark) = entry.mark.filter(|mark| self.lineage.holds(mark)) {
-            self.highest = self.highest.max(Some(mark.position));
-            self.found.insert(mark.position, mark.id);
-        }
-    }
-
-    /// There are no entries left.
-    pub fn end(&mut self) {
-        self.leave_vacant_up_to(self.last_sequence + 1);
-        self.next_sequence = self.last_sequence + 1;
-    }
-
-    /// Whether the event stands there, or stood at one of the `places` where its outcome was never
-    /// heard of.
-    pub fn holds(&self, position: Position, id: &str, places: &[u64]) -> bool {
-        let found = self.found.get(&position);
-        found.is_some_and(|found| found == id) || places.iter().any(|place| self.misses(*place))
-    }
-
-    /// Whether every event behind this one is absent without asking.
-    pub fn finished(&self, position: Position) -> bool {
-        Some(position) >= self.highest
-    }
 
     /// How many entries of strangers were offered.
     pub fn foreign(&self) -> u64 {
         self.foreign
     }
 
-    fn misses(&self, sequence: u64) -> bool {
-        let at = self.vacant.partition_point(|gap| *gap.end() < sequence);
+    /// Whether anything but our own events, in order and without a gap, was offered: then a
+    /// connection that is dead may follow another plan than ours.
+    pub fn odd(&self) -> bool {
+        self.odd
+    }
+
+    /// Whether every further event is absent without asking.
+    pub fn finished(&self) -> bool {
+        self.ended && self.ahead.is_empty() && self.late.is_empty()
+    }
+
+    /// Whether an event that does not come next may still turn up late.
+    fn has_looked_ahead(&self) -> bool {
+        let head = self.ahead.front();
+        let seen = head.map_or(0, |head| self.ours - head.place);
+        self.ended || seen > self.late_max
+    }
+}
+
+/// Which of several streams an entry was found in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// The one that is appended to.
+    Main,
+    /// The dead letters.
+    Letters,
+    /// What is delayed.
+    Delayed,
+}
+
+/// What was stored beyond what is settled.
+#[derive(Debug)]
+pub struct Found {
+    lineage: Lineage,
+    entries: BTreeMap<Position, Vec<(String, Stream)>>,
+    /// How many of them there are of each stream.
+    left: [usize; 3],
+    /// Of the stream that is appended to, since it was last read: how many entries of strangers,
+    /// whether a sequence number holds no message, and whether it holds anything but our own events
+    /// in order.
+    foreign: u64,
+    vacant: bool,
+    odd: bool,
+    next_sequence: u64,
+    highest: Option<Position>,
+}
+
+impl Found {
+    /// Nothing yet.
+    pub fn new(lineage: Lineage) -> Self {
+        Self {
+            lineage,
+            entries: BTreeMap::new(),
+            left: [0; 3],
+            foreign: 0,
+            vacant: false,
+            odd: false,
+            next_sequence: 0,
+            highest: None,
+        }
+    }
+
+    /// The stream that is appended to is read, from this sequence number on. What was found before
+    /// stays known: it was stored.
+    pub fn begin(&mut self, first: u64) {
+        self.next_sequence = first;
+        (self.foreign, self.vacant, self.odd, self.highest) = (0, false, false, None);
+    }
+
+    /// Takes the next entry of a stream; nothing is kept of what lies at `settled_to` or before it.
+    pub fn offer(&mut self, stream: Stream, entry: Entry, settled_to: Option<Position>) {
+        let Entry { sequence, mark } = entry;
+        let foreign = self.lineage.is_foreign(mark.as_ref());
+        let ours = mark.filter(|mark| self.lineage.holds(mark));
+        if stream == Stream::Main {
+            assert!(
+                sequence >= self.next_sequence,
+                "entries come in stream order"
+            );
+            self.leave_vacant_up_to(sequence);
+            self.foreign += u64::from(foreign);
+            let position = ours.as_ref().map(|mark| mark.position);
+            self.odd |= position <= self.highest;
+            self.highest = self.highest.max(position);
+        }
+        let Some(mark) = ours.filter(|mark| Some(mark.position) > settled_to) else {
+            return;
+        };
+        let there = self.entries.entry(mark.position).or_default();
+        if !there.iter().any(|(id, _)| *id == mark.id) {
+            there.push((mark.id, stream));
+            self.left[stream as usize] += 1;
+        }
+    }
+
+    /// The stream that is appended to ends at this sequence number.
+    pub fn end(&mut self, last: u64) {
+        self.leave_vacant_up_to(last + 1);
+    }
+
+    /// Whether an event was found.
+    pub fn holds(&self, position: Position, id: &str) -> bool {
+        let there = self.entries.get(&position);
+        there.is_some_and(|there| there.iter().any(|(known, _)| known == id))
+    }
+
+    /// Everything up to a position is settled.
+    pub fn forget(&mut self, settled_to: Position) {
+        while let Some(head) = self.entries.first_entry()
+            && *head.key() <= settled_to
+        {
+            for (_, stream) in head.remove() {
+                self.left[stream as usize] -= 1;
+            }
+        }
+    }
+
+    /// Whether anything is left that was found in a stream.
+    pub fn left_in(&self, stream: Stream) -> bool {
+        self.left[stream as usize] > 0
+    }
+
+    /// How many entries of strangers were read.
+    pub fn foreign(&self) -> u64 {
+        self.foreign
+    }
+
+    /// Whether a sequence number held no message.
+    pub fn vacant(&self) -> bool {
         self.vacant
-            .get(at)
-            .is_some_and(|gap| gap.contains(&sequence))
+    }
+
+    /// Whether it held anything but our own events in order: then a connection that is dead may
+    /// follow another plan than ours.
+    pub fn odd(&self) -> bool {
+        self.odd
     }
 
     fn leave_vacant_up_to(&mut self, sequence: u64) {
-        assert!(
-            sequence >= self.next_sequence,
-            "entries come in stream order"
-        );
-        if self.dense && sequence > self.next_sequence {
-            self.vacant.push(self.next_sequence..=sequence - 1);
-        }
+        let vacant = sequence > self.next_sequence;
+        self.vacant |= vacant;
+        self.odd |= vacant;
+        self.next_sequence = sequence + 1;
     }
 }
 

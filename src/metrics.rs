@@ -37,6 +37,14 @@ pub struct Metrics {
     pub events_published: Counter,
     /// Events that were found in the stream, after a restart or a break.
     pub events_known: Counter,
+    /// Events that the record knew, after a restart.
+    pub events_recorded: Counter,
+    /// Events that were sent although they may have been stored before.
+    pub events_uncertain: Counter,
+    /// Whether what is settled is recorded before it is confirmed.
+    pub record_kept: Gauge,
+    /// Whether a part of the log was confirmed that no outjet has read.
+    pub slot_gap_bytes: Gauge,
     /// Events that cannot be published.
     pub events_dead_lettered: Counter,
     /// Events that the server keeps until they are due.
@@ -158,6 +166,10 @@ impl Default for Metrics {
             events_decoded: Counter::default(),
             events_published: Counter::default(),
             events_known: Counter::default(),
+            events_recorded: Counter::default(),
+            events_uncertain: Counter::default(),
+            record_kept: Gauge::default(),
+            slot_gap_bytes: Gauge::default(),
             events_dead_lettered: Counter::default(),
             events_delayed: Counter::default(),
             decoded_bytes: Counter::default(),
@@ -230,6 +242,14 @@ impl Metrics {
         add(to, "events_published", help, &self.events_published);
         let help = "Events found in the stream when they were sent again";
         add(to, "events_known", help, &self.events_known);
+        let help = "Events sent again that the record knew to be settled";
+        add(to, "events_recorded", help, &self.events_recorded);
+        let help = "Events sent although they may have been stored before: their messages vanished";
+        add(to, "events_uncertain", help, &self.events_uncertain);
+        let help = "1 if what is settled is recorded before it is confirmed, while leading";
+        add(to, "record_kept", help, &self.record_kept);
+        let help = "WAL that was confirmed and that no outjet has read: somebody moved the slot";
+        add(to, "slot_gap_bytes", help, &self.slot_gap_bytes);
         let help = "Events stored among the dead letters";
         add(to, "events_dead_lettered", help, &self.events_dead_lettered);
         let help = "Events that the server keeps until they are due";

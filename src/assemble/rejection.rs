@@ -47,6 +47,7 @@ impl Rejection {
             replayed: false,
             rejected: Some(Box::new(rejected)),
             followers: 0,
+            known: false,
         }
     }
 }

@@ -11,8 +11,8 @@ use crate::event::Event;
 use crate::event::lineage::Lineage;
 use crate::lead::window::{Limits, Window};
 use crate::lsn::Lsn;
-use crate::sink::Report;
 use crate::sink::jetstream::{JetStream, Options};
+use crate::sink::{Order, Past, Report};
 
 /// Batches that wait for the sink.
 const BATCHES_MAX: usize = 2;
@@ -26,7 +26,7 @@ const DOWN_MAX: Duration = Duration::from_secs(30);
 
 /// The sink at work, and what it has not settled.
 pub(super) struct Append {
-    events: mpsc::Sender<Vec<Event>>,
+    events: mpsc::Sender<Order>,
     reports: mpsc::Receiver<Report>,
     task: JoinSet<Result<(), Failure>>,
     sent: u64,
@@ -41,7 +41,9 @@ impl Append {
         lineage: Lineage,
     ) -> Result<Self, Failure> {
         options.give_up_after = Some(DOWN_MAX);
-        let sink = Box::pin(JetStream::open(options, lineage)).await?;
+        options.record = false;
+        let mut sink = Box::pin(JetStream::open(options, lineage)).await?;
+        Box::pin(sink.begin(Past::NONE)).await?;
         let (events, batches) = mpsc::channel(BATCHES_MAX);
         let (reported, reports) = mpsc::channel(REPORTS_MAX);
         let mut task = JoinSet::new();
@@ -63,7 +65,7 @@ impl Append {
         for event in &events {
             self.window.hand_over(event.size(), 0);
         }
-        if self.events.send(events).await.is_err() {
+        if self.events.send(Order::Append(events)).await.is_err() {
             return Err(self.ended().await);
         }
         while !self.window.has_room() {
@@ -82,17 +84,14 @@ impl Append {
 
     async fn settle(&mut self) -> Result<(), Failure> {
         match self.reports.recv().await {
-            Some(Report::Settled {
-                stored,
-                known,
-                dead_lettered,
-                delayed,
-            }) => self.window.settle(stored + known + dead_lettered + delayed),
+            Some(Report::Settled(settled)) => self.window.settle(settled.events()),
             Some(Report::Down(failure)) => {
                 let problem = failure.problem;
                 warn!(cause = problem.cause, "{}", problem.problem);
             }
-            Some(Report::Up | Report::Held | Report::Released | Report::Gap(..)) => {}
+            Some(
+                Report::Up | Report::Held | Report::Released | Report::Written(_) | Report::Gap(..),
+            ) => {}
             None => return Err(self.ended().await),
         }
         Ok(())

@@ -183,7 +183,7 @@ impl Tail<'_> {
 
     /// What was read need not be kept for us.
     async fn report(&self, stream: &mut Stream) -> Result<(), Failure> {
-        let confirmed = self.window.newly_confirmed();
+        let confirmed = self.window.newly(self.window.confirmed());
         stream.queue_status(self.window.received(), confirmed, false);
         let flushed = stream.flush().await;
         flushed.map_err(|error| error.failure(self.params))

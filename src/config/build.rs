@@ -167,6 +167,7 @@ impl Config {
             dead_letters: (buries.oversize || buries.others).then(|| stream.dead_letters()),
             buries,
             bodies: (self.publish.on_oversize == OnOversize::ObjectStore).then(bodies),
+            record: true,
             delayed: (self.publish.delayed == Delayed::Schedule).then(|| stream.delayed()),
             stream,
             in_flight_max: self.publish.in_flight_max,

@@ -33,6 +33,19 @@ impl Source {
     }
 }
 
+/// The text is not a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a source (expected <system identifier>/<timeline>/<slot>)")]
+pub struct ParseSourceError;
+
+impl std::str::FromStr for Source {
+    type Err = ParseSourceError;
+
+    fn from_str(text: &str) -> Result<Self, ParseSourceError> {
+        Self::parse(text).ok_or(ParseSourceError)
+    }
+}
+
 impl std::fmt::Display for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}/{}", self.system, self.timeline, self.slot)
@@ -57,6 +70,11 @@ impl Lineage {
     /// The source that writes now.
     pub fn source(&self) -> &Source {
         &self.source
+    }
+
+    /// Each earlier timeline with the position at which the next one left it.
+    pub fn ended(&self) -> &[(u32, u64)] {
+        &self.ended
     }
 
     /// Whether an entry belongs to the history that the cluster has now.
@@ -88,5 +106,16 @@ pub struct Mark {
     /// Its place in the commit order.
     pub position: Position,
     /// The message id.
+    pub id: String,
+}
+
+/// A message of ours in a stream.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Place {
+    /// Its sequence number.
+    pub sequence: u64,
+    /// Which event it bears.
+    pub position: Position,
+    /// The event's id.
     pub id: String,
 }

@@ -46,7 +46,6 @@ fn sent(guard: &mut Guard, tail: &[Entry], events: &[u64]) -> Vec<u64> {
         match guard.judge(at(*event), &event.to_string()) {
             Verdict::Stored => return false,
             Verdict::Absent => return true,
-            Verdict::Unknown if guard.wants().is_none() => continue,
             Verdict::Unknown => match tail.next() {
                 Some(entry) => guard.offer(entry.clone()),
                 None => guard.end(),
@@ -63,32 +62,40 @@ fn sent(guard: &mut Guard, tail: &[Entry], events: &[u64]) -> Vec<u64> {
 /// As many events as may be late in these tests.
 const IN_FLIGHT_MAX: u64 = 8;
 
-fn guard(first: u64, last: u64) -> Guard {
-    Guard::new(
-        Lineage::new(source(1), Vec::new()),
-        (first, last),
-        IN_FLIGHT_MAX,
-    )
+fn guard() -> Guard {
+    let lineage = Lineage::new(source(1), Vec::new());
+    Guard::new(lineage, 1, IN_FLIGHT_MAX)
 }
 
-/// The same behind an acknowledgement, up to event `newest`.
-fn since(tail: &[Entry], (first, last): (u64, u64), newest: u64) -> Since {
-    let lineage = Lineage::new(source(1), Vec::new());
-    let mut since = Since::new(lineage, (first, last), Some(at(newest)));
-    tail.iter().cloned().for_each(|entry| since.offer(entry));
-    since.end();
-    since
+/// What was found behind the record, in `first..=last`.
+fn found(tail: &[Entry], (first, last): (u64, u64)) -> Found {
+    let mut found = Found::new(Lineage::new(source(1), Vec::new()));
+    read(&mut found, tail, (first, last));
+    found
+}
+
+fn read(found: &mut Found, tail: &[Entry], (first, last): (u64, u64)) {
+    found.begin(first);
+    for entry in tail {
+        found.offer(Stream::Main, entry.clone(), None);
+    }
+    found.end(last);
+}
+
+fn holds(found: &Found, event: u64) -> bool {
+    found.holds(at(event), &event.to_string())
 }
 
 #[test]
 fn what_stands_in_the_tail_is_not_sent_again() {
     let tail = [ours(1, 10), ours(2, 20), ours(3, 30)];
-    assert_eq!(sent(&mut guard(1, 3), &tail, &[20, 30, 40]), [40]);
+    assert_eq!(sent(&mut guard(), &tail, &[20, 30, 40]), [40]);
 }
 
 #[test]
 fn an_empty_stream_holds_nothing() {
-    let mut guard = guard(1, 0);
+    let mut guard = guard();
+    guard.end();
     assert!(guard.finished());
     assert_eq!(sent(&mut guard, &[], &[10]), [10]);
 }
@@ -96,53 +103,20 @@ fn an_empty_stream_holds_nothing() {
 #[test]
 fn an_event_that_a_stranger_displaced_is_sent_late() {
     let tail = [ours(1, 10), foreign(2), ours(3, 30)];
-    assert_eq!(sent(&mut guard(1, 3), &tail, &[10, 20, 30, 40]), [20, 40]);
-}
-
-/// Where others write, too: nothing is known of what is missing, and any number of entries of
-/// others may be passed over.
-#[test]
-fn what_is_missing_among_others_is_no_event_of_ours_and_no_entry_that_was_looked_at() {
-    let far = 100 * late_max(IN_FLIGHT_MAX);
-    let tail = [
-        ours(3, 30),
-        ours(far, 40),
-        foreign(far + 1),
-        ours(far + 2, 20),
-    ];
-    let events = [10, 20, 30, 40, 50];
-    assert_eq!(
-        sent(&mut guard(1, far + 2).sparse(), &tail, &events),
-        [10, 50]
-    );
-    let lineage = Lineage::new(source(1), Vec::new());
-    let mut since = Since::new(lineage, (1, 9), Some(at(50))).sparse();
-    since.offer(ours(3, 30));
-    since.end();
-    assert!(since.holds(at(30), "30", &[2]));
-    assert!(!since.holds(at(20), "20", &[2]));
-}
-
-#[test]
-fn removed_messages_count_before_between_and_after_survivors() {
-    let tail = [ours(3, 30), ours(5, 50)];
-    assert_eq!(
-        sent(&mut guard(1, 6), &tail, &[10, 20, 30, 40, 50, 60, 70]),
-        [70]
-    );
+    assert_eq!(sent(&mut guard(), &tail, &[10, 20, 30, 40]), [20, 40]);
 }
 
 #[test]
 fn a_vacancy_behind_the_events_at_hand_covers_none_of_them() {
     let tail = [ours(1, 10), ours(3, 30)];
-    assert_eq!(sent(&mut guard(1, 3), &tail, &[30, 40, 50]), [40, 50]);
+    assert_eq!(sent(&mut guard(), &tail, &[30, 40, 50]), [40, 50]);
 }
 
 #[test]
 fn vacancies_behind_a_confirmed_survivor_hide_no_new_event() {
     // A work queue: 10 waits for its consumer, 20 and 30 were consumed, all are confirmed.
     let tail = [ours(1, 10)];
-    assert_eq!(sent(&mut guard(1, 3), &tail, &[40, 50]), [40, 50]);
+    assert_eq!(sent(&mut guard(), &tail, &[40, 50]), [40, 50]);
 }
 
 #[test]
@@ -155,9 +129,9 @@ fn an_event_that_a_stranger_displaced_is_found_where_it_was_sent_late() {
         ours(4, 40),
         ours(5, 20),
     ];
-    assert_eq!(sent(&mut guard(1, 5), &tail, &[10, 20, 30, 40, 50]), [50]);
-    assert_eq!(sent(&mut guard(1, 5), &tail, &[20, 30, 40, 50]), [50]);
-    assert_eq!(sent(&mut guard(1, 5), &tail, &[30, 40, 50]), [50]);
+    assert_eq!(sent(&mut guard(), &tail, &[10, 20, 30, 40, 50]), [50]);
+    assert_eq!(sent(&mut guard(), &tail, &[20, 30, 40, 50]), [50]);
+    assert_eq!(sent(&mut guard(), &tail, &[30, 40, 50]), [50]);
 }
 
 #[test]
@@ -169,8 +143,8 @@ fn a_late_entry_is_found_behind_any_number_of_strangers() {
         .chain(crowd)
         .chain([ours(late, 20)])
         .collect();
-    assert_eq!(sent(&mut guard(1, late), &tail, &[20, 30, 40]), [40]);
-    assert_eq!(sent(&mut guard(1, late), &tail, &[30, 40]), [40]);
+    assert_eq!(sent(&mut guard(), &tail, &[20, 30, 40]), [40]);
+    assert_eq!(sent(&mut guard(), &tail, &[30, 40]), [40]);
 }
 
 #[test]
@@ -182,57 +156,85 @@ fn a_late_entry_is_found_behind_others_as_late_and_those_under_way_with_it() {
         .map(|(at, event)| ours(at, event))
         .collect();
     let events: Vec<u64> = (7..=18).collect();
-    assert_eq!(sent(&mut guard(1, 11), &tail, &events), [18]);
+    assert_eq!(sent(&mut guard(), &tail, &events), [18]);
 }
 
 #[test]
-fn a_late_entry_is_none_of_the_vacancies_around_it() {
-    let tail = [ours(1, 10), ours(3, 40), ours(4, 20), ours(6, 60)];
+fn a_vacant_sequence_number_is_no_event() {
+    // It may have been a stranger's: 20 and 50 go out, whatever stood there.
+    let tail = [ours(1, 10), ours(3, 30), ours(4, 40)];
+    let events = [10, 20, 30, 40, 50];
+    assert_eq!(sent(&mut guard(), &tail, &events), [20, 50]);
+    let found = found(&tail, (1, 5));
     assert_eq!(
-        sent(&mut guard(1, 6), &tail, &[10, 20, 30, 40, 50, 60, 70]),
-        [70]
+        events.map(|event| holds(&found, event)),
+        [true, false, true, true, false]
     );
+    assert!(found.vacant() && found.odd());
 }
 
 #[test]
-fn vacancies_behind_an_acknowledgement_count_for_what_was_sent_there() {
-    // 10 was acknowledged at 1; 20 and 30 were sent to 2 and 3, stored and consumed at once.
-    let since = since(&[], (2, 3), 30);
-    assert!(since.holds(at(20), "20", &[2]));
-    assert!(!since.finished(at(20)));
-    assert!(since.holds(at(30), "30", &[3]));
-    assert!(since.finished(at(30)));
+fn behind_the_record_neither_order_nor_copies_nor_strangers_matter() {
+    let tail = [
+        ours(2, 30),
+        foreign(3),
+        ours(4, 20),
+        ours(5, 30),
+        ours(6, 10),
+    ];
+    let found = found(&tail, (2, 6));
+    assert!([10, 20, 30].iter().all(|event| holds(&found, *event)));
+    assert!(!holds(&found, 40));
+    assert!(
+        !found.holds(at(30), "other"),
+        "another event had its position"
+    );
+    assert!(found.odd() && !found.vacant());
+    assert_eq!(found.foreign(), 1);
 }
 
 #[test]
-fn a_stranger_that_was_consumed_hides_no_event() {
-    // The stranger took 2; 20 was refused there, and 30 was never sent.
-    let since = since(&[], (2, 2), 20);
-    assert!(!since.holds(at(20), "20", &[]));
-    assert!(!since.holds(at(30), "30", &[]));
+fn our_own_events_in_order_are_nothing_odd() {
+    let one = found(&[ours(2, 20), ours(3, 30)], (2, 3));
+    assert!(!one.odd() && !one.vacant());
+    assert!(found(&[ours(2, 20)], (2, 3)).odd(), "the last one vanished");
+    assert!(
+        found(&[ours(3, 30)], (2, 3)).odd(),
+        "the first one vanished"
+    );
+    assert!(found(&[ours(2, 20), ours(3, 20)], (2, 3)).odd(), "a copy");
+    assert!(
+        found(&[on_timeline(2, 20, 2)], (2, 2)).odd(),
+        "another timeline"
+    );
+    assert!(!found(&[], (2, 1)).odd(), "nothing was stored");
 }
 
 #[test]
-fn behind_an_acknowledgement_the_order_does_not_matter() {
-    let tail = [foreign(2), ours(3, 30), ours(5, 20)];
-    let since = since(&tail, (2, 5), 40);
-    let holds = |event: u64, place| since.holds(at(event), &event.to_string(), &[place]);
-    assert!(holds(20, 2) && holds(30, 3) && holds(40, 4));
-    assert!(!holds(50, 6), "nothing stands there yet");
-    assert!(!since.holds(at(30), "other", &[]));
+fn what_was_found_stays_known_when_its_message_vanishes() {
+    let mut found = found(&[ours(2, 20), ours(3, 30)], (2, 3));
+    read(&mut found, &[ours(4, 40)], (2, 4));
+    assert!([20, 30, 40].iter().all(|event| holds(&found, *event)));
+    assert!(found.vacant());
 }
 
 #[test]
-fn behind_an_acknowledgement_a_leader_that_was_ahead_of_us_is_heeded() {
-    let since = since(&[ours(2, 20), ours(3, 30)], (2, 3), 20);
-    assert!(!since.finished(at(20)));
-    assert!(since.holds(at(30), "30", &[]));
-    assert!(since.finished(at(30)));
+fn what_is_settled_is_not_kept() {
+    let mut found = Found::new(Lineage::new(source(1), Vec::new()));
+    for (sequence, commit) in [(1, 10), (2, 20), (3, 30)] {
+        found.offer(Stream::Letters, ours(sequence, commit), Some(at(10)));
+    }
+    assert!(!holds(&found, 10) && holds(&found, 20) && holds(&found, 30));
+    assert!(!found.left_in(Stream::Main));
+    found.forget(at(20));
+    assert!(!holds(&found, 20) && found.left_in(Stream::Letters));
+    found.forget(at(30));
+    assert!(!found.left_in(Stream::Letters));
 }
 
 #[test]
 fn an_emptied_stream_hides_no_new_event() {
-    assert_eq!(sent(&mut guard(1, 3), &[], &[40]), [40]);
+    assert_eq!(sent(&mut guard(), &[], &[40]), [40]);
 }
 
 #[test]
@@ -246,15 +248,16 @@ fn lsns_used_again_after_a_failover_are_sent() {
         on_timeline(5, 115, 2),
     ];
     let lineage = Lineage::new(source(2), vec![(1, 105)]);
-    let mut guard = Guard::new(lineage, (1, 5), IN_FLIGHT_MAX);
+    let mut guard = Guard::new(lineage, 1, IN_FLIGHT_MAX);
     assert_eq!(sent(&mut guard, &tail, &[100, 106, 115, 130]), [130]);
 }
 
 #[test]
 fn the_same_position_with_another_id_is_another_event() {
-    let mut guard = guard(1, 1);
+    let mut guard = guard();
     assert_eq!(guard.judge(at(10), "other"), Verdict::Unknown);
     guard.offer(ours(1, 10));
+    guard.end();
     assert_eq!(guard.judge(at(10), "other"), Verdict::Absent);
 }
 
@@ -267,10 +270,11 @@ fn a_source_reads_as_it_is_written() {
 }
 
 proptest! {
-    /// Our stream is a chain: what stands in it is a prefix of what was committed, with
-    /// strangers and with holes where messages were removed.
+    /// Our stream is a chain: what was stored of it is a beginning of what was committed, with
+    /// strangers and with holes where messages were removed. What is there is not sent again; what
+    /// vanished is, because nobody can tell whose it was.
     #[test]
-    fn exactly_the_rest_of_a_chain_is_sent(
+    fn exactly_what_is_not_there_is_sent(
         stored in 0..60u64,
         total in 0..80u64,
         resent_from in 0..60u64,
@@ -288,21 +292,12 @@ proptest! {
             }
         }
         let events: Vec<u64> = (resent_from.min(stored)..total.max(stored)).collect();
-        // The scan starts at an entry that lies behind, as the caller's search finds it.
-        let behind = tail.iter().rev().find(|entry| {
-            entry.mark.as_ref().is_some_and(|mark| mark.position <= at(resent_from.min(stored)))
-        });
-        let first = behind.map_or(1, |entry| entry.sequence);
-        let survivors = tail.iter().filter_map(|entry| entry.mark.as_ref());
-        let last = survivors.map(|mark| mark.position).max();
-        let decidable = last.is_some_and(|last| last >= at(resent_from.min(stored)));
-        let tail: Vec<_> = tail.into_iter().filter(|e| e.sequence >= first).collect();
-        let expected: Vec<u64> = (stored..total.max(stored)).collect();
-        let sent = sent(&mut guard(first, sequence), &tail, &events);
-        prop_assert!(sent.ends_with(&expected), "lost: {sent:?} of {expected:?}");
-        if decidable {
-            prop_assert_eq!(sent, expected);
-        }
+        let there = |event: &u64| *event < stored && fates[*event as usize] != 1;
+        let expected: Vec<u64> = events.iter().copied().filter(|event| !there(event)).collect();
+        let found = found(&tail, (1, sequence));
+        let absent = |event: &u64| !holds(&found, *event);
+        prop_assert_eq!(&events.iter().copied().filter(absent).collect::<Vec<_>>(), &expected);
+        prop_assert_eq!(sent(&mut guard(), &tail, &events), expected);
     }
 
     /// Strangers let events come late, but never by more than what is under way at once.
@@ -322,10 +317,9 @@ proptest! {
             }
             tail.push(ours(tail.len() as u64 + 1, event));
         }
-        let last = tail.len() as u64;
         let events: Vec<u64> = (resent_from.min(stored)..total.max(stored)).collect();
         let lineage = Lineage::new(source(1), Vec::new());
-        let mut guard = Guard::new(lineage, (1, last), IN_FLIGHT_MAX);
+        let mut guard = Guard::new(lineage, 1, IN_FLIGHT_MAX);
         let expected: Vec<u64> = (stored..total.max(stored)).collect();
         prop_assert_eq!(sent(&mut guard, &tail, &events), expected);
         prop_assert!(guard.late.len() as u64 <= late_max(IN_FLIGHT_MAX));

@@ -11,9 +11,11 @@
 //! Trouble with NATS is the sink's; every other trouble ends the relay, and with it the term.
 
 mod error;
+mod recording;
 mod together;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -24,6 +26,8 @@ use tracing::{debug, error, info, warn};
 
 pub use self::error::Error;
 use self::together::Together;
+use super::record::Keeper;
+use super::watermark::Watermark;
 use crate::assemble::{Assembler, Passed, Step};
 use crate::error::{Failure, Problem};
 use crate::event::Event;
@@ -32,7 +36,7 @@ use crate::lead::window::{Confirmed, Limits, Window};
 use crate::lsn::Lsn;
 use crate::pg::replication::{Frame, Stream};
 use crate::pg::{Error as PgError, ServerMessage};
-use crate::sink::{HELD_MAX, Report};
+use crate::sink::{HELD_MAX, Order, Report, Settled};
 use crate::vitals::{State, Vitals, unix_seconds};
 
 /// How a relay keeps pace.
@@ -62,7 +66,20 @@ pub struct Relay {
     vitals: Arc<Vitals>,
     /// The open transaction's commit time, in microseconds since 1970.
     committed: i64,
-    events: mpsc::Sender<Vec<Event>>,
+    /// Says of what comes again whether it is settled.
+    watermark: Watermark,
+    /// Writes what is settled before it is confirmed.
+    keeper: Keeper,
+    /// When that was done last, and is to be done next.
+    written_at: Instant,
+    write_due: Option<Instant>,
+    /// Whether commits wait for what is confirmed, as far as is known.
+    synchronous: Arc<AtomicBool>,
+    /// The server has asked, and was not answered yet.
+    questioned: bool,
+    /// Events of the term.
+    handed_over: u64,
+    orders: mpsc::Sender<Order>,
     reports: mpsc::Receiver<Report>,
     batch: Vec<Event>,
     /// Those of the open transaction that wait for its end.
@@ -88,14 +105,24 @@ pub struct Relay {
     passed: Passed,
 }
 
+/// Where a stint begins.
+pub struct Start {
+    /// The slot's confirmed position.
+    pub confirmed: Lsn,
+    /// What is known of the events that come.
+    pub watermark: Watermark,
+    /// Writes the record.
+    pub keeper: Keeper,
+    /// Whether commits wait for what is confirmed (`synchronous_standby_names`).
+    pub synchronous: Arc<AtomicBool>,
+}
+
 /// An orderly end, but for the last status update, which is queued.
 pub struct End {
     /// To be flushed and closed.
     pub stream: Stream,
     /// What was confirmed last, if anything was.
     pub confirmed: Option<Confirmed>,
-    /// The row that cannot be read, unless it was told to stop.
-    pub unreadable: Option<Error>,
 }
 
 /// What to do next.
@@ -130,16 +157,22 @@ impl Relay {
     /// it hears from us before; one that is to shut down asks again after each answer (WalSndDone).
     const ASKED_MIN: u32 = 16;
 
-    /// For a stream that was just started at `start`, the slot's confirmed position.
+    /// For a stream that was just started.
     pub fn new(
         stream: Stream,
         assembler: Assembler,
-        (events, reports): (mpsc::Sender<Vec<Event>>, mpsc::Receiver<Report>),
-        (start, options, vitals): (Lsn, Options, Arc<Vitals>),
+        (orders, reports): (mpsc::Sender<Order>, mpsc::Receiver<Report>),
+        (start, options, vitals): (Start, Options, Arc<Vitals>),
     ) -> Self {
         vitals.metrics.nats_connected.set(1);
         let now = Instant::now();
-        let window = Window::new(options.window, start);
+        let Start {
+            confirmed,
+            watermark,
+            keeper,
+            synchronous,
+        } = start;
+        let window = Window::new(options.window, confirmed);
         let window = if options.holds {
             window.holding()
         } else {
@@ -153,7 +186,14 @@ impl Relay {
             options,
             vitals,
             committed: 0,
-            events,
+            watermark,
+            keeper,
+            written_at: now,
+            write_due: None,
+            synchronous,
+            questioned: false,
+            handed_over: 0,
+            orders,
             reports,
             batch: Vec::new(),
             together: Together::new(options.atomic),
@@ -175,7 +215,8 @@ impl Relay {
     /// Runs until told to stop and everything handed over is stored, or `drain_timeout` is over. A
     /// row that ends the stint does so when everything before it is stored, and is an orderly end,
     /// too: whatever is configured to get past it need not suit the rows before it once more.
-    pub async fn run(mut self, stop: &CancellationToken) -> Result<End, Error> {
+    /// Returns that row, unless it was told to stop.
+    pub async fn run(&mut self, stop: &CancellationToken) -> Result<Option<Error>, Error> {
         while !self.drained() {
             let action = self.select(stop).await?;
             self.apply(action)?;
@@ -187,11 +228,20 @@ impl Relay {
             info!(%stored, "what is held back is not waited for: it is read again, and skipped");
         }
         self.queue_status(true);
-        Ok(End {
+        Ok(self.unreadable.take().filter(|_| self.stop_at.is_none()))
+    }
+
+    /// What a status update has carried at the highest.
+    pub fn reported(&self) -> Lsn {
+        self.reported.lsn()
+    }
+
+    /// After an orderly end.
+    pub fn end(self) -> End {
+        End {
+            confirmed: self.window.newly(self.confirmable()),
             stream: self.stream,
-            confirmed: self.window.newly_confirmed(),
-            unreadable: self.unreadable.filter(|_| self.stop_at.is_none()),
-        })
+        }
     }
 
     /// Chooses the next action. Cancel-safe: all of these are.
@@ -218,9 +268,9 @@ impl Relay {
                 Ok(())
             }
             Action::Report(report) => {
-                self.take_report(report);
+                self.take_report(report)?;
                 while let Ok(report) = self.reports.try_recv() {
-                    self.take_report(report);
+                    self.take_report(report)?;
                 }
                 Ok(())
             }
@@ -253,10 +303,15 @@ impl Relay {
             self.together.give_up(&mut self.batch);
         }
         self.hand_over()?;
-        if self.window.confirmed() > self.reported {
+        self.keep_record()?;
+        if self.confirmable() > self.reported {
             self.asked = None;
-            let soon = self.status_at + Self::STATUS_PAUSE;
-            self.status_due = self.status_due.min(soon);
+            // What was to be recorded first has waited already.
+            let pause = match self.keeper.kept() {
+                true => Duration::ZERO,
+                false => Self::STATUS_PAUSE,
+            };
+            self.status_due = self.status_due.min(self.status_at + pause);
         }
         if !self.reading() {
             // Whoever does not listen cannot say that the other is silent.
@@ -292,31 +347,10 @@ impl Relay {
         }
     }
 
-    fn take_report(&mut self, report: Report) {
+    fn take_report(&mut self, report: Report) -> Result<(), Error> {
         match report {
-            Report::Settled {
-                stored,
-                known,
-                dead_lettered,
-                delayed,
-            } => {
-                let settled = stored + known + dead_lettered + delayed;
-                let metrics = &self.vitals.metrics;
-                metrics.events_published.inc_by(stored as u64);
-                metrics.events_known.inc_by(known as u64);
-                metrics.events_dead_lettered.inc_by(dead_lettered as u64);
-                metrics.events_delayed.inc_by(delayed as u64);
-                self.window.settle(settled);
-                fault::point("settled");
-                if self.window.in_transaction() {
-                    fault::point("settled_in_part");
-                }
-                self.asked = None;
-                self.settled_meanwhile += settled;
-                if self.settled_meanwhile >= Self::PORTION_EVENTS {
-                    self.gather_until = None;
-                }
-            }
+            Report::Settled(settled) => self.take_settled(&settled),
+            Report::Written(written) => self.take_written(written)?,
             Report::Held => {
                 assert!(
                     self.window.portions() < HELD_MAX,
@@ -345,6 +379,30 @@ impl Relay {
                 self.vitals.held_up(None);
                 self.down = None;
             }
+        }
+        Ok(())
+    }
+
+    fn take_settled(&mut self, settled: &Settled) {
+        let events = settled.events();
+        let metrics = &self.vitals.metrics;
+        metrics.events_published.inc_by(settled.stored as u64);
+        metrics.events_uncertain.inc_by(settled.uncertain as u64);
+        metrics.events_recorded.inc_by(settled.recorded as u64);
+        metrics.events_known.inc_by(settled.known as u64);
+        let letters = settled.dead_lettered as u64;
+        metrics.events_dead_lettered.inc_by(letters);
+        metrics.events_delayed.inc_by(settled.delayed_events as u64);
+        self.window.settle(events);
+        self.keeper.settle(settled);
+        fault::point("settled");
+        if self.window.in_transaction() {
+            fault::point("settled_in_part");
+        }
+        self.asked = None;
+        self.settled_meanwhile += events;
+        if self.settled_meanwhile >= Self::PORTION_EVENTS {
+            self.gather_until = None;
         }
     }
 
@@ -386,9 +444,9 @@ impl Relay {
                         self.committed = committed.to_unix_micros();
                         self.window.begin();
                     }
-                    Step::Event(event) => self.take_event(event, &body),
+                    Step::Event(event) => self.take_event(event, &body)?,
                     Step::Rejected(rejection) if self.options.dead_letters => {
-                        self.take_event(rejection.into_event(), &body);
+                        self.take_event(rejection.into_event(), &body)?;
                     }
                     Step::Rejected(rejection) => return Err(Error::Rejected(rejection)),
                     Step::Commit(end) => {
@@ -403,6 +461,9 @@ impl Relay {
                 wal_end,
                 reply_requested,
             } => {
+                if !self.window.in_transaction() {
+                    self.watermark.keepalive(wal_end).map_err(Error::Void)?;
+                }
                 self.window.keepalive(wal_end);
                 if reply_requested {
                     self.take_question();
@@ -416,6 +477,7 @@ impl Relay {
     /// The server wants an answer. It gets one soon, and not at once each time: a server that is to
     /// shut down would ask thousands of times a second.
     fn take_question(&mut self) {
+        self.questioned = true;
         let soon = self.status_at + Self::STATUS_PAUSE;
         self.status_due = self.status_due.min(soon);
         let held = self.window.stored() > self.window.confirmed().lsn();
@@ -426,7 +488,10 @@ impl Relay {
         };
     }
 
-    fn take_event(&mut self, event: Event, read: &Bytes) {
+    fn take_event(&mut self, mut event: Event, read: &Bytes) -> Result<(), Error> {
+        let known = self.watermark.take(event.position, &event.id);
+        event.known = known.map_err(Error::Void)?;
+        self.handed_over += 1;
         let bytes = self.kept_bytes(&event, read);
         self.window.hand_over(bytes, self.committed);
         self.vitals
@@ -435,6 +500,7 @@ impl Relay {
             .inc_by(event.payload.len() as u64);
         self.last_events -= usize::from(self.stop_at.is_some());
         self.together.take(event, &mut self.batch);
+        Ok(())
     }
 
     /// What is kept in memory for an event: its own, and, if its body lies where it was read, what
@@ -451,7 +517,7 @@ impl Relay {
         event.size() - event.payload.len() + kept
     }
 
-    /// The channel has room for as many batches as the window has for events.
+    /// The channel has room for as many batches as the window has for events, and for a write.
     fn hand_over(&mut self) -> Result<(), Error> {
         if self.batch.is_empty() {
             return Ok(());
@@ -460,7 +526,12 @@ impl Relay {
             .metrics
             .events_decoded
             .inc_by(self.batch.len() as u64);
-        match self.events.try_send(std::mem::take(&mut self.batch)) {
+        let batch = std::mem::take(&mut self.batch);
+        self.order(Order::Append(batch))
+    }
+
+    fn order(&self, order: Order) -> Result<(), Error> {
+        match self.orders.try_send(order) {
             Ok(()) => Ok(()),
             Err(mpsc::error::TrySendError::Closed(_)) => Err(Error::SinkEnded),
             Err(mpsc::error::TrySendError::Full(_)) => {
@@ -471,16 +542,17 @@ impl Relay {
 
     fn queue_status(&mut self, reply_requested: bool) {
         let now = Instant::now();
+        self.questioned = false;
         self.status_at = now;
         self.status_due = now + self.status_interval();
-        let confirmed = self.window.confirmed();
+        let confirmed = self.confirmable();
         assert!(
             confirmed >= self.reported,
             "what is confirmed never goes back"
         );
         self.reported = confirmed;
         // The slot knows where it stood: 0/0 leaves it alone (ProcessStandbyReplyMessage).
-        let confirmed = self.window.newly_confirmed();
+        let confirmed = self.window.newly(confirmed);
         self.stream
             .queue_status(self.window.received(), confirmed, reply_requested);
         fault::point("status_queued");
@@ -502,6 +574,8 @@ impl Relay {
             down,
             asked,
             self.stop_at,
+            self.write_due,
+            self.unwritten_until(),
         ];
         wakes.into_iter().flatten().min().unwrap_or(self.status_due)
     }
@@ -527,6 +601,7 @@ impl Relay {
             let (failure, waited) = (failure.clone(), since.elapsed());
             return Err(Error::SinkDown { failure, waited });
         }
+        self.check_record()?;
         // A server that is asked answers at once, or within half of wal_sender_timeout from the
         // middle of a large transaction (WalSndWriteData).
         let silence = self.heard_at.elapsed();
@@ -538,7 +613,8 @@ impl Relay {
 
     fn reading(&self) -> bool {
         let wanted = self.stop_at.is_none() || self.finishing();
-        wanted && self.unreadable.is_none() && self.window.has_room()
+        let room = self.window.has_room() && self.keeper.has_room(self.handed_over);
+        wanted && self.unreadable.is_none() && room
     }
 
     /// Whether a stop waits for the end of the open transaction.
@@ -552,7 +628,7 @@ impl Relay {
         }
         let stopped = self.stop_at.is_some() && !self.finishing();
         let outstanding = self.window.events() - self.together.events();
-        (stopped || self.unreadable.is_some()) && outstanding == 0
+        (stopped || self.unreadable.is_some()) && outstanding == 0 && self.is_recorded()
     }
 
     /// Says once of each kind that something is passed over.

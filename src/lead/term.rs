@@ -3,6 +3,7 @@
 //! stop, ends in one of three ways: try again, stand by, or halt until a person has acted.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -10,15 +11,17 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
+use uuid::Uuid;
 
 use crate::assemble::{self, Assembler};
 use crate::backoff::{self, Backoff};
 use crate::error::{Disposition, Exit, Failure, Problem};
 use crate::event::lineage::{Lineage, Source};
-use crate::lead::relay::{self, End, Relay};
+use crate::lead::record::{self, Begun, Server};
+use crate::lead::relay::{self, End, Relay, Start};
 use crate::lead::window::Confirmed;
 use crate::lsn::Lsn;
-use crate::pg::catalog::{Facts, Holder, Slot};
+use crate::pg::catalog::{Facts, Holder, Leading, Slot};
 use crate::pg::control::Control;
 use crate::pg::params::Params;
 use crate::pg::replication::{Session, Stream};
@@ -74,6 +77,9 @@ pub async fn run(
         stop,
         backoff: Backoff::new(backoff::Options::default()),
         led: false,
+        instance: Uuid::now_v7().to_string(),
+        confirmed: None,
+        void: false,
     };
     let mut halted = None;
     let mut prepared = false;
@@ -137,6 +143,12 @@ struct Term<'a> {
     backoff: Backoff,
     /// Since the last halt it has said that it leads.
     led: bool,
+    /// Names this process in the record.
+    instance: String,
+    /// How far it has confirmed, and on which timeline.
+    confirmed: Option<(u32, Lsn)>,
+    /// An event has shown that the record does not hold.
+    void: bool,
 }
 
 /// What was learned before leading.
@@ -153,13 +165,15 @@ impl Term<'_> {
         let stop = self.stop;
         let leading = async {
             let ready = self.prepare().await?;
-            Box::pin(self.take_slot(ready)).await
+            let lead = Box::pin(self.take_slot(ready)).await?;
+            Box::pin(self.claim(lead)).await
         };
-        let lead = tokio::select! {
+        let (lead, begun) = tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(()),
             lead = leading => lead?,
         };
+        self.void = false;
         match self.backoff.attempts() {
             0 => {}
             attempts => info!(attempts, "recovered"),
@@ -167,7 +181,7 @@ impl Term<'_> {
         self.led = true;
         self.options.vitals.set(State::Streaming, None);
         let started = Instant::now();
-        let end = self.stream(lead).await;
+        let end = self.stream(lead, begun).await;
         self.options.vitals.metrics.end_of_term();
         // A term that ends as soon as it starts is one more failed attempt.
         if started.elapsed() >= self.options.relay.takeover_after {
@@ -299,6 +313,8 @@ impl Term<'_> {
                         control,
                         stream,
                         start,
+                        lineage,
+                        synchronous: Arc::default(),
                         sink,
                     });
                 }
@@ -319,6 +335,52 @@ impl Term<'_> {
             self.preflight(&control).await?;
             sink = JetStream::open(self.options.sink.clone(), lineage.clone()).await?;
         }
+    }
+
+    /// Claims the record of what is settled, now that nobody else can lead.
+    async fn claim(&self, mut lead: Lead) -> Result<(Lead, Begun), Failure> {
+        let slot = &self.options.preflight.slot;
+        let facts = Leading::read(lead.control.client(), slot);
+        let facts = self.answered(async { facts.await.map_err(|error| error.failure()) });
+        let Some(facts) = facts.await? else {
+            return Err(Failure::retry(Problem::new(
+                "Postgres is not the server that it was a moment ago",
+                format!("slot {slot} is not in use there"),
+                "nothing: both connections are made anew",
+            )));
+        };
+        let timeline = lead.lineage.source().timeline;
+        let confirmed = self.confirmed.filter(|(on, _)| *on == timeline);
+        let server = Server {
+            start: facts.confirmed.unwrap_or(lead.start),
+            flush: facts.flushed,
+            standby: facts.standby,
+            confirmed_here: confirmed.map_or(Lsn::ZERO, |(_, lsn)| lsn),
+            void: self.void,
+        };
+        lead.start = server.start;
+        lead.synchronous.store(facts.synchronous, Ordering::Relaxed);
+        let claim = record::claim(&mut lead.sink, &lead.lineage, server, &self.instance);
+        let patience = self.options.relay.takeover_after;
+        let begun = tokio::time::timeout(patience, Box::pin(claim)).await;
+        let begun = begun.unwrap_or_else(|_| Err(record::not_written("its bucket is silent")))?;
+        let metrics = &self.options.vitals.metrics;
+        metrics.record_kept.set(begun.keeper.kept().into());
+        if let Some(gap) = &begun.gap {
+            let Problem {
+                problem,
+                cause,
+                fix,
+            } = gap.problem(slot);
+            error!(%cause, %fix, "gap: {problem}");
+            let bytes = gap.to.bytes_since(gap.from);
+            metrics
+                .slot_gap_bytes
+                .set(i64::try_from(bytes).unwrap_or(i64::MAX));
+            self.options.vitals.gap(0, gap.problem(slot));
+        }
+        lead.sink.begin(begun.past).await?;
+        Ok((lead, begun))
     }
 
     /// Where the slot stands, asked on the connection that will stream it: after a failover another
@@ -372,9 +434,13 @@ impl Term<'_> {
 
     /// Returns when the tables are not published any more. Not what halts a term otherwise: what is
     /// read is decoded with the catalog of its time, and a connection that breaks is made anew.
-    async fn watch_publication(&self, control: &mut Control) -> Failure {
+    async fn watch_publication(&self, control: &mut Control, synchronous: &AtomicBool) -> Failure {
+        let slot = &self.options.preflight.slot;
         loop {
             tokio::time::sleep(PUBLICATION_POLL).await;
+            if let Ok(Some(leading)) = Leading::read(control.client(), slot).await {
+                synchronous.store(leading.synchronous, Ordering::Relaxed);
+            }
             let Ok(facts) = self.facts(control).await else {
                 if let Ok(anew) = Control::connect(&self.options.params).await {
                     *control = anew;
@@ -389,34 +455,42 @@ impl Term<'_> {
     }
 
     /// Streams until the end of the term.
-    async fn stream(&self, lead: Lead) -> Result<(), Failure> {
+    async fn stream(&mut self, lead: Lead, begun: Begun) -> Result<(), Failure> {
         let Lead {
             mut control,
             stream,
             start,
+            lineage,
+            synchronous,
             sink,
         } = lead;
         info!(slot = self.options.preflight.slot, %start, "leading");
         let relay = self.options.relay;
-        let (events, batches) = mpsc::channel(relay.window.events_max);
+        let (orders, taken) = mpsc::channel(relay.window.events_max + 1);
         let (reports, settled) = mpsc::channel::<Report>(REPORTS_MAX);
         // Aborted when the term ends, whatever its end.
         let mut tasks = JoinSet::new();
-        tasks.spawn(sink.run(batches, reports));
+        tasks.spawn(sink.run(taken, reports));
         let assembler = Assembler::new(self.options.assemble.clone());
         let vitals = self.options.vitals.clone();
-        let relay = Relay::new(stream, assembler, (events, settled), (start, relay, vitals));
-        let end = tokio::select! {
-            biased;
-            end = Box::pin(relay.run(self.stop)) => end,
-            failure = Box::pin(self.watch_publication(&mut control)) => return Err(failure),
+        let start = Start {
+            confirmed: start,
+            watermark: begun.watermark,
+            keeper: begun.keeper,
+            synchronous: synchronous.clone(),
         };
-        match end {
-            Ok(End {
-                stream,
-                confirmed,
-                unreadable,
-            }) => {
+        let mut relay = Relay::new(stream, assembler, (orders, settled), (start, relay, vitals));
+        let ended = tokio::select! {
+            biased;
+            ended = Box::pin(relay.run(self.stop)) => Ok(ended),
+            failure = Box::pin(self.watch_publication(&mut control, &synchronous)) => Err(failure),
+        };
+        self.confirmed = Some((lineage.source().timeline, relay.reported()));
+        let ended = ended?;
+        self.void = matches!(ended, Err(relay::Error::Void(_)));
+        match ended {
+            Ok(unreadable) => {
+                let End { stream, confirmed } = relay.end();
                 self.finish(&control, stream, confirmed).await;
                 if let Some(error) = unreadable {
                     return Err(error.failure(&self.options.params));
@@ -506,6 +580,8 @@ struct Lead {
     control: Control,
     stream: Stream,
     start: Lsn,
+    lineage: Lineage,
+    synchronous: Arc<AtomicBool>,
     sink: JetStream,
 }
 

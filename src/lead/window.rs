@@ -209,10 +209,15 @@ impl Window {
         self.confirmed
     }
 
-    /// [`confirmed`](Self::confirmed), once it is beyond where the slot stood: what the server has
-    /// not sent in this session is not reported back to it.
-    pub fn newly_confirmed(&self) -> Option<Confirmed> {
-        (self.confirmed.0 > self.start).then_some(self.confirmed)
+    /// [`confirmed`](Self::confirmed), as far as that lies within a limit.
+    pub fn confirmed_within(&self, limit: Lsn) -> Confirmed {
+        Confirmed(self.confirmed.0.min(limit).max(self.start))
+    }
+
+    /// What is confirmed, once it is beyond where the slot stood: what the server has not sent in
+    /// this session is not reported back to it.
+    pub fn newly(&self, confirmed: Confirmed) -> Option<Confirmed> {
+        (confirmed.0 > self.start).then_some(confirmed)
     }
 
     /// Everything before it is stored. Never below `confirmed`; beyond it while something is held.
@@ -328,11 +333,11 @@ mod tests {
     #[test]
     fn where_the_slot_stood_is_not_reported_back() {
         let mut window = window();
-        assert_eq!(window.newly_confirmed(), None);
+        assert_eq!(window.newly(window.confirmed()), None);
         window.keepalive(lsn(10));
-        assert_eq!(window.newly_confirmed(), None);
+        assert_eq!(window.newly(window.confirmed()), None);
         window.keepalive(lsn(11));
-        assert_eq!(window.newly_confirmed(), Some(Confirmed(lsn(11))));
+        assert_eq!(window.newly(window.confirmed()), Some(Confirmed(lsn(11))));
     }
 
     #[test]

@@ -8,8 +8,10 @@ use std::time::SystemTime;
 use tokio_postgres::types::{PgLsn, ToSql};
 use tokio_postgres::{Client, Row};
 
+mod leading;
 mod standbys;
 
+pub use self::leading::Leading;
 pub use self::standbys::{Partitions, Standbys};
 use crate::error::{self, Exit, Failure, Problem};
 use crate::lsn::Lsn;

@@ -8,25 +8,136 @@
 
 pub mod jetstream;
 
+use bytes::Bytes;
+
 use crate::error::{Failure, Problem};
+use crate::event::lineage::Place;
+use crate::event::{Event, Position};
 
 /// Most portions that are held back at once.
 pub const HELD_MAX: usize = 256;
 
+/// Most events that a leader may have handed over and not recorded: what it may have stored lies
+/// among so many behind the record.
+pub const UNRECORDED_MAX: u64 = 65_536;
+
+/// What a sink is told, in order.
+#[derive(Debug)]
+pub enum Order {
+    /// The next events.
+    Append(Vec<Event>),
+    /// Bytes to be kept. One write at a time.
+    Keep(Write),
+}
+
+/// A compare-and-set of bytes that only their writer understands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Write {
+    /// The revision of what they replace; 0: nothing.
+    pub expected: u64,
+    /// What is to be kept.
+    pub bytes: Bytes,
+}
+
+/// What became of a write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// Kept, as this revision.
+    Stored(u64),
+    /// Refused, or nobody has heard: this is there.
+    Found(Option<Kept>),
+    /// Nobody takes it, and why.
+    Refused(String),
+}
+
+/// Bytes that are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// Which write it was.
+    pub revision: u64,
+    /// Empty: deleted.
+    pub bytes: Bytes,
+}
+
+/// What is found where a message of ours was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum At {
+    /// That message.
+    Same,
+    /// None, or none was looked for.
+    Nothing,
+    /// Another message.
+    Other,
+}
+
+/// What is known of the events that a sink is about to get.
+#[derive(Clone, Copy, Debug)]
+pub struct Past {
+    /// An event here or behind was never handed to a sink before.
+    pub new_from: Position,
+    /// What was settled up to here is marked [`Event::known`]; `None`: nothing is known.
+    pub settled_to: Option<Position>,
+    /// What was stored and lies beyond stands behind this sequence number.
+    pub stored: u64,
+    /// The same of the dead letters.
+    pub letters: u64,
+    /// The same of what is delayed.
+    pub delayed: u64,
+}
+
+impl Past {
+    /// None of the events that come were handed to a sink before.
+    pub const NONE: Self = Self {
+        new_from: Position {
+            commit: 0,
+            index: 0,
+        },
+        settled_to: None,
+        stored: 0,
+        letters: 0,
+        delayed: 0,
+    };
+}
+
+/// The oldest events that were not settled are now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// Stored just now.
+    pub stored: usize,
+    /// Of these, so many may have been stored before.
+    pub uncertain: usize,
+    /// The record knew them.
+    pub recorded: usize,
+    /// Found stored already.
+    pub known: usize,
+    /// Stored just now among the dead letters, because they cannot be published.
+    pub dead_lettered: usize,
+    /// Their schedules were stored just now: the server publishes them when they are due.
+    pub delayed_events: usize,
+    /// The newest of them.
+    pub to: Option<(Position, String)>,
+    /// A message of ours, if one is new: no event beyond `to` is stored before it.
+    pub stored_at: Option<Place>,
+    /// The same of the dead letters, or 0.
+    pub letters: u64,
+    /// The same of what is delayed, or 0.
+    pub delayed: u64,
+}
+
+impl Settled {
+    /// How many.
+    pub fn events(&self) -> usize {
+        self.stored + self.recorded + self.known + self.dead_lettered + self.delayed_events
+    }
+}
+
 /// What a sink says, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Report {
-    /// The oldest events that were not settled are now.
-    Settled {
-        /// Stored just now.
-        stored: usize,
-        /// Found stored already.
-        known: usize,
-        /// Stored just now among the dead letters, because they cannot be published.
-        dead_lettered: usize,
-        /// Their schedules were stored just now: the server publishes them when they are due.
-        delayed: usize,
-    },
+    /// Events were settled.
+    Settled(Settled),
+    /// What became of a write.
+    Written(Written),
     /// What was settled since the last portion, and before this report, is a portion that is held
     /// back. Only of a sink that holds, and at most [`HELD_MAX`] times more often than `Released`.
     Held,

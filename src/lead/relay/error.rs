@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use crate::assemble::{AssembleError, Rejection};
 use crate::error::{Exit, Failure, Problem, chain};
+use crate::lead::record::not_written;
+use crate::lead::watermark::Void;
 use crate::pg::Error as PgError;
 use crate::pg::params::Params;
 
@@ -36,6 +38,15 @@ pub enum Error {
     /// The server cannot shut down before we have confirmed what we cannot confirm yet.
     #[error("Postgres has waited for {} s", .0.as_secs())]
     Awaited(Duration),
+    /// The record of what is settled could not be written.
+    #[error("the record was not written for {} s", .0.as_secs())]
+    Unrecorded(Duration),
+    /// Another instance has claimed the record.
+    #[error("another instance leads, in term {0}")]
+    Superseded(u64),
+    /// The record speaks of another event.
+    #[error("the record does not hold: {0}")]
+    Void(Void),
     /// The server says nothing, though it was asked.
     #[error("Postgres has been silent for {} s", .0.as_secs())]
     Silent(Duration),
@@ -50,6 +61,9 @@ impl Error {
             | Self::SinkEnded
             | Self::SinkDown { .. }
             | Self::Awaited(_)
+            | Self::Unrecorded(_)
+            | Self::Superseded(_)
+            | Self::Void(_)
             | Self::Silent(_) => false,
         }
     }
@@ -84,6 +98,21 @@ impl Error {
                 ),
                 "nothing: it need not wait any longer; they are read again when it is up, and what \
                  is stored is skipped",
+            )),
+            Self::Unrecorded(waited) => not_written(&format!(
+                "nothing was stored in its bucket for {} s",
+                waited.as_secs()
+            )),
+            Self::Superseded(term) => Failure::retry(Problem::new(
+                "another instance leads",
+                format!("it has claimed the record of what is settled, in term {term}"),
+                "nothing: this one stands by; if both claim it again and again, see that they use \
+                 the same database",
+            )),
+            Self::Void(void) => Failure::retry(Problem::new(
+                "the record of what is settled does not hold",
+                format!("Postgres sends other events than those it speaks of: {void}"),
+                "nothing: the stream is searched instead; was the database restored?",
             )),
             Self::Silent(silence) => Failure::retry(Problem::new(
                 format!("Postgres at {params} is silent"),

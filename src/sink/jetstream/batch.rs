@@ -49,8 +49,11 @@ impl JetStream {
         if in_flight == 0 {
             return true;
         }
-        let followers = self.chain.waiting().map_or(0, |w| w.event.followers);
-        let careful = self.chain.next_number() < self.careful_until;
+        let Some(waiting) = self.chain.waiting() else {
+            return true;
+        };
+        let followers = waiting.event.followers;
+        let careful = self.chain.head() < self.careful_until || self.is_odd();
         let room = if careful {
             1
         } else {
@@ -61,7 +64,7 @@ impl JetStream {
     }
 
     /// Passes the waiting event; if it was the last of those that go together, they go.
-    pub(super) async fn pass(&mut self, how: fn(&mut Chain)) -> Result<(), Error> {
+    pub(super) async fn pass(&mut self, how: impl FnOnce(&mut Chain)) -> Result<(), Error> {
         let waiting = self.chain.waiting().expect("an event waits");
         let last = waiting.event.followers == 0;
         how(&mut self.chain);

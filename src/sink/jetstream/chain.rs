@@ -12,7 +12,9 @@
 use std::collections::VecDeque;
 
 use super::places::Places;
+use crate::event::lineage::Place;
 use crate::event::{Event, Position};
+use crate::sink::Settled;
 
 /// The events that are not settled, and what they may expect of the stream.
 #[derive(Debug)]
@@ -38,6 +40,21 @@ struct Slot {
     places: Vec<u64>,
     /// The server has called it a duplicate of this sequence number, or of 0, which is none.
     duplicate_of: Option<u64>,
+    /// It goes out although it may be stored already.
+    uncertain: bool,
+}
+
+/// How an event is passed that is not sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Passed {
+    /// The record says that it is settled.
+    Recorded,
+    /// It was found stored.
+    Known,
+    /// Stored among the dead letters, at this sequence number.
+    DeadLettered(u64),
+    /// Its schedule is stored, at this sequence number.
+    Delayed(u64),
 }
 
 /// The next event to be sent.
@@ -66,35 +83,32 @@ enum State {
     Stored {
         sequence: u64,
     },
-    /// It stood there already.
+    /// It is stored already.
     Known,
-    DeadLettered,
-    Delayed,
+    /// The record says that it is settled.
+    Recorded,
+    DeadLettered {
+        sequence: u64,
+    },
+    Delayed {
+        sequence: u64,
+    },
 }
 
 impl State {
     fn is_settled(self) -> bool {
         match self {
-            Self::Stored { .. } | Self::Known | Self::DeadLettered | Self::Delayed => true,
+            Self::Stored { .. }
+            | Self::Known
+            | Self::Recorded
+            | Self::DeadLettered { .. }
+            | Self::Delayed { .. } => true,
             Self::Waiting | Self::Staged | Self::InFlight { .. } | Self::Refused => false,
         }
     }
 }
 
 /// What left the ring at the head.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Settled {
-    /// Events that were acknowledged.
-    pub(super) stored: usize,
-    /// Events that the guard found in the stream.
-    pub(super) known: usize,
-    /// Events that were stored among the dead letters.
-    pub(super) dead_lettered: usize,
-    /// Events whose schedules were stored.
-    pub(super) delayed: usize,
-    /// The highest sequence of those that were acknowledged, and whose it is.
-    pub(super) newest: Option<(u64, Position)>,
-}
 
 /// A reply that does not fit: whose place is the outcome unknown?
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -132,6 +146,7 @@ impl Chain {
             state: State::Waiting,
             places: Vec::new(),
             duplicate_of: None,
+            uncertain: false,
         });
     }
 
@@ -139,13 +154,11 @@ impl Chain {
     pub(super) fn restart(&mut self, last_sequence: u64) {
         for slot in &mut self.ring {
             match slot.state {
-                State::Waiting
-                | State::Stored { .. }
-                | State::Known
-                | State::DeadLettered
-                | State::Delayed => continue,
+                State::Waiting => continue,
+                settled if settled.is_settled() => continue,
                 State::Refused | State::Staged => {}
                 State::InFlight { sequence, .. } => self.places.keep(&mut slot.places, sequence),
+                _ => unreachable!("it is settled"),
             }
             slot.state = State::Waiting;
         }
@@ -210,6 +223,21 @@ impl Chain {
         self.staged
     }
 
+    /// The waiting event may be stored already: it is sent all the same.
+    pub(super) fn doubt(&mut self) {
+        self.ring[self.next].uncertain = true;
+    }
+
+    /// The number of the oldest event that is not settled, or of the next to be taken.
+    pub(super) fn head(&self) -> u64 {
+        self.head
+    }
+
+    /// The number of the next event to be taken.
+    pub(super) fn end(&self) -> u64 {
+        self.head + self.ring.len() as u64
+    }
+
     /// What is staged goes out as a batch: the number of its last event, and the sequence that the
     /// first expects to be the last.
     pub(super) fn send_staged(&mut self) -> (u64, u64) {
@@ -238,19 +266,14 @@ impl Chain {
         )
     }
 
-    /// The waiting event stands in the stream already.
-    pub(super) fn skip(&mut self) {
-        self.pass(State::Known);
-    }
-
-    /// The waiting event stands among the dead letters now.
-    pub(super) fn bury(&mut self) {
-        self.pass(State::DeadLettered);
-    }
-
-    /// The server keeps the waiting event until it is due.
-    pub(super) fn delay(&mut self) {
-        self.pass(State::Delayed);
+    /// The waiting event needs nothing more.
+    pub(super) fn settle(&mut self, how: Passed) {
+        self.pass(match how {
+            Passed::Recorded => State::Recorded,
+            Passed::Known => State::Known,
+            Passed::DeadLettered(sequence) => State::DeadLettered { sequence },
+            Passed::Delayed(sequence) => State::Delayed { sequence },
+        });
     }
 
     /// A reply says that event `number` was stored at `sequence`, the last of so many `together`.
@@ -302,30 +325,63 @@ impl Chain {
         }
     }
 
-    /// Whether one of the events at hand was acknowledged at this sequence number.
-    pub(super) fn stored_at(&self, sequence: u64) -> bool {
-        let stored = State::Stored { sequence };
-        self.ring.iter().any(|slot| slot.state == stored)
+    /// The lowest sequence number at which an event that is not settled may be stored, as far as
+    /// it was sent: at hand, and acknowledged out of order, too.
+    pub(super) fn lowest_beyond(&self) -> Option<u64> {
+        let places = self.ring.iter().filter_map(|slot| match slot.state {
+            State::Stored { sequence } => Some(sequence),
+            State::InFlight { sequence, .. } => Some(*slot.places.first().unwrap_or(&sequence)),
+            _ => slot.places.first().copied(),
+        });
+        places.min()
     }
 
     /// Removes what is settled from the head of the ring.
     pub(super) fn take_settled(&mut self) -> Settled {
         let mut settled = Settled::default();
-        while let Some(slot) = self.ring.front() {
+        // The newest message, and its event's id, unless that is the last one.
+        let mut newest: Option<(u64, Position, Option<String>)> = None;
+        let mut last: Option<(Position, String)> = None;
+        while let Some(slot) = self.ring.pop_front_if(|slot| slot.state.is_settled()) {
             match slot.state {
                 State::Stored { sequence } => {
                     settled.stored += 1;
-                    settled.newest = Some((sequence, slot.event.position));
+                    settled.uncertain += usize::from(slot.uncertain);
+                    if newest
+                        .as_ref()
+                        .is_none_or(|(highest, ..)| *highest < sequence)
+                    {
+                        newest = Some((sequence, slot.event.position, None));
+                        last = None;
+                    }
                 }
                 State::Known => settled.known += 1,
-                State::DeadLettered => settled.dead_lettered += 1,
-                State::Delayed => settled.delayed += 1,
-                State::Waiting | State::Staged | State::InFlight { .. } | State::Refused => break,
+                State::Recorded => settled.recorded += 1,
+                State::DeadLettered { sequence } => {
+                    settled.dead_lettered += 1;
+                    settled.letters = sequence;
+                }
+                State::Delayed { sequence } => {
+                    settled.delayed_events += 1;
+                    settled.delayed = settled.delayed.max(sequence);
+                }
+                State::Waiting | State::Staged | State::InFlight { .. } | State::Refused => {
+                    unreachable!("it is settled")
+                }
             }
-            self.ring.pop_front();
             self.head += 1;
             self.next -= 1;
+            let passed = last.replace((slot.event.position, slot.event.id));
+            if let (Some((_, _, id @ None)), Some((_, passed))) = (&mut newest, passed) {
+                *id = Some(passed);
+            }
         }
+        settled.stored_at = newest.map(|(sequence, position, id)| Place {
+            sequence,
+            position,
+            id: id.unwrap_or_else(|| last.clone().map(|(_, id)| id).unwrap_or_default()),
+        });
+        settled.to = last;
         settled
     }
 
@@ -416,6 +472,7 @@ mod tests {
             replayed: false,
             rejected: None,
             followers: 0,
+            known: false,
         }
     }
 
@@ -424,6 +481,45 @@ mod tests {
         chain.restart(last_sequence);
         (0..events).for_each(|index| chain.push(event(index)));
         chain
+    }
+
+    fn settled_to(index: u32) -> Option<(Position, String)> {
+        Some((event(index).position, event(index).id))
+    }
+
+    fn place(sequence: u64, index: u32) -> Option<Place> {
+        let (position, id) = settled_to(index)?;
+        Some(Place {
+            sequence,
+            position,
+            id,
+        })
+    }
+
+    /// Behind a stranger the first event is stored after the others.
+    #[test]
+    fn the_newest_place_is_that_of_whichever_event_has_it() {
+        let mut chain = chain(3, 0);
+        for _ in 0..3 {
+            chain.send();
+        }
+        chain.acknowledge(1, (2, 1)).unwrap();
+        chain.refuse(0);
+        assert_eq!(chain.lowest_beyond(), Some(2));
+        chain.restart(3);
+        assert_eq!(
+            chain.lowest_beyond(),
+            Some(2),
+            "the outcome of the last is unknown"
+        );
+        assert_eq!(chain.send(), (0, 3));
+        chain.acknowledge(0, (4, 1)).unwrap();
+        let settled = chain.take_settled();
+        assert_eq!(
+            (settled.to, settled.stored_at),
+            (settled_to(1), place(4, 0))
+        );
+        assert_eq!(chain.lowest_beyond(), Some(3));
     }
 
     #[test]
@@ -449,7 +545,8 @@ mod tests {
             chain.take_settled(),
             Settled {
                 stored: 1,
-                newest: Some((1, event(0).position)),
+                to: settled_to(0),
+                stored_at: place(1, 0),
                 ..Settled::default()
             }
         );
@@ -458,7 +555,8 @@ mod tests {
             chain.take_settled(),
             Settled {
                 stored: 2,
-                newest: Some((3, event(2).position)),
+                to: settled_to(2),
+                stored_at: place(3, 2),
                 ..Settled::default()
             }
         );
@@ -500,9 +598,9 @@ mod tests {
         let mut chain = chain(6, 7);
         chain.send();
         chain.stage();
-        chain.skip();
+        chain.settle(Passed::Known);
         chain.stage();
-        chain.bury();
+        chain.settle(Passed::DeadLettered(4));
         assert_eq!((chain.staged(), chain.in_flight()), (2, 1));
         assert_eq!(chain.send_staged(), (3, 8));
         assert_eq!(chain.send(), (5, 10));
@@ -514,11 +612,13 @@ mod tests {
         assert_eq!(chain.take_settled().stored, 1);
         chain.acknowledge(3, (10, 2)).unwrap();
         let settled = Settled {
-            delayed: 0,
             stored: 2,
             known: 1,
             dead_lettered: 1,
-            newest: Some((10, event(3).position)),
+            letters: 4,
+            to: settled_to(4),
+            stored_at: place(10, 3),
+            ..Settled::default()
         };
         assert_eq!(chain.take_settled(), settled);
         assert_eq!(chain.in_flight(), 1);
@@ -588,7 +688,7 @@ mod tests {
                         model[at] = ('f', last);
                     }
                     (Step::Skip, Some(at)) => {
-                        chain.skip();
+                        chain.settle(Passed::Known);
                         model[at].0 = 's';
                     }
                     (Step::Ack(pick), _) => {

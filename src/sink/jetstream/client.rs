@@ -15,6 +15,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio::sync::watch;
 
+use super::bucket;
 use super::error::Error;
 use super::messages::Messages;
 use super::options::{NatsOptions, Options, SignIn, Storage, StreamOptions};
@@ -97,6 +98,63 @@ impl Connection {
     pub(super) async fn open_stream(&self, stream: &StreamOptions) -> Result<Info, Error> {
         check_version(&self.client, stream)?;
         Ok(read_usable(&self.context, stream).await?.0)
+    }
+
+    /// Opens the bucket of the record, or creates it if told so: how many copies it has, or why
+    /// there is none.
+    pub(super) async fn open_bucket(
+        &self,
+        options: &Options,
+    ) -> Result<Result<usize, String>, Error> {
+        let name = bucket::stream_name(&options.stream.name);
+        let read = Box::pin(self.context.get_stream(&name));
+        let found = self.unless_bucket_denied(async { Ok(read.await) }).await?;
+        let missing = match found {
+            Ok(found) => return Ok(Ok(found.cached_info().config.num_replicas)),
+            Err(error) => match error.kind() {
+                GetStreamErrorKind::JetStream(error) if error.code() == 404 => {
+                    format!(
+                        "bucket {} does not exist",
+                        bucket::name(&options.stream.name)
+                    )
+                }
+                GetStreamErrorKind::JetStream(error) => return Ok(Err(error.to_string())),
+                _ => return Err(Error::Broken(format!("read the bucket: {}", chain(&error)))),
+            },
+        };
+        if !options.stream.create {
+            return Ok(Err(format!("{missing}, and stream.manage is check")));
+        }
+        let config = bucket::config(&options.stream.name, &self.info.config);
+        let create = Box::pin(self.context.create_stream(config));
+        let created = self
+            .unless_bucket_denied(async { Ok(create.await) })
+            .await?;
+        Ok(match created {
+            Ok(created) => Ok(created.cached_info().config.num_replicas),
+            Err(error) => Err(format!("{missing}, and is not created: {}", chain(&error))),
+        })
+    }
+
+    async fn unless_bucket_denied<T>(
+        &self,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        match self.unless_broken(work).await {
+            Err(Error::PublishDenied(why)) => Err(Error::BucketDenied(why)),
+            done => done,
+        }
+    }
+
+    /// The server's id, which is that of its process, and its name.
+    pub(super) fn server(&self) -> (String, String) {
+        let server = self.client.server_info();
+        (server.server_id, server.server_name)
+    }
+
+    /// Whether the server is this old or newer.
+    pub(super) fn is_compatible(&self, major: i64, minor: i64, patch: i64) -> bool {
+        self.client.is_server_compatible(major, minor, patch)
     }
 
     /// Does something with the connection, which may break meanwhile: the client would only wait.
@@ -586,6 +644,7 @@ mod tests {
             },
             bodies: None,
             delayed: None,
+            record: false,
             in_flight_max: 1,
             in_flight_bytes_max: 1,
             ack_timeout: Duration::from_secs(1),

@@ -17,7 +17,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::batch::{BATCH_COMMIT, BATCH_HEADER_BYTES, BATCH_ID, BATCH_SEQUENCE};
 use super::bodies::outgoing;
-use super::chain::{Chain, Waiting};
+use super::chain::{Passed, Waiting};
 use super::client::{Connection, HEADER_BYTES_MAX};
 use super::error::Error;
 use super::headers::{TTL, row_headers, ttl, wire_len};
@@ -72,13 +72,13 @@ impl Delayed {
         })
     }
 
-    /// Stores the schedule of the event, and waits until it is. `false`: it was stored before.
+    /// Stores the schedule of the event, and waits until it is.
     pub(super) async fn store(
         &mut self,
         connection: &Connection,
         (event, source): (&Event, &str),
         options: &Options,
-    ) -> Result<bool, Error> {
+    ) -> Result<Passed, Error> {
         let subject = schedule_subject(&options.stream.name, event);
         let mark_subject = format!("{subject}.{MARK}");
         let schedule = self.schedule(event, source)?;
@@ -98,14 +98,17 @@ impl Delayed {
         let request = (subject, schedule, event.payload.clone());
         let answer = connection.request(request, within).await?;
         let reason = match Reply::read(&answer, &self.name) {
-            Reply::Stored { together: 2, .. } => return Ok(true),
+            Reply::Stored {
+                sequence,
+                together: 2,
+            } => return Ok(Passed::Delayed(sequence)),
             Reply::Stored { together, .. } => format!("{together} messages stored instead of 2"),
             Reply::Duplicate(_) => "the server calls it a duplicate".to_owned(),
             Reply::Refused(reason) | Reply::Unclear(reason) => reason,
         };
         let marked = Box::pin(self.messages.last_of(&mark_subject));
         match connection.unless_broken(marked).await? {
-            Some(mark) if is_of_cluster(mark.header(SOURCE), source) => Ok(false),
+            Some(mark) if is_of_cluster(mark.header(SOURCE), source) => Ok(Passed::Known),
             Some(_) => {
                 let error = "an event of another database has its place".to_owned();
                 let reason = REASON;
@@ -158,8 +161,7 @@ impl Delayed {
 }
 
 impl JetStream {
-    /// Whether the server is to keep the waiting event until it is due. The guard is not asked for
-    /// it, which would take it for one of the messages that are there no more.
+    /// Whether the server is to keep the waiting event until it is due.
     pub(super) fn is_delayed(&self) -> bool {
         let waiting = self.chain.waiting().expect("an event waits");
         let due = waiting.event.deliver_at.is_some() && waiting.event.rejected.is_none();
@@ -167,7 +169,7 @@ impl JetStream {
     }
 
     /// Has the server keep the waiting event, and says how it was settled.
-    pub(super) async fn delay(&mut self) -> Result<fn(&mut Chain), Error> {
+    pub(super) async fn delay(&mut self) -> Result<Passed, Error> {
         let Waiting { event, .. } = self.chain.waiting().expect("an event waits");
         let (epoch, options) = (epoch_mut(&mut self.epoch), &self.options);
         let stream = options.delayed.as_ref().expect("events are delayed");
@@ -183,7 +185,7 @@ impl JetStream {
         let store = delayed.store(&epoch.connection, (event, &self.source), options);
         let stored = Box::pin(store).await?;
         fault::point("schedule_stored");
-        Ok(if stored { Chain::delay } else { Chain::skip })
+        Ok(stored)
     }
 }
 

@@ -35,6 +35,9 @@ pub enum Error {
     /// We may not publish what we must.
     #[error("a publish was denied: {0}")]
     PublishDenied(String),
+    /// We may not use the bucket of the record.
+    #[error("the bucket of the record was denied: {0}")]
+    BucketDenied(String),
     /// The stream does not exist and is not to be created.
     #[error("stream {0:?} does not exist")]
     StreamMissing(String),
@@ -220,6 +223,7 @@ impl Error {
             Self::ConnectTimeout
             | Self::StreamChanged { .. }
             | Self::BodyRefused { .. }
+            | Self::BucketDenied(_)
             | Self::Broken(_) => (Disposition::Retry, Exit::Unavailable),
             Self::InboxDenied(_) | Self::PublishDenied(_) => {
                 (Disposition::Halt, Exit::NotPermitted)
@@ -273,6 +277,7 @@ impl Error {
             | Self::OlderTimeline { .. }
             | Self::Uncovered { .. }
             | Self::Unsendable { .. }
+            | Self::BucketDenied(_)
             | Self::StreamChanged { .. } => self.to_string(),
             Self::Broken(_) => format!("events do not get through to NATS at {servers}"),
         }
@@ -287,7 +292,9 @@ impl Error {
             Self::NoJetStreamForAccount => {
                 "the account that we log in to has no JetStream".to_owned()
             }
-            Self::InboxDenied(why) | Self::PublishDenied(why) => why.clone(),
+            Self::InboxDenied(why) | Self::PublishDenied(why) | Self::BucketDenied(why) => {
+                why.clone()
+            }
             Self::StreamMissing(_) => "stream.manage is check, so it is not created".to_owned(),
             Self::StreamNotCreated { reason, .. } | Self::BodyRefused { reason, .. } => {
                 reason.clone()
@@ -397,7 +404,7 @@ impl Error {
             Self::StreamChanged { .. } => "nothing: what Postgres still has is sent again; \
                  `outjet verify` tells whether that is all"
                 .to_owned(),
-            Self::Broken(_) => {
+            Self::BucketDenied(_) | Self::Broken(_) => {
                 format!("nothing if it passes; else `nats stream info {name}` and the server's log")
             }
         }

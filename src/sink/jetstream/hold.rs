@@ -16,13 +16,12 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::JetStream;
-use super::chain::Settled;
 use super::client::Connection;
 use super::error::Error;
 use super::messages::{Messages, Standing};
 use super::tail::{Bounds, POSITION};
 use crate::event::Position;
-use crate::sink::{HELD_MAX, Report};
+use crate::sink::{HELD_MAX, Report, Settled};
 
 /// How often a stream is looked at in which nothing happens: about as soon as a dead connection is
 /// noticed, and one small request.
@@ -89,11 +88,6 @@ impl Seen {
         self.created = Some(created);
         Ok(())
     }
-
-    /// Whether it was never looked at.
-    pub(super) fn is_new(&self) -> bool {
-        self.created.is_none()
-    }
 }
 
 /// A stream as it is found.
@@ -151,30 +145,30 @@ impl JetStream {
     }
 
     /// Takes note of what was settled, to hold it back.
-    pub(super) fn book(&mut self, settled: Settled) {
+    pub(super) fn book(&mut self, settled: &Settled) {
         let epoch = self.epoch.as_ref().expect("an epoch runs");
-        let stored = match settled.newest {
-            Some((sequence, position)) => Witness {
-                sequence,
-                position: Some(position),
+        let known = settled.known + settled.recorded;
+        let stored = match &settled.stored_at {
+            Some(place) => Witness {
+                sequence: place.sequence,
+                position: Some(place.position),
             },
-            None if settled.known > 0 => epoch.newest,
+            None if known > 0 => epoch.newest,
             None => Witness::default(),
         };
         self.seen.reached(stored.sequence);
         let mut buried = Witness::default();
         if let Some(letters) = &epoch.letters
-            && settled.known + settled.dead_lettered > 0
+            && known + settled.dead_lettered > 0
         {
             buried.sequence = letters.last_sequence();
             self.seen_letters.reached(buried.sequence);
         }
-        let events = settled.stored + settled.known + settled.dead_lettered + settled.delayed;
-        if settled.known == 0 {
+        if known == 0 {
             self.hold
                 .begin(stored.sequence.saturating_sub(settled.stored as u64));
         }
-        self.hold.settle(events as u64, stored, buried);
+        self.hold.settle(settled.events() as u64, stored, buried);
     }
 
     /// Sees whether the stream is what it was, and releases what has been in it for long enough.

@@ -2,9 +2,9 @@
 //! waits for them. One at a time, when everything before them is stored, and nothing behind them is
 //! sent meanwhile: they are rare, and so both streams together hold what came before any event.
 //!
-//! The same chain keeps them in order; the same guard finds them again. That guard knows only what
-//! it sees: a letter that was dropped leaves nothing behind, so it returns if Postgres sends its
-//! row again, which it does only for a while after a crash.
+//! The same chain keeps them in order, and what lies beyond the record is found by the same set.
+//! Without a record the guard knows only what it sees: a letter that was dropped leaves nothing
+//! behind, so it returns if Postgres sends its row again.
 
 use async_nats::jetstream::stream::Info;
 use async_nats::{HeaderMap, HeaderValue};
@@ -13,7 +13,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::chain::Waiting;
 use super::client::{Connection, HEADER_BYTES_MAX};
 use super::error::Error;
 use super::headers::{row_headers, wire_len};
@@ -61,12 +60,17 @@ impl Letters {
         self.last_sequence
     }
 
-    /// Whether the waiting event was dead-lettered before.
+    /// Most bytes of headers and body of a letter.
+    pub(super) fn bytes_max(&self) -> usize {
+        self.bytes_max
+    }
+
+    /// Whether the next event in commit order was dead-lettered before.
     pub(super) async fn hold(
         &mut self,
         connection: &Connection,
         lineage: &Lineage,
-        waiting: &Waiting<'_>,
+        event: &Event,
     ) -> Result<bool, Error> {
         let Some((messages, _)) = connection
             .letters
@@ -77,13 +81,14 @@ impl Letters {
         };
         let start = |bounds| Start {
             bounds,
-            first: waiting.event.position,
+            first: event.position,
             events_max: 0,
             bytes_max: 0,
-            sparse: true,
         };
-        let holds = self.search.holds(messages, lineage, waiting, start);
-        connection.unless_broken(Box::pin(holds)).await
+        let holds = self.search.holds(messages, lineage, start, event);
+        let holds = connection.unless_broken(Box::pin(holds)).await?;
+        self.search.finish();
+        Ok(holds)
     }
 
     /// Appends the event, and waits until it is stored.

@@ -178,20 +178,31 @@ impl Messages {
         Ok(last)
     }
 
+    /// The last sequence number of the stream; 0 if there is no such stream.
+    pub(super) async fn last_sequence(&self) -> Result<u64, Error> {
+        Ok(self.look().await?.map_or(0, |found| found.last_sequence))
+    }
+
     /// What the stream is at this moment.
     pub(super) async fn standing(&self) -> Result<Standing, Error> {
+        let missing = || Error::Broken(format!("look at {}: it is gone", self.stream));
+        self.look().await?.ok_or_else(missing)
+    }
+
+    async fn look(&self) -> Result<Option<Standing>, Error> {
         let broken = |why: String| Error::Broken(format!("look at {}: {why}", self.stream));
         let subject = format!("STREAM.INFO.{}", self.stream);
         let answer = self.context.request(subject, &Map::new()).await;
         let answer: Response<Looked> =
             answer.map_err(|error| broken(crate::error::chain(&error)))?;
         match answer {
-            Response::Ok(found) => Ok(Standing {
+            Response::Ok(found) => Ok(Some(Standing {
                 created: time(&found.created)
                     .ok_or_else(|| broken("created is no time".to_owned()))?,
                 last_sequence: found.state.last_seq,
                 now: time(&found.ts),
-            }),
+            })),
+            Response::Err { error } if error.code() == 404 => Ok(None),
             Response::Err { error } => Err(broken(error.to_string())),
         }
     }

@@ -19,6 +19,7 @@
 
 mod batch;
 mod bodies;
+mod bucket;
 mod chain;
 pub mod client;
 mod delayed;
@@ -33,7 +34,9 @@ mod letterbox;
 mod letters;
 mod messages;
 mod options;
+mod past;
 mod places;
+mod record;
 mod reply;
 mod rights;
 mod schedules;
@@ -41,10 +44,10 @@ mod shared;
 mod tail;
 mod transcript;
 
-use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use async_nats::{HeaderValue, Message};
+use async_nats::{HeaderMap, HeaderValue, Message};
+use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -52,7 +55,8 @@ use tracing::{info, warn};
 
 use self::batch::{BATCH_HEADER_BYTES, Batch};
 use self::bodies::{Bodies, outgoing};
-use self::chain::{Chain, Settled, Waiting};
+use self::bucket::Bucket;
+use self::chain::{Chain, Passed, Waiting};
 use self::client::{Connection, HEADER_BYTES_MAX};
 use self::delayed::Delayed;
 pub use self::error::Error;
@@ -66,19 +70,20 @@ pub use self::ledger::{Ledger, Line, Past};
 pub use self::letterbox::{DeadLetter, Letterbox};
 use self::letters::{Buried, Letter, Letters};
 pub use self::options::{Buries, NatsOptions, Options, Storage, StreamOptions};
+use self::past::Memory;
+pub use self::record::Standing;
 use self::reply::Reply;
 pub use self::rights::check_rights;
 pub use self::schedules::{Schedule, Schedules};
-use self::tail::{Bounds, Range, Search, Start, Tail};
+use self::tail::{Bounds, Search};
 pub use self::transcript::{Message as StoredMessage, Transcript};
 use crate::backoff::{self, Backoff};
 use crate::error::Failure;
 use crate::event::lineage::Lineage;
 use crate::event::{Event, Rejected};
 use crate::fault;
-use crate::guard::Since;
 use crate::route;
-use crate::sink::Report;
+use crate::sink::{Order, Report, Settled, Write};
 
 /// The header that makes the chain.
 const EXPECTED_LAST_SEQUENCE: &str = "Nats-Expected-Last-Sequence";
@@ -99,23 +104,27 @@ pub struct JetStream {
     chain: Chain,
     backoff: Backoff,
     epoch: Option<Epoch>,
-    /// What stands at this sequence number or below is known: an event whose outcome is not can
-    /// only stand behind it. `None` until the guard has looked.
-    anchor: Option<u64>,
+    /// What may be stored already.
+    memory: Memory,
+    /// A write whose outcome is not known.
+    writing: Option<Write>,
+    /// Why the bucket cannot be used: we lack the rights.
+    denied: Option<String>,
     /// The stream and its dead letters, which must not become less than they were.
     seen: Seen,
     seen_letters: Seen,
     hold: Hold,
-    /// What the term's settled events took lies in these sequence numbers.
-    taken: RangeInclusive<u64>,
     buried: Buried,
-    /// Until this event is settled, only one is in flight: the culprit of a refusal shows itself.
+    /// Until the event before this number is settled, only one is in flight: the culprit of a
+    /// refusal shows itself, and what an old connection still delivers displaces nothing.
     careful_until: u64,
 }
 
 /// One connection with its chain.
 struct Epoch {
     connection: Connection,
+    /// What is kept beside the stream; or why nothing is.
+    bucket: Result<Bucket, String>,
     tail: Search,
     letters: Option<Letters>,
     bodies: Option<Bodies>,
@@ -136,15 +145,16 @@ impl JetStream {
     pub async fn open(options: Options, lineage: Lineage) -> Result<Self, Failure> {
         let mut sink = Self {
             source: lineage.source().to_string(),
+            memory: Memory::new(&lineage),
             lineage,
             chain: Chain::new(options.stream.shared),
             backoff: Backoff::new(backoff::Options::default()),
             epoch: None,
-            anchor: None,
+            writing: None,
+            denied: None,
             seen: Seen::default(),
             seen_letters: Seen::default(),
             hold: Hold::new(options.hold),
-            taken: RangeInclusive::new(1, 0),
             buried: Buried::default(),
             careful_until: 0,
             options,
@@ -156,21 +166,23 @@ impl JetStream {
     }
 
     /// Appends what comes until the channel is closed. Ends with a failure if a person must act.
+    /// What is known of the events that come must have been said ([`begin`](Self::begin)).
     pub async fn run(
         mut self,
-        mut events: mpsc::Receiver<Vec<Event>>,
+        mut orders: mpsc::Receiver<Order>,
         reports: mpsc::Sender<Report>,
     ) -> Result<(), Failure> {
         let mut down = false;
         loop {
             let ended = match self.epoch {
-                Some(_) => self.run_epoch(&mut events, &reports, &mut down).await,
-                None => self.open_epoch().await.map(|()| false),
+                Some(_) => self.run_epoch(&mut orders, &reports, &mut down).await,
+                None => Box::pin(self.continue_in_a_new_epoch(&reports)).await,
             };
             match ended {
                 Ok(true) => return Ok(()),
                 Ok(false) => {}
                 Err(error) => {
+                    let error = self.without_bucket(error);
                     self.epoch = None;
                     self.give_up_or_wait(&error, &reports, &mut down).await?;
                 }
@@ -195,6 +207,7 @@ impl JetStream {
         let lasting = !matches!(
             error,
             Error::Broken(_)
+                | Error::BucketDenied(_)
                 | Error::BodyRefused { .. }
                 | Error::Connect(_)
                 | Error::ConnectTimeout
@@ -222,35 +235,23 @@ impl JetStream {
     async fn open_epoch(&mut self) -> Result<(), Error> {
         let connection = Box::pin(Connection::open(&self.options)).await?;
         let bounds = Bounds::of(&connection.info);
-        let first = self.seen.is_new();
         self.check_seen(&connection)?;
-        let tail = match self.known_to(bounds.last) {
-            None => {
-                let newest = tail::newest_marks(&connection.stream, bounds);
-                let newest = connection.unless_broken(Box::pin(newest)).await?;
-                check_newest(&self.options.stream, &newest, self.lineage.source())?;
-                Search::new(bounds)
-            }
-            Some(acknowledged) if bounds.last == acknowledged => Search::Finished,
-            Some(acknowledged) => {
-                let range = Range {
-                    acknowledged,
-                    last: bounds.last,
-                };
-                let places = (acknowledged + 1, bounds.last);
-                let since = Since::new(self.lineage.clone(), places, self.chain.newest());
-                let since = if self.shared() { since.sparse() } else { since };
-                let tail = Tail::since(connection.stream.clone(), since, range);
-                let tail = connection.unless_broken(Box::pin(tail)).await?;
-                Search::Reading(Box::new(tail))
-            }
-        };
-        if first {
-            self.taken = RangeInclusive::new(bounds.last + 1, bounds.last);
+        if !self.memory.complete() {
+            let newest = tail::newest_marks(&connection.stream, bounds);
+            let newest = connection.unless_broken(Box::pin(newest)).await?;
+            check_newest(&self.options.stream, &newest, self.lineage.source())?;
         }
         let newest = match self.hold.holds() {
             true => hold::newest(&connection, bounds).await?,
             false => Witness::default(),
+        };
+        let bucket = match Box::pin(self.open_bucket(&connection)).await {
+            Err(error @ Error::BucketDenied(_)) => {
+                // The connection is of no more use.
+                self.without_bucket(error);
+                return Box::pin(self.open_epoch()).await;
+            }
+            opened => opened?,
         };
         self.chain.restart(bounds.last);
         let message_bytes_max = connection.message_bytes_max(&connection.info);
@@ -261,10 +262,10 @@ impl JetStream {
             Some(bucket) => Some(Bodies::open(&connection, bucket).await?),
             None => None,
         };
-        let progress_at = Instant::now();
         self.epoch = Some(Epoch {
             connection,
-            tail,
+            bucket,
+            tail: Search::Finished,
             letters,
             bodies,
             delayed: None,
@@ -272,47 +273,71 @@ impl JetStream {
             newest,
             message_bytes_max,
             batch: Batch::default(),
-            progress_at,
+            progress_at: Instant::now(),
         });
         Ok(())
+    }
+
+    /// After the end of an epoch: `false`, the channel is not closed.
+    async fn continue_in_a_new_epoch(
+        &mut self,
+        reports: &mpsc::Sender<Report>,
+    ) -> Result<bool, Error> {
+        self.open_epoch().await?;
+        self.reconcile(false).await?;
+        self.settle_write(reports).await?;
+        Ok(false)
     }
 
     /// Runs until the channel is closed (true) or the epoch ends.
     async fn run_epoch(
         &mut self,
-        events: &mut mpsc::Receiver<Vec<Event>>,
+        orders: &mut mpsc::Receiver<Order>,
         reports: &mpsc::Sender<Report>,
         down: &mut bool,
     ) -> Result<bool, Error> {
         loop {
             // Replies come before new events in `select`; under load there is always one.
-            while let Ok(batch) = events.try_recv() {
-                self.take_events(batch);
+            while let Ok(order) = orders.try_recv() {
+                self.take_order(order, reports).await?;
             }
             let pumped = self.pump().await;
             // Also if this was the end: what is stored is to be confirmed.
             let settled = self.chain.take_settled();
-            if settled != Settled::default() {
+            if settled.to.is_some() {
                 self.settled(settled, reports, down).await;
             } else if *down && self.chain.waiting().is_none() && self.chain.in_flight() == 0 {
                 self.recovered(reports, down).await;
             }
             pumped?;
-            match self.select(events).await? {
+            match self.select(orders).await? {
                 Action::Closed => return Ok(true),
-                Action::Events(batch) => self.take_events(batch),
-                Action::Reply(message) => self.take_replies(message)?,
+                Action::Order(order) => self.take_order(order, reports).await?,
+                Action::Reply(message) => self.take_replies(message, reports).await?,
                 Action::Look => Box::pin(self.look(reports)).await?,
             }
         }
     }
 
-    fn take_events(&mut self, batch: Vec<Event>) {
-        batch.into_iter().for_each(|event| self.chain.push(event));
+    async fn take_order(
+        &mut self,
+        order: Order,
+        reports: &mpsc::Sender<Report>,
+    ) -> Result<(), Error> {
+        match order {
+            Order::Append(batch) => {
+                for event in batch {
+                    self.memory.handed_over(self.chain.end(), &event);
+                    self.chain.push(event);
+                }
+                Ok(())
+            }
+            Order::Keep(write) => self.send_write(write, reports).await,
+        }
     }
 
     /// Chooses what to do next. Cancel-safe: every branch is a receive on a channel or a timer.
-    async fn select(&mut self, events: &mut mpsc::Receiver<Vec<Event>>) -> Result<Action, Error> {
+    async fn select(&mut self, orders: &mut mpsc::Receiver<Order>) -> Result<Action, Error> {
         let in_flight = self.chain.in_flight();
         let ack_timeout = self.options.ack_timeout;
         let epoch = self.epoch.as_mut().expect("an epoch runs");
@@ -332,39 +357,19 @@ impl JetStream {
                 Err(Error::Broken(format!("no acknowledgement for {}", seconds(ack_timeout))))
             }
             () = tokio::time::sleep_until(look_at), if in_flight == 0 => Ok(Action::Look),
-            batch = events.recv() => Ok(batch.map_or(Action::Closed, Action::Events)),
+            order = orders.recv() => Ok(order.map_or(Action::Closed, Action::Order)),
         }
     }
 
-    async fn settled(&mut self, settled: Settled, reports: &mpsc::Sender<Report>, down: &mut bool) {
-        let Settled {
-            stored,
-            known,
-            dead_lettered,
-            delayed,
-            newest,
-        } = settled;
-        self.book(settled);
-        if let Some((sequence, _)) = newest {
-            self.taken = RangeInclusive::new(*self.taken.start(), sequence);
-            // While the guard is still reading, older entries may lie ahead of it: no anchor yet.
-            let finished = self
-                .epoch
-                .as_ref()
-                .is_some_and(|epoch| epoch.tail.is_finished());
-            self.anchor = if finished {
-                Some(sequence)
-            } else {
-                self.anchor
-            };
-        }
-        let settled = Report::Settled {
-            stored,
-            known,
-            dead_lettered,
-            delayed,
-        };
-        let _ = reports.send(settled).await;
+    async fn settled(
+        &mut self,
+        mut settled: Settled,
+        reports: &mpsc::Sender<Report>,
+        down: &mut bool,
+    ) {
+        self.book(&settled);
+        self.recall(&mut settled);
+        let _ = reports.send(Report::Settled(settled)).await;
         if self.hold.close() {
             let _ = reports.send(Report::Held).await;
         }
@@ -382,72 +387,98 @@ impl JetStream {
 
     /// Sends what may be sent.
     async fn pump(&mut self) -> Result<(), Error> {
-        while self.chain.waiting().is_some() {
+        while let Some(waiting) = self.chain.waiting() {
+            if waiting.event.known {
+                self.pass(|chain| chain.settle(Passed::Recorded)).await?;
+                continue;
+            }
             if !self.has_room() {
                 break;
             }
-            if self.is_dead_letter().await? {
-                self.pass(Chain::skip).await?;
+            if self.is_stored().await? {
+                self.pass(|chain| chain.settle(Passed::Known)).await?;
                 continue;
             }
             if self.is_delayed() {
                 match self.delay().await {
-                    Ok(how) => self.pass(how).await?,
+                    Ok(how) => self.pass(|chain| chain.settle(how)).await?,
                     Err(error) if error.rejected().is_none() => return Err(error),
                     Err(_) if self.chain.in_flight() > 0 => break,
                     Err(unsendable) => self.set_aside(unsendable).await?,
                 }
                 continue;
             }
-            if self.stands_already().await? {
-                self.pass(Chain::skip).await?;
-                continue;
-            }
-            let waiting = self.chain.waiting().expect("an event waits");
-            let epoch = self.epoch.as_ref().expect("an epoch runs");
-            let event = outgoing(&epoch.bodies, waiting.event);
-            let together = event.followers > 0 || self.chain.staged() > 0;
-            let stream = &epoch.connection.info.config;
-            let anonymous = waiting.duplicate_of.is_some();
-            let mut headers = headers((event, &self.source), anonymous, stream);
-            let mut headers_bytes = wire_len(&headers) + BATCH_HEADER_BYTES;
-            if !together && !self.shared() {
-                let expected = HeaderValue::from(self.chain.last_sequence());
-                headers.insert(EXPECTED_LAST_SEQUENCE, expected);
-                headers_bytes = wire_len(&headers);
-            }
-            if let Err(unsendable) = self.check(event, headers_bytes) {
-                // First everything before this event is stored. The end of the sink would take the
-                // connection along, and what it has not sent yet.
+            if self.is_uncertain() && self.chain.staged() == 0 {
                 if self.chain.in_flight() > 0 {
                     break;
                 }
-                self.set_aside(unsendable).await?;
+                self.send_uncertain().await?;
                 continue;
             }
-            let (subject, payload) = (self.entrance(event), event.payload.clone());
-            if together {
-                let batch = &mut epoch_mut(&mut self.epoch).batch;
-                batch.push(subject, headers, payload);
-                self.pass(Chain::stage).await?;
-                continue;
+            if !self.send().await? {
+                break;
             }
-            if self.chain.in_flight() == 0 {
-                epoch_mut(&mut self.epoch).progress_at = Instant::now();
-            }
-            fault::point("judged");
-            let (number, _) = self.chain.send();
-            let connection = &epoch_mut(&mut self.epoch).connection;
-            let reply = format!("{}.{number}", connection.inbox);
-            let publish = connection.publish(
-                (subject, Some(reply)),
-                (headers, payload),
-                self.options.ack_timeout,
-            );
-            publish.await?;
-            fault::point("published");
         }
         Ok(())
+    }
+
+    /// Sends the waiting event, or stages it with those that go together. `false`: not before
+    /// everything else has been acknowledged.
+    async fn send(&mut self) -> Result<bool, Error> {
+        let waiting = self.chain.waiting().expect("an event waits");
+        let together = waiting.event.followers > 0 || self.chain.staged() > 0;
+        let (subject, headers, payload) = match self.compose(together) {
+            Ok(message) => message,
+            // First everything before this event is stored. The end of the sink would take the
+            // connection along, and what it has not sent yet.
+            Err(_) if self.chain.in_flight() > 0 => return Ok(false),
+            Err(unsendable) => {
+                self.set_aside(unsendable).await?;
+                return Ok(true);
+            }
+        };
+        if together {
+            let batch = &mut epoch_mut(&mut self.epoch).batch;
+            batch.push(subject, headers, payload);
+            self.pass(Chain::stage).await?;
+            return Ok(true);
+        }
+        if self.chain.in_flight() == 0 {
+            epoch_mut(&mut self.epoch).progress_at = Instant::now();
+        }
+        if self.is_odd() {
+            self.careful_until = self.chain.next_number() + 1;
+        }
+        fault::point("judged");
+        let (number, _) = self.chain.send();
+        let connection = &epoch_mut(&mut self.epoch).connection;
+        let reply = format!("{}.{number}", connection.inbox);
+        let publish = connection.publish(
+            (subject, Some(reply)),
+            (headers, payload),
+            self.options.ack_timeout,
+        );
+        publish.await?;
+        fault::point("published");
+        Ok(true)
+    }
+
+    /// The message of the waiting event: what it is published to, its headers and its body.
+    fn compose(&self, together: bool) -> Result<(String, HeaderMap, Bytes), Error> {
+        let waiting = self.chain.waiting().expect("an event waits");
+        let epoch = self.epoch.as_ref().expect("an epoch runs");
+        let event = outgoing(&epoch.bodies, waiting.event);
+        let stream = &epoch.connection.info.config;
+        let anonymous = waiting.duplicate_of.is_some();
+        let mut headers = headers((event, &self.source), anonymous, stream);
+        let mut headers_bytes = wire_len(&headers) + BATCH_HEADER_BYTES;
+        if !together && !self.shared() {
+            let expected = HeaderValue::from(self.chain.last_sequence());
+            headers.insert(EXPECTED_LAST_SEQUENCE, expected);
+            headers_bytes = wire_len(&headers);
+        }
+        self.check(event, headers_bytes)?;
+        Ok((self.entrance(event), headers, event.payload.clone()))
     }
 
     fn entrance(&self, event: &Event) -> String {
@@ -483,49 +514,8 @@ impl JetStream {
         Box::pin(appended).await?;
         fault::point("letter_stored");
         self.buried.log(event, rejected);
-        self.pass(Chain::bury).await
-    }
-
-    /// Whether the waiting event was dead-lettered before. To be asked first: the stream may take
-    /// it for one of the messages that are there no more.
-    async fn is_dead_letter(&mut self) -> Result<bool, Error> {
-        let waiting = self.chain.waiting().expect("an event waits");
-        let epoch = epoch_mut(&mut self.epoch);
-        match &mut epoch.letters {
-            Some(letters) => {
-                let connection = &epoch.connection;
-                letters.hold(connection, &self.lineage, &waiting).await
-            }
-            None => Ok(false),
-        }
-    }
-
-    /// Whether the stream holds the waiting event, or has held it.
-    async fn stands_already(&mut self) -> Result<bool, Error> {
-        let waiting = self.chain.waiting().expect("an event waits");
-        let epoch = epoch_mut(&mut self.epoch);
-        if !epoch.tail.is_finished() {
-            let holds = epoch.holds(&self.lineage, &waiting, &self.options).await?;
-            if epoch.tail.is_finished() {
-                self.anchor = self.anchor.max(Some(epoch.last_sequence));
-            }
-            if holds {
-                return Ok(true);
-            }
-        }
-        if self.options.stream.shared {
-            return self.is_its_own_duplicate().await;
-        }
-        match waiting.duplicate_of {
-            // What stands there now is not this event: the guard has looked. What stood there once
-            // was another event of this term, or it cannot be told apart by more than its id.
-            Some(sequence) if sequence > 0 && !self.taken.contains(&sequence) => {
-                let ours = self.chain.stored_at(sequence);
-                let gone = tail::is_gone(&epoch.connection.stream, sequence);
-                Ok(!ours && epoch.connection.unless_broken(gone).await?)
-            }
-            _ => Ok(false),
-        }
+        let letter = Passed::DeadLettered(letters.last_sequence());
+        self.pass(|chain| chain.settle(letter)).await
     }
 
     /// What no server takes must not be sent: it would close the connection or never answer.
@@ -566,19 +556,23 @@ impl JetStream {
 
     /// Takes a reply and those that are there already, even if one of them ends the epoch: each
     /// says what became of an event.
-    fn take_replies(&mut self, first: Box<Message>) -> Result<(), Error> {
-        let mut taken = self.take_reply(&first);
-        loop {
-            let next = epoch_mut(&mut self.epoch)
-                .connection
-                .replies
-                .next()
-                .now_or_never();
-            match next {
-                Some(Some(message)) => taken = taken.and(self.take_reply(&message)),
-                Some(None) | None => return taken,
-            }
+    async fn take_replies(
+        &mut self,
+        first: Box<Message>,
+        reports: &mpsc::Sender<Report>,
+    ) -> Result<(), Error> {
+        let mut taken = Ok(());
+        let mut next = Some(*first);
+        while let Some(message) = next {
+            let took = match message.subject.ends_with(record::REPLY) {
+                true => self.take_written(&message, reports).await,
+                false => self.take_reply(&message),
+            };
+            taken = taken.and(took);
+            let replies = &mut epoch_mut(&mut self.epoch).connection.replies;
+            next = replies.next().now_or_never().flatten();
         }
+        taken
     }
 
     fn take_reply(&mut self, message: &Message) -> Result<(), Error> {
@@ -627,30 +621,34 @@ impl JetStream {
 }
 
 impl Epoch {
-    /// Whether the stream holds the event.
-    async fn holds(
-        &mut self,
-        lineage: &Lineage,
-        waiting: &Waiting<'_>,
-        options: &Options,
-    ) -> Result<bool, Error> {
-        let start = |bounds| Start {
-            bounds,
-            first: waiting.event.position,
-            events_max: options.in_flight_max,
-            bytes_max: options.in_flight_bytes_max,
-            sparse: options.stream.shared,
+    /// Reads once more where the streams end.
+    async fn refresh(&mut self) -> Result<(), Error> {
+        let Connection {
+            context,
+            info,
+            letters,
+            ..
+        } = &mut self.connection;
+        let state = async |name: &str| {
+            let found = context.get_stream(name).await;
+            let found = found.map_err(|error| Error::Broken(crate::error::chain(&error)))?;
+            Ok::<_, Error>(found.cached_info().state.clone())
         };
-        let stream = &self.connection.stream;
-        let holds = self.tail.holds(stream, lineage, waiting, start);
-        self.connection.unless_broken(Box::pin(holds)).await
+        info.state = state(&info.config.name).await?;
+        self.last_sequence = info.state.last_sequence;
+        if let Some((_, info)) = letters {
+            info.state = state(&info.config.name).await?;
+            let bytes_max = self.letters.as_ref().map_or(0, Letters::bytes_max);
+            self.letters = Some(Letters::new(info, bytes_max));
+        }
+        Ok(())
     }
 }
 
 enum Action {
     /// The relay is done.
     Closed,
-    Events(Vec<Event>),
+    Order(Order),
     Reply(Box<Message>),
     /// It is time to see whether the stream is what it was.
     Look,

@@ -21,6 +21,8 @@ pub struct Options {
     pub dead_letters: Option<StreamOptions>,
     /// Whether those take what is too large, and what is wrong with an event otherwise.
     pub buries: Buries,
+    /// Whether what a leader knows is kept beside the stream.
+    pub record: bool,
     /// The bucket for bodies that no message holds; `None`: their events cannot be published.
     pub bodies: Option<StreamOptions>,
     /// The stream of what is delayed; `None` to publish that like all else.
@@ -45,6 +47,7 @@ impl Options {
             dead_letters: None,
             bodies: None,
             delayed: None,
+            record: false,
             ..self.clone()
         }
     }

@@ -18,17 +18,6 @@ impl JetStream {
         self.options.stream.shared
     }
 
-    /// Behind this sequence number stands whatever became of events whose outcome is not known;
-    /// `None` until the guard has looked. `last`: where the stream ends.
-    pub(super) fn known_to(&self, last: u64) -> Option<u64> {
-        let anchor = self.anchor?;
-        if !self.shared() {
-            return Some(anchor);
-        }
-        // Whatever others have stored there: what was never sent is not there.
-        Some(self.chain.floor().map_or(last, |floor| floor.min(last)))
-    }
-
     /// Whether the server has called the waiting event a duplicate, and of itself.
     pub(super) async fn is_its_own_duplicate(&self) -> Result<bool, Error> {
         let waiting = self.chain.waiting().expect("an event waits");
@@ -49,7 +38,7 @@ mod tests {
     use proptest::prelude::*;
 
     use crate::event::{Event, Headers, Position};
-    use crate::sink::jetstream::chain::Chain;
+    use crate::sink::jetstream::chain::{Chain, Passed};
 
     fn event(index: usize) -> Event {
         Event {
@@ -68,6 +57,7 @@ mod tests {
             rejected: None,
             wrapped: None,
             followers: 0,
+            known: false,
         }
     }
 
@@ -129,7 +119,7 @@ mod tests {
             let own = waiting.duplicate_of.is_some();
             let stands = self.stream[self.seen.clone()].contains(&Some(event));
             if stands || own {
-                self.chain.skip();
+                self.chain.settle(Passed::Known);
                 self.known.push(event);
             } else {
                 assert_eq!(self.chain.send().0, event as u64);

@@ -9,12 +9,11 @@ use async_nats::jetstream::stream::Info;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tracing::warn;
 
-use super::chain::Waiting;
 use super::error::Error;
 use super::messages::{Kept, Messages, Stored};
 use crate::event::lineage::{Lineage, Mark, Source};
 use crate::event::{Event, Position};
-use crate::guard::{Entry, Guard, Since, Verdict, late_max};
+use crate::guard::{self, Entry, Found, Guard, Verdict, late_max};
 
 /// The headers that the guard reads. `Outjet-Id` stands for `Nats-Msg-Id` where that was left out.
 pub(super) const SOURCE: &str = "Outjet-Source";
@@ -35,21 +34,15 @@ const BATCH_BYTES: usize = 1024 * 1024;
 /// it; and this many strangers may stand among them where a search begins: some 2 MiB of entries.
 const STRANGERS_MAX: u64 = 16 * 1024;
 
-/// The guard with its view of the stream, for one epoch.
+/// The guard's merge with its view of a stream, for one epoch.
 #[derive(Debug)]
 pub(super) struct Tail {
     reader: Reader,
-    guard: Kind,
+    guard: Guard,
+    /// Where it begins, messages are gone that may have been events at hand.
+    cut: bool,
     /// So many strangers' messages were logged.
     told: u64,
-}
-
-#[derive(Debug)]
-enum Kind {
-    /// Nothing is known: an ordered merge.
-    Merge(Guard),
-    /// Behind an acknowledgement: all of it was read.
-    Since(Since),
 }
 
 /// What a search for the first event begins with.
@@ -61,11 +54,9 @@ pub(super) struct Start {
     /// Most events and bytes that are under way at once.
     pub(super) events_max: usize,
     pub(super) bytes_max: usize,
-    /// The stream holds only some of the events that are judged.
-    pub(super) sparse: bool,
 }
 
-/// How far the guard of an epoch is.
+/// How far the merge of an epoch is.
 pub(super) enum Search {
     /// It starts at the first event that there is.
     Pending(Bounds),
@@ -88,13 +79,26 @@ impl Search {
         matches!(self, Self::Finished)
     }
 
+    /// Whether the stream holds anything but our own events in order, as far as it was read.
+    pub(super) fn odd(&self) -> bool {
+        match self {
+            Self::Reading(tail) => tail.guard.odd(),
+            Self::Pending(_) | Self::Finished => false,
+        }
+    }
+
+    /// Whether messages are gone that may have been the events at hand.
+    pub(super) fn cut(&self) -> bool {
+        matches!(self, Self::Reading(tail) if tail.cut)
+    }
+
     /// Whether the stream holds the event. To be asked in commit order.
     pub(super) async fn holds(
         &mut self,
         stream: &Messages,
         lineage: &Lineage,
-        waiting: &Waiting<'_>,
         start: impl FnOnce(Bounds) -> Start,
+        event: &Event,
     ) -> Result<bool, Error> {
         if let Self::Pending(bounds) = *self {
             let tail = Tail::search(stream.clone(), lineage.clone(), start(bounds)).await?;
@@ -103,120 +107,106 @@ impl Search {
         let Self::Reading(tail) = self else {
             return Ok(false);
         };
-        let holds = tail.holds(waiting).await?;
-        let finished = tail.finished(waiting.event.position);
+        let holds = tail.holds(event).await?;
+        let finished = tail.guard.finished();
         tail.tell_strangers(finished);
-        if finished {
+        Ok(holds)
+    }
+
+    /// Takes note that nothing is left to be read.
+    pub(super) fn finish(&mut self) {
+        if let Self::Reading(tail) = self
+            && tail.guard.finished()
+        {
             *self = Self::Finished;
         }
-        Ok(holds)
     }
 }
 
 impl Tail {
-    /// Behind an acknowledgement: reads all that was stored since. It is no more than what was
-    /// under way, but for strangers, of which nothing is kept.
-    pub(super) async fn since(
-        stream: Messages,
-        mut since: Since,
-        range: Range,
-    ) -> Result<Self, Error> {
-        let mut reader = Reader::new(stream, range.acknowledged + 1, range.last);
-        while let Some(entry) = reader.next().await? {
-            since.offer(entry);
-        }
-        since.end();
-        Ok(Self {
-            reader,
-            guard: Kind::Since(since),
-            told: 0,
-        })
-    }
-
-    /// Nothing is known: looks for an entry behind the first event, jumping back in growing steps,
-    /// each time to the next one that is ours.
-    pub(super) async fn search(
-        stream: Messages,
-        lineage: Lineage,
-        start: Start,
-    ) -> Result<Self, Error> {
+    /// Looks for an entry behind the first event, jumping back in growing steps, each time to the
+    /// next one that is ours.
+    async fn search(stream: Messages, lineage: Lineage, start: Start) -> Result<Self, Error> {
         let Bounds { first, last } = start.bounds;
-        let in_flight_max = start.events_max as u64;
         let mut jump = 1;
         let (mut at, mut end) = (last, last);
+        let mut reader = None;
         while at >= first && at > 0 {
             let ours = Reader::new(stream.clone(), at, end).next_of(&lineage);
             if let Some((found, position)) = ours.await?
                 && position < start.first
             {
-                let mut reader = Reader::new(stream, found, last);
-                reader.look_back(&start, &lineage).await?;
-                let guard = Guard::new(lineage, (reader.begins_at(), last), in_flight_max);
-                let guard = Kind::Merge(if start.sparse { guard.sparse() } else { guard });
-                let told = 0;
-                return Ok(Self {
-                    reader,
-                    guard,
-                    told,
-                });
+                let mut found = Reader::new(stream.clone(), found, last);
+                found.look_back(&start, &lineage).await?;
+                reader = Some(found);
+                break;
             }
             end = at - 1;
             at = at.saturating_sub(jump);
             jump *= 2;
         }
-        let guard = Guard::new(lineage, (1, last), in_flight_max);
-        let guard = Kind::Merge(if start.sparse { guard.sparse() } else { guard });
-        let reader = Reader::new(stream, first.max(1), last);
+        let cut = reader.is_none() && first > 1;
+        let reader = reader.unwrap_or_else(|| Reader::new(stream, first.max(1), last));
+        let guard = Guard::new(lineage, reader.begins_at(), start.events_max as u64);
         let told = 0;
         Ok(Self {
             reader,
             guard,
+            cut,
             told,
         })
     }
 
-    /// Whether the next event in commit order stands in the stream.
-    pub(super) async fn holds(&mut self, waiting: &Waiting<'_>) -> Result<bool, Error> {
-        let (position, id) = (waiting.event.position, waiting.event.id.as_str());
-        let guard = match &mut self.guard {
-            Kind::Since(since) => return Ok(since.holds(position, id, waiting.places)),
-            Kind::Merge(guard) => guard,
-        };
+    /// Whether the next event in commit order is stored.
+    async fn holds(&mut self, event: &Event) -> Result<bool, Error> {
         loop {
-            match guard.judge(position, id) {
+            match self.guard.judge(event.position, &event.id) {
                 Verdict::Stored => return Ok(true),
                 Verdict::Absent => return Ok(false),
                 Verdict::Unknown => match self.reader.next().await? {
-                    Some(entry) => guard.offer(entry),
-                    None => guard.end(),
+                    Some(entry) => self.guard.offer(entry),
+                    None => self.guard.end(),
                 },
             }
-        }
-    }
-
-    /// Whether every event behind this one is absent without asking.
-    pub(super) fn finished(&self, position: Position) -> bool {
-        match &self.guard {
-            Kind::Merge(guard) => guard.finished(),
-            Kind::Since(since) => since.finished(position),
         }
     }
 
     /// Logs messages of others when the first are seen, and in the end if there were more. Not only
     /// then: an epoch whose first event is refused again comes to no end.
     fn tell_strangers(&mut self, finished: bool) {
-        if self.reader.stream.shared() {
-            return;
-        }
-        let messages = match &self.guard {
-            Kind::Merge(guard) => guard.foreign(),
-            Kind::Since(since) => since.foreign(),
-        };
+        let messages = self.guard.foreign();
         if messages > self.told && (self.told == 0 || finished) {
-            warn!(messages, "the stream holds messages that are not ours");
+            tell_strangers(&self.reader.stream, messages);
             self.told = messages;
         }
     }
+}
+
+fn tell_strangers(stream: &Messages, messages: u64) {
+    if messages > 0 && !stream.shared() {
+        warn!(messages, "the stream holds messages that are not ours");
+    }
+}
+
+/// Reads all that a stream holds from one sequence number to another.
+pub(super) async fn find(
+    found: &mut Found,
+    (stream, kind): (&Messages, guard::Stream),
+    (first, last): (u64, u64),
+    settled_to: Option<Position>,
+) -> Result<(), Error> {
+    let mut reader = Reader::new(stream.clone(), first, last);
+    if kind == guard::Stream::Main {
+        found.begin(first);
+    }
+    while let Some(entry) = reader.next().await? {
+        found.offer(kind, entry, settled_to);
+    }
+    if kind == guard::Stream::Main {
+        found.end(last);
+        tell_strangers(stream, found.foreign());
+    }
+    Ok(())
 }
 
 /// Reads a part of the stream from its beginning to its end.
@@ -340,13 +330,6 @@ impl Reader {
 /// Whether a message that was stored once is there no more.
 pub(super) async fn is_gone(stream: &Messages, sequence: u64) -> Result<bool, Error> {
     Ok(stream.at(sequence).await?.is_none())
-}
-
-/// What may have been sent since an acknowledgement.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Range {
-    pub(super) acknowledged: u64,
-    pub(super) last: u64,
 }
 
 /// What a stream holds: the first and the last sequence number.

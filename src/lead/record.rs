@@ -1,0 +1,433 @@
+//! Keeps the [`Record`] beside the stream: claims it when a term begins, and writes it before what
+//! it says is confirmed. What it says is judged by [`super::watermark`]; the sink stores its bytes
+//! and does not know what they mean.
+//!
+//! Every write is a compare-and-set, and at most one is under way. If one is refused, or its answer
+//! is lost, what is there instead says what became of it ([`Keeper::written`]).
+
+use bytes::Bytes;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::watermark::{self, Facts, Gap, Record, Switch, Verdict, Watermark};
+use super::window::{Confirmed, Window};
+use crate::error::{Failure, Problem};
+use crate::event::Position;
+use crate::event::lineage::Lineage;
+use crate::lsn::Lsn;
+use crate::sink::jetstream::{JetStream, Standing};
+use crate::sink::{At, Kept, Past, Settled, UNRECORDED_MAX, Write, Written};
+
+/// What the server says when a term begins, and what this process knows of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Server {
+    /// Where the slot stands.
+    pub start: Lsn,
+    /// Up to where the server has flushed, or a standby replayed.
+    pub flush: Lsn,
+    /// Whether it is a standby.
+    pub standby: bool,
+    /// How far this process has confirmed before, on this timeline.
+    pub confirmed_here: Lsn,
+    /// An event has shown that P is not ours.
+    pub void: bool,
+}
+
+/// What a term begins with.
+pub struct Begun {
+    /// Writes the record.
+    pub keeper: Keeper,
+    /// What is known of the events that come.
+    pub watermark: Watermark,
+    /// Where the sink begins.
+    pub past: Past,
+    /// What no outjet has read, found now or before.
+    pub gap: Option<Gap>,
+}
+
+/// Claims the record for an instance, judges it, and writes what the verdict changes. The slot must
+/// be ours: then nobody else claims a higher term.
+pub async fn claim(
+    sink: &mut JetStream,
+    lineage: &Lineage,
+    server: Server,
+    instance: &str,
+) -> Result<Begun, Failure> {
+    let history: Vec<Switch> = lineage.ended().iter().map(Switch::from).collect();
+    let kept = sink.kept().await?;
+    let found = kept.as_ref().ok().and_then(Option::as_ref).and_then(read);
+    let reached = found.as_ref().and_then(|found| found.stored.as_ref());
+    let standing = sink
+        .standing(reached.map_or(0, |place| place.sequence))
+        .await?;
+    let last_writer = found.as_ref().map(|found| found.server_id.clone());
+    let blank = blank(lineage, &standing, server.start);
+    let revision = kept.as_ref().ok().and_then(Option::as_ref);
+    let revision = revision.map_or(0, |kept| kept.revision);
+    let mut keeper = Keeper::new(found.unwrap_or_else(|| blank.clone()), revision);
+    keeper.record.term += 1;
+    instance.clone_into(&mut keeper.record.instance);
+    keeper.record.server_id.clone_from(&standing.server_id);
+    let kept = match kept {
+        Ok(_) => keeper.store(sink).await?,
+        Err(why) => Err(why),
+    };
+    if let Err(why) = kept {
+        keeper = Keeper::new(blank, 0);
+        keeper.give_up(&why);
+    }
+    let at_stored = match &keeper.record.stored {
+        Some(place) => sink.found_at(place).await?,
+        None => At::Nothing,
+    };
+    let same_process =
+        last_writer.is_some_and(|last| !last.is_empty() && last == standing.server_id);
+    let facts = Facts {
+        source: lineage.source(),
+        history: &history,
+        start: server.start,
+        flush: server.flush,
+        standby: server.standby,
+        confirmed_here: server.confirmed_here,
+        stream_created: &standing.created,
+        last_sequence: standing.last_sequence,
+        at_stored,
+        current: standing.record_replicas >= SAFE_REPLICAS || same_process,
+        void: server.void,
+    };
+    let verdict = watermark::judge(&keeper.record, &facts);
+    let Verdict {
+        record,
+        watermark,
+        gap,
+        void,
+    } = verdict.map_err(|refusal| refusal.failure(&facts))?;
+    if let Some(void) = void {
+        warn!(cause = %void, "the record does not hold: the stream is searched instead");
+    }
+    let changed = std::mem::replace(&mut keeper.record, record) != keeper.record;
+    if changed
+        && keeper.kept
+        && let Err(why) = keeper.store(sink).await?
+    {
+        return Err(not_written(&why));
+    }
+    let Record {
+        stored,
+        letters,
+        delayed,
+        gap: open_gap,
+        ..
+    } = &keeper.record;
+    Ok(Begun {
+        past: Past {
+            new_from: Position {
+                commit: server.flush.as_u64(),
+                index: 0,
+            },
+            settled_to: watermark.settled_to(),
+            stored: stored.as_ref().map_or(0, |place| place.sequence),
+            letters: *letters,
+            delayed: *delayed,
+        },
+        gap: gap.or(*open_gap),
+        watermark,
+        keeper,
+    })
+}
+
+/// As many copies of the record as no single power failure takes back.
+const SAFE_REPLICAS: usize = 3;
+
+/// How often a write is tried again that nobody took.
+const RETRY: std::time::Duration = std::time::Duration::from_millis(200);
+
+/// How often it is tried whether there is a bucket by now.
+const SEARCH: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// Another instance leads: it has claimed the record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Superseded {
+    /// Its term.
+    pub term: u64,
+}
+
+/// The record of one term.
+#[derive(Debug)]
+pub struct Keeper {
+    /// As it would be written now.
+    record: Record,
+    revision: u64,
+    /// Whether there is one: nothing is confirmed then that it does not name.
+    kept: bool,
+    /// C of the newest that was stored.
+    recorded: Lsn,
+    /// Events of the term that were settled, now and when that one was written.
+    settled: u64,
+    recorded_events: u64,
+    /// P has moved since the last write.
+    moved: bool,
+    writing: Option<Writing>,
+    /// Since when nothing was stored that was to be written.
+    unwritten_since: Option<Instant>,
+    not_before: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Writing {
+    record: Record,
+    settled: u64,
+}
+
+/// How urgent a write is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Urgency {
+    /// There is nothing to write, or it cannot be written now.
+    None,
+    /// Only the server's log has moved.
+    Idle,
+    /// Events were settled.
+    Soon,
+}
+
+impl Keeper {
+    fn new(record: Record, revision: u64) -> Self {
+        Self {
+            recorded: record.confirmed,
+            record,
+            revision,
+            kept: true,
+            settled: 0,
+            recorded_events: 0,
+            moved: false,
+            writing: None,
+            unwritten_since: None,
+            not_before: None,
+        }
+    }
+
+    /// Whether what is confirmed must be recorded.
+    pub fn kept(&self) -> bool {
+        self.kept
+    }
+
+    /// What may be confirmed of what is settled.
+    pub fn confirmed(&self, window: &Window) -> Confirmed {
+        match self.kept {
+            true => window.confirmed_within(self.recorded),
+            false => window.confirmed(),
+        }
+    }
+
+    /// Events were settled.
+    pub fn settle(&mut self, settled: &Settled) {
+        self.settled += settled.events() as u64;
+        let Settled {
+            to,
+            stored_at,
+            letters,
+            delayed,
+            ..
+        } = settled;
+        let known = self.record.settled.as_ref().map(|known| known.position);
+        let Some((position, id)) = to.as_ref().filter(|(to, _)| Some(*to) > known) else {
+            return;
+        };
+        let (position, id) = (*position, Some(id.clone()));
+        self.record.settled = Some(watermark::Settled { position, id });
+        if stored_at.is_some() {
+            self.record.stored.clone_from(stored_at);
+        }
+        self.record.letters = self.record.letters.max(*letters);
+        self.record.delayed = self.record.delayed.max(*delayed);
+        self.moved = true;
+    }
+
+    /// Whether so many events that were handed over leave room for more.
+    pub fn has_room(&self, handed_over: u64) -> bool {
+        !self.kept || handed_over - self.recorded_events < UNRECORDED_MAX
+    }
+
+    /// Whether there is something to write.
+    pub fn urgency(&self, confirmed: Lsn) -> Urgency {
+        let wait = self.not_before.is_some_and(|at| at > Instant::now());
+        match () {
+            () if self.writing.is_some() || wait => Urgency::None,
+            () if self.moved => Urgency::Soon,
+            () if confirmed > self.recorded => Urgency::Idle,
+            () => Urgency::None,
+        }
+    }
+
+    /// Whether all that is settled and may be confirmed is recorded, if anything is.
+    pub fn is_current(&self, confirmed: Lsn) -> bool {
+        let recorded = !self.moved && self.writing.is_none() && confirmed <= self.recorded;
+        recorded || !self.kept
+    }
+
+    /// When a write that nobody took is tried again.
+    pub fn not_before(&self) -> Option<Instant> {
+        self.not_before.filter(|_| self.writing.is_none())
+    }
+
+    /// The record as it is now, with what is to be confirmed.
+    pub fn write(&mut self, confirmed: Lsn) -> Write {
+        assert!(self.writing.is_none(), "one write at a time");
+        self.record.confirmed = self.record.confirmed.max(confirmed);
+        self.unwritten_since.get_or_insert_with(Instant::now);
+        self.moved = false;
+        self.not_before = None;
+        let write = Write {
+            expected: self.revision,
+            bytes: bytes(&self.record),
+        };
+        self.writing = Some(Writing {
+            record: self.record.clone(),
+            settled: self.settled,
+        });
+        write
+    }
+
+    /// What became of the write.
+    pub fn written(&mut self, written: Written) -> Result<(), Superseded> {
+        let Some(writing) = self.writing.take() else {
+            return Ok(());
+        };
+        match written {
+            Written::Stored(revision) => self.stored(writing, revision),
+            Written::Found(found) => {
+                let revision = found.as_ref().map_or(0, |kept| kept.revision);
+                match found.as_ref().and_then(read) {
+                    Some(there) if there == writing.record => self.stored(writing, revision),
+                    Some(there) if self.yields_to(&there) => {
+                        return Err(Superseded { term: there.term });
+                    }
+                    _ => {
+                        if revision < self.revision {
+                            warn!("the record was put back to an earlier one: it is written again");
+                        }
+                        self.revision = revision;
+                        self.moved = true;
+                    }
+                }
+            }
+            Written::Refused(why) => {
+                if self.kept {
+                    warn!(
+                        cause = why,
+                        "the record is not written: nothing is confirmed"
+                    );
+                }
+                let pause = if self.kept { RETRY } else { SEARCH };
+                self.not_before = Some(Instant::now() + pause);
+                self.moved = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Since when nothing that was to be recorded was stored; `None` where nothing is recorded.
+    pub fn unwritten_since(&self) -> Option<Instant> {
+        self.unwritten_since.filter(|_| self.kept)
+    }
+
+    /// Whether another leader has written this.
+    fn yields_to(&self, there: &Record) -> bool {
+        there.term > self.record.term
+            || there.term == self.record.term && there.instance != self.record.instance
+    }
+
+    fn stored(&mut self, writing: Writing, revision: u64) {
+        if !std::mem::replace(&mut self.kept, true) {
+            info!("what is settled is recorded from now on");
+        }
+        self.revision = revision;
+        self.recorded = writing.record.confirmed;
+        self.recorded_events = writing.settled;
+        self.unwritten_since = None;
+    }
+
+    /// There is no record in this term, at least for now.
+    fn give_up(&mut self, why: &str) {
+        warn!(
+            cause = why,
+            "what is settled is not recorded: after a restart it is searched for in the stream"
+        );
+        self.kept = false;
+    }
+
+    /// Writes the record before the relay runs; or says why it cannot be.
+    async fn store(&mut self, sink: &mut JetStream) -> Result<Result<(), String>, Failure> {
+        for _ in 0..CLAIMS_MAX {
+            let write = self.write(self.record.confirmed);
+            let written = sink.keep(write).await?;
+            if let Written::Refused(why) = written {
+                self.writing = None;
+                // Without the right to write, or a bucket; anything else may pass.
+                return match sink.kept().await? {
+                    Err(_) => Ok(Err(why)),
+                    Ok(_) => Err(not_written(&why)),
+                };
+            }
+            self.written(written).map_err(|Superseded { term }| {
+                not_written(&format!("another instance has claimed term {term}"))
+            })?;
+            if self.unwritten_since.is_none() {
+                return Ok(Ok(()));
+            }
+        }
+        Err(not_written("it changes all the time"))
+    }
+}
+
+/// How often a claim is tried again because something else was there.
+const CLAIMS_MAX: usize = 3;
+
+/// The record could not be written when it had to be.
+pub fn not_written(why: &str) -> Failure {
+    Failure::retry(Problem::new(
+        "the record of what is settled cannot be written",
+        why,
+        "`outjet check` says what is wrong with the bucket; without a bucket (nats kv del) outjet \
+         goes on, and searches the stream after a restart",
+    ))
+}
+
+/// A record for a slot that has none.
+fn blank(lineage: &Lineage, standing: &Standing, start: Lsn) -> Record {
+    Record {
+        version: watermark::VERSION,
+        source: lineage.source().clone(),
+        history: lineage.ended().iter().map(Switch::from).collect(),
+        stream_created: standing.created.clone(),
+        settled: None,
+        stored: None,
+        letters: 0,
+        delayed: 0,
+        confirmed: start,
+        gap: None,
+        term: 0,
+        instance: String::new(),
+        server_id: String::new(),
+    }
+}
+
+/// What is kept, unless it was deleted or is no record.
+pub fn read(kept: &Kept) -> Option<Record> {
+    if kept.bytes.is_empty() {
+        return None;
+    }
+    match serde_json::from_slice(&kept.bytes) {
+        Ok(record) => Some(record),
+        Err(error) => {
+            warn!(%error, "the record is not understood: it is written anew");
+            None
+        }
+    }
+}
+
+fn bytes(record: &Record) -> Bytes {
+    serde_json::to_vec(record)
+        .expect("a record has no map with other keys than text")
+        .into()
+}

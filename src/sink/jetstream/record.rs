@@ -1,0 +1,247 @@
+//! The record, as far as a sink has to do with it: bytes that are written on the same connection as
+//! the events, one write at a time, and what is found when a term begins.
+
+use async_nats::Message;
+use time::format_description::well_known::Rfc3339;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::bucket::{self, Bucket};
+use super::client::Connection;
+use super::error::Error;
+use super::{JetStream, epoch_mut, tail};
+use crate::error::Failure;
+use crate::event::lineage::Place;
+use crate::fault;
+use crate::sink::{At, Kept, Past, Report, Write, Written};
+
+/// The last token of the subject on which the answer to a write comes.
+pub(super) const REPLY: &str = ".record";
+
+/// A new leader of a replicated stream may not have caught up yet; it does within an election or
+/// two.
+const BEHIND_MAX: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// How often it is asked meanwhile.
+const BEHIND_POLL: std::time::Duration = std::time::Duration::from_millis(100);
+
+/// The stream, when a term begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// When it was created, RFC 3339.
+    pub created: String,
+    /// Its last sequence number.
+    pub last_sequence: u64,
+    /// Copies of the record.
+    pub record_replicas: usize,
+    /// Names the process of the server that holds the record; empty if that is not known.
+    pub server_id: String,
+}
+
+impl JetStream {
+    /// What the stream is now. One that ends before a sequence number which it has reached is given
+    /// a few seconds.
+    pub async fn standing(&mut self, reached: u64) -> Result<Standing, Failure> {
+        let asked = Box::pin(self.ask_standing(reached)).await;
+        asked.map_err(|error| error.failure(&self.options))
+    }
+
+    /// What is kept for our slot; or why nothing is.
+    pub async fn kept(&self) -> Result<Result<Option<Kept>, String>, Failure> {
+        let epoch = self.epoch.as_ref().expect("an epoch runs");
+        match &epoch.bucket {
+            Err(why) => Ok(Err(why.clone())),
+            Ok(bucket) => {
+                let read = epoch.connection.unless_broken(Box::pin(bucket.read()));
+                let read = read.await;
+                Ok(Ok(read.map_err(|error| error.failure(&self.options))?))
+            }
+        }
+    }
+
+    /// Keeps bytes for our slot, before the sink runs.
+    pub async fn keep(&mut self, write: Write) -> Result<Written, Failure> {
+        let written = Box::pin(self.write(&write)).await;
+        match written.map_err(|error| self.without_bucket(error)) {
+            Err(Error::BucketDenied(why)) => {
+                let opened = Box::pin(self.open_epoch()).await;
+                opened.map_err(|error| error.failure(&self.options))?;
+                Ok(Written::Refused(why))
+            }
+            written => written.map_err(|error| error.failure(&self.options)),
+        }
+    }
+
+    /// What is found at the place of an event.
+    pub async fn found_at(&self, place: &Place) -> Result<At, Failure> {
+        let connection = &self.epoch.as_ref().expect("an epoch runs").connection;
+        let read = Box::pin(connection.stream.at(place.sequence));
+        let found = connection.unless_broken(read).await;
+        let found = found.map_err(|error| error.failure(&self.options))?;
+        Ok(match found.map(|message| tail::mark(&message)) {
+            None => At::Nothing,
+            Some(Some(mark))
+                if mark.source.same_slot(self.lineage.source())
+                    && mark.position == place.position
+                    && mark.id == place.id =>
+            {
+                At::Same
+            }
+            Some(_) => At::Other,
+        })
+    }
+
+    /// Says what is known of the events that come. Once, before the sink runs.
+    pub async fn begin(&mut self, past: Past) -> Result<(), Failure> {
+        let begun = Box::pin(self.remember(past)).await;
+        begun.map_err(|error| error.failure(&self.options))
+    }
+
+    async fn ask_standing(&mut self, reached: u64) -> Result<Standing, Error> {
+        let since = Instant::now();
+        loop {
+            let epoch = epoch_mut(&mut self.epoch);
+            epoch.refresh().await?;
+            let behind =
+                epoch.last_sequence < reached && epoch.connection.info.config.num_replicas > 1;
+            if !behind || since.elapsed() >= BEHIND_MAX {
+                break;
+            }
+            tokio::time::sleep(BEHIND_POLL).await;
+        }
+        let epoch = epoch_mut(&mut self.epoch);
+        let info = &epoch.connection.info;
+        let leader = info
+            .cluster
+            .as_ref()
+            .and_then(|cluster| cluster.leader.clone());
+        let (server_id, server_name) = epoch.connection.server();
+        Ok(Standing {
+            created: info.created.format(&Rfc3339).unwrap_or_default(),
+            last_sequence: epoch.last_sequence,
+            record_replicas: epoch.bucket.as_ref().map_or(0, |bucket| bucket.replicas),
+            server_id: match leader {
+                Some(leader) if leader != server_name => String::new(),
+                _ => server_id,
+            },
+        })
+    }
+
+    async fn write(&mut self, write: &Write) -> Result<Written, Error> {
+        let epoch = self.epoch.as_ref().expect("an epoch runs");
+        match &epoch.bucket {
+            Err(why) => Ok(Written::Refused(why.clone())),
+            Ok(bucket) => {
+                let within = self.options.ack_timeout;
+                bucket.write(&epoch.connection, write, within).await
+            }
+        }
+    }
+
+    /// Opens the bucket, or creates it if told so; or says why there is none.
+    pub(super) async fn open_bucket(
+        &self,
+        connection: &Connection,
+    ) -> Result<Result<Bucket, String>, Error> {
+        if let Some(why) = &self.denied {
+            return Ok(Err(why.clone()));
+        }
+        if !self.options.record {
+            return Ok(Err("nothing is to be recorded".to_owned()));
+        }
+        let replicas = match connection.open_bucket(&self.options).await? {
+            Ok(replicas) => replicas,
+            Err(why) => return Ok(Err(why)),
+        };
+        let whose = (&self.options, self.lineage.source());
+        Ok(Ok(Bucket::new(connection, whose, replicas)))
+    }
+
+    /// What an error means that a bucket has caused which we may not use: the connection is made
+    /// anew, and the bucket is left alone.
+    pub(super) fn without_bucket(&mut self, error: Error) -> Error {
+        match error {
+            Error::PublishDenied(why) if why.contains(&bucket::name(&self.options.stream.name)) => {
+                self.denied = Some(why.clone());
+                Error::BucketDenied(why)
+            }
+            Error::BucketDenied(why) => {
+                self.denied = Some(why.clone());
+                Error::BucketDenied(why)
+            }
+            error => error,
+        }
+    }
+
+    /// Sends a write; its answer comes among the others.
+    pub(super) async fn send_write(
+        &mut self,
+        write: Write,
+        reports: &mpsc::Sender<Report>,
+    ) -> Result<(), Error> {
+        assert!(self.writing.is_none(), "one write at a time");
+        let epoch = epoch_mut(&mut self.epoch);
+        let bucket = match &epoch.bucket {
+            Ok(bucket) => bucket,
+            Err(why) => {
+                let refused = Written::Refused(why.clone());
+                let _ = reports.send(Report::Written(refused)).await;
+                return Ok(());
+            }
+        };
+        let (subject, headers, bytes) = bucket.message(&write);
+        let reply = format!("{}{REPLY}", epoch.connection.inbox);
+        self.writing = Some(write);
+        let publish = epoch.connection.publish(
+            (subject, Some(reply)),
+            (headers, bytes),
+            self.options.ack_timeout,
+        );
+        publish.await?;
+        fault::point("record_sent");
+        Ok(())
+    }
+
+    /// The answer to the write.
+    pub(super) async fn take_written(
+        &mut self,
+        message: &Message,
+        reports: &mpsc::Sender<Report>,
+    ) -> Result<(), Error> {
+        fault::point("record_answered");
+        let epoch = epoch_mut(&mut self.epoch);
+        let answer = match &epoch.bucket {
+            Ok(bucket) => bucket.answer(message),
+            Err(why) => Some(Written::Refused(why.clone())),
+        };
+        match answer {
+            Some(written) => {
+                self.writing = None;
+                let _ = reports.send(Report::Written(written)).await;
+                Ok(())
+            }
+            None => self.settle_write(reports).await,
+        }
+    }
+
+    /// What became of a write whose answer was not heard, or not understood: what is there says it.
+    pub(super) async fn settle_write(
+        &mut self,
+        reports: &mpsc::Sender<Report>,
+    ) -> Result<(), Error> {
+        if self.writing.is_none() {
+            return Ok(());
+        }
+        let epoch = epoch_mut(&mut self.epoch);
+        let written = match &epoch.bucket {
+            Ok(bucket) => {
+                let read = Box::pin(bucket.read());
+                Written::Found(epoch.connection.unless_broken(read).await?)
+            }
+            Err(why) => Written::Refused(why.clone()),
+        };
+        self.writing = None;
+        let _ = reports.send(Report::Written(written)).await;
+        Ok(())
+    }
+}
