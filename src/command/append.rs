@@ -42,19 +42,33 @@ impl Append {
     ) -> Result<Self, Failure> {
         options.give_up_after = Some(DOWN_MAX);
         let sink = Box::pin(JetStream::open(options, lineage)).await?;
+        Ok(Self::start(limits, REPORTS_MAX, |batches, reported| {
+            sink.run(batches, reported)
+        }))
+    }
+
+    /// Starts a sink that has room for so many reports.
+    fn start<Run>(
+        limits: Limits,
+        reports_max: usize,
+        run: impl FnOnce(mpsc::Receiver<Vec<Event>>, mpsc::Sender<Report>) -> Run,
+    ) -> Self
+    where
+        Run: Future<Output = Result<(), Failure>> + Send + 'static,
+    {
         let (events, batches) = mpsc::channel(BATCHES_MAX);
-        let (reported, reports) = mpsc::channel(REPORTS_MAX);
+        let (reported, reports) = mpsc::channel(reports_max);
         let mut task = JoinSet::new();
-        task.spawn(sink.run(batches, reported));
+        task.spawn(run(batches, reported));
         let mut window = Window::new(limits, Lsn::ZERO);
         window.begin();
-        Ok(Self {
+        Self {
             events,
             reports,
             task,
             sent: 0,
             window,
-        })
+        }
     }
 
     /// Sends events in order; waits while too much is under way.
@@ -63,9 +77,7 @@ impl Append {
         for event in &events {
             self.window.hand_over(event.size(), 0);
         }
-        if self.events.send(events).await.is_err() {
-            return Err(self.ended().await);
-        }
+        self.hand_over(events).await?;
         while !self.window.has_room() {
             self.settle().await?;
         }
@@ -80,8 +92,35 @@ impl Append {
         Ok(self.sent)
     }
 
+    /// Waits for room in the channel, and takes reports meanwhile: a sink that waits for room for
+    /// its next report takes no events. Waiting for one of the two alone, each would wait for the
+    /// other.
+    async fn hand_over(&mut self, events: Vec<Event>) -> Result<(), Failure> {
+        loop {
+            // Cancel-safe, both: a report or a place that was not returned is still there.
+            let report = tokio::select! {
+                biased;
+                report = self.reports.recv() => report,
+                room = self.events.reserve() => match room {
+                    Ok(room) => {
+                        room.send(events);
+                        return Ok(());
+                    }
+                    Err(_) => None,
+                },
+            };
+            self.take(report).await?;
+        }
+    }
+
     async fn settle(&mut self) -> Result<(), Failure> {
-        match self.reports.recv().await {
+        let report = self.reports.recv().await;
+        self.take(report).await
+    }
+
+    /// Books what the sink says; `None`: it has ended.
+    async fn take(&mut self, report: Option<Report>) -> Result<(), Failure> {
+        match report {
             Some(Report::Settled {
                 stored,
                 known,
@@ -110,5 +149,77 @@ impl Append {
                 ),
             ),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::event::{Headers, Position};
+
+    /// What `publish.in_flight_max` allows at most.
+    const LIMITS: Limits = Limits {
+        events_max: 16_384,
+        bytes_max: usize::MAX,
+    };
+
+    /// Longer than any of our own limits. The clock of these tests goes on only when all wait.
+    const LONG: Duration = Duration::from_secs(24 * 3600);
+
+    fn event(index: u32) -> Event {
+        Event {
+            position: Position { commit: 1, index },
+            id: index.to_string(),
+            subject: "s".to_owned(),
+            headers: Headers::default(),
+            payload: Bytes::new(),
+            wrapped: None,
+            table: "outbox.events".into(),
+            deliver_at: None,
+            expires_at: None,
+            replayed: false,
+            rejected: None,
+            followers: 0,
+        }
+    }
+
+    fn stored(events: usize) -> Report {
+        Report::Settled {
+            stored: events,
+            known: 0,
+            dead_lettered: 0,
+            delayed: 0,
+        }
+    }
+
+    /// Sends so many events, in batches as `recover` does, and waits until they are stored.
+    async fn append(mut append: Append, events: u32) -> Result<u64, Failure> {
+        let events: Vec<_> = (0..events).map(event).collect();
+        for batch in events.chunks(64) {
+            append.send(batch.to_vec()).await?;
+        }
+        append.finish().await
+    }
+
+    /// Says of each event that it is stored, and takes no more before it has said so.
+    async fn reports_each(
+        mut batches: mpsc::Receiver<Vec<Event>>,
+        reports: mpsc::Sender<Report>,
+    ) -> Result<(), Failure> {
+        while let Some(batch) = batches.recv().await {
+            for _ in batch {
+                let _ = reports.send(stored(1)).await;
+            }
+        }
+        Ok(())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sink_that_waits_for_room_to_report_does_not_wait_for_ever() {
+        let sink = Append::start(LIMITS, 1, reports_each);
+        let appended = tokio::time::timeout(LONG, append(sink, 20_000)).await;
+        assert_eq!(appended.expect("each waits for the other"), Ok(20_000));
     }
 }
