@@ -14,6 +14,7 @@
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio::time::Instant;
 use tokio_postgres::Client;
 
 use super::rows::{self, Row, Rows};
@@ -223,10 +224,12 @@ impl Recovery<'_> {
         execute(client, "take the slot's snapshot", &begin(&snapshot)).await?;
         let mut options = self.config.sink_options();
         options.hold = std::time::Duration::ZERO;
+        let begun = Instant::now();
         let tally = stored::load(client, &options, lineage.source()).await?;
+        let reading = begun.elapsed();
         let since = stored::horizon(&tally, self.since)?;
         let window = self.config.relay_options().window;
-        let mut append = Append::open((options, window), lineage).await?;
+        let mut append = Append::open((options, window), lineage, reading).await?;
         let mut lacking = Lacking {
             client,
             params: self.params,
