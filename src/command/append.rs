@@ -5,8 +5,8 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
-use tracing::warn;
 
+use super::progress::Progress;
 use crate::error::{Exit, Failure, Problem};
 use crate::event::Event;
 use crate::event::lineage::Lineage;
@@ -44,6 +44,7 @@ pub(super) struct Append {
     events: mpsc::Sender<Vec<Event>>,
     reports: mpsc::Receiver<Report>,
     task: JoinSet<Result<(), Failure>>,
+    progress: Progress,
     sent: u64,
     /// One transaction that never ends: only its room counts.
     window: Window,
@@ -62,12 +63,12 @@ struct Waits {
 }
 
 impl Append {
-    /// Connects, and starts. It took `reading` to read the whole stream, which the guard may have
-    /// to do, too.
+    /// Connects, and starts; shows how many events are stored. It took `reading` to read the whole
+    /// stream, which the guard may have to do, too.
     pub(super) async fn open(
         (mut options, limits): (Options, Limits),
         lineage: Lineage,
-        reading: Duration,
+        (progress, reading): (Progress, Duration),
     ) -> Result<Self, Failure> {
         options.give_up_after = Some(DOWN_MAX);
         let waits = Waits {
@@ -76,14 +77,14 @@ impl Append {
             patience: patience(&options, reading),
         };
         let sink = Box::pin(JetStream::open(options, lineage)).await?;
-        Ok(Self::start(waits, |batches, reported| {
+        Ok(Self::start((waits, progress), |batches, reported| {
             sink.run(batches, reported)
         }))
     }
 
     /// Starts a sink.
     fn start<Run>(
-        waits: Waits,
+        (waits, progress): (Waits, Progress),
         run: impl FnOnce(mpsc::Receiver<Vec<Event>>, mpsc::Sender<Report>) -> Run,
     ) -> Self
     where
@@ -99,6 +100,7 @@ impl Append {
             events,
             reports,
             task,
+            progress,
             sent: 0,
             window,
             patience: waits.patience,
@@ -127,6 +129,7 @@ impl Append {
         while self.window.events() > 0 {
             self.settle().await?;
         }
+        self.progress.end();
         Ok(self.sent)
     }
 
@@ -172,12 +175,17 @@ impl Append {
             }) => {
                 self.window.settle(stored + known + dead_lettered + delayed);
                 self.still_since = Instant::now();
+                let stored = self.sent - self.window.events() as u64;
+                self.progress.show(stored);
             }
             Some(Report::Down(failure)) => {
-                let problem = failure.problem;
-                warn!(cause = problem.cause, "{}", problem.problem);
+                let Problem { problem, cause, .. } = failure.problem;
+                let seconds = DOWN_MAX.as_secs();
+                let down = format!("{problem}: {cause}; it is tried again for {seconds} s");
+                self.progress.say(&down);
             }
-            Some(Report::Up | Report::Held | Report::Released | Report::Gap(..)) => {}
+            Some(Report::Up) => self.progress.say("events get through to NATS again"),
+            Some(Report::Held | Report::Released | Report::Gap(..)) => {}
             None => return Err(self.ended().await),
         }
         Ok(())
@@ -276,6 +284,13 @@ mod tests {
     type Batches = mpsc::Receiver<Vec<Event>>;
     type Reports = mpsc::Sender<Report>;
 
+    fn start<Run>(run: impl FnOnce(Batches, Reports) -> Run) -> Append
+    where
+        Run: Future<Output = Result<(), Failure>> + Send + 'static,
+    {
+        Append::start((WAITS, Progress::unseen()), run)
+    }
+
     /// Says of each event that it is stored, and takes no more before it has said so.
     async fn reports_each(mut batches: Batches, reports: Reports) -> Result<(), Failure> {
         while let Some(batch) = batches.recv().await {
@@ -316,14 +331,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn sink_that_waits_for_room_to_report_does_not_wait_for_ever() {
-        let appended = append(Append::start(WAITS, reports_each), 20_000);
+        let appended = append(start(reports_each), 20_000);
         let appended = timeout(LONG, appended).await;
         assert_eq!(appended.expect("each waits for the other"), Ok(20_000));
     }
 
     #[tokio::test(start_paused = true)]
     async fn sink_that_is_slow_is_waited_for() {
-        let appended = append(Append::start(WAITS, is_slow), 1_000);
+        let appended = append(start(is_slow), 1_000);
         assert_eq!(appended.await, Ok(1_000));
     }
 
@@ -351,21 +366,21 @@ mod tests {
     async fn sink_that_takes_no_events_ends_the_command() {
         // Those in the channel, and those that find no room there.
         let handed_over = (BATCHES_MAX + 1) * BATCH;
-        assert_stalled(Append::start(WAITS, takes_nothing), 20_000, handed_over).await;
+        assert_stalled(start(takes_nothing), 20_000, handed_over).await;
     }
 
     #[tokio::test(start_paused = true)]
     async fn sink_that_settles_nothing_ends_the_command_whatever_else_it_says() {
         // A full window, and the end.
         for (events, handed_over) in [(20_000, 16_384), (100, 100)] {
-            let started = Append::start(WAITS, settles_nothing);
+            let started = start(settles_nothing);
             assert_stalled(started, events, handed_over).await;
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn sink_that_closes_its_channels_and_does_not_end_is_not_waited_for() {
-        let (after, failure) = fails(Append::start(WAITS, ends_too_late), 100).await;
+        let (after, failure) = fails(start(ends_too_late), 100).await;
         assert!(after < PATIENCE, "{after:?}");
         assert_eq!(failure.exit, Exit::Bug);
         let cause = failure.problem.cause;
