@@ -202,7 +202,7 @@ impl<'a> Bench<'a> {
             writers,
             stop,
             measured,
-            progress: Progress::of(typed.events),
+            progress: Progress::of(typed.events, "events arrived"),
         })
     }
 

@@ -14,8 +14,10 @@
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio::time::Instant;
 use tokio_postgres::Client;
 
+use super::progress::Progress;
 use super::rows::{self, Row, Rows};
 use super::stored::{self, Outbox, execute};
 use super::{Out, append::Append, setup, unwritten};
@@ -212,7 +214,7 @@ impl Recovery<'_> {
         assemble: &assemble::Options,
         outboxes: &[Outbox],
         made: Made,
-    ) -> Result<(u64, Vec<(TableName, i64)>), Failure> {
+    ) -> Result<(u64, Vec<(TableName, u64)>), Failure> {
         let client = self.client;
         let Made {
             session,
@@ -223,10 +225,16 @@ impl Recovery<'_> {
         execute(client, "take the slot's snapshot", &begin(&snapshot)).await?;
         let mut options = self.config.sink_options();
         options.hold = std::time::Duration::ZERO;
+        let begun = Instant::now();
         let tally = stored::load(client, &options, lineage.source()).await?;
+        let reading = begun.elapsed();
         let since = stored::horizon(&tally, self.since)?;
         let window = self.config.relay_options().window;
-        let mut append = Append::open((options, window), lineage).await?;
+        let counted = self.count(outboxes, since.as_deref()).await?;
+        let rows = counted.iter().map(|(lacking, _)| lacking).sum();
+        let progress = Progress::or_lines(rows, "events appended");
+        let append = Append::open((options, window), lineage, (progress, reading));
+        let mut append = append.await?;
         let mut lacking = Lacking {
             client,
             params: self.params,
@@ -237,18 +245,32 @@ impl Recovery<'_> {
                 index: 0,
             },
         };
-        let mut left_out = Vec::new();
         for outbox in outboxes {
             Box::pin(lacking.publish(outbox, &mut append)).await?;
-            match lacking.left_out(outbox).await? {
-                0 => {}
-                rows => left_out.push((outbox.name.clone(), rows)),
-            }
         }
         let appended = append.finish().await?;
         execute(client, "end a transaction", "COMMIT").await?;
         session.close().await;
-        Ok((appended, left_out))
+        let tables = outboxes.iter().map(|outbox| outbox.name.clone());
+        let left_out = tables.zip(counted.into_iter().map(|(_, left_out)| left_out));
+        Ok((appended, left_out.filter(|(_, rows)| *rows > 0).collect()))
+    }
+
+    /// How many rows of each table the stream lacks, and how many more a poller has published.
+    async fn count(
+        &self,
+        outboxes: &[Outbox],
+        since: Option<&str>,
+    ) -> Result<Vec<(u64, u64)>, Failure> {
+        let mut counted = Vec::new();
+        for outbox in outboxes {
+            let row = self.client.query_one(&outbox.count(since), &[]).await;
+            let counts = row.and_then(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
+            let (lacking, left_out): (i64, i64) = counts
+                .map_err(|error| Error::new(format!("count {}", outbox.name), error).failure())?;
+            counted.push((lacking.unsigned_abs(), left_out.unsigned_abs()));
+        }
+        Ok(counted)
     }
 }
 
@@ -297,15 +319,6 @@ impl Lacking<'_> {
             }
             append.send(events).await?;
         }
-    }
-
-    /// How many rows the stream lacks because a poller has published them.
-    async fn left_out(&self, outbox: &Outbox) -> Result<i64, Failure> {
-        let left_out = outbox.left_out(self.since.as_deref());
-        let count = format!("SELECT count(*) FROM {} WHERE {left_out}", outbox.from());
-        let counted = self.client.query_one(&count, &[]).await;
-        let counted = counted.and_then(|row| row.try_get(0));
-        counted.map_err(|error| Error::new(format!("count {}", outbox.name), error).failure())
     }
 
     fn event(&mut self, unsent: &Unsent<'_>, row: &Row) -> Result<Event, Failure> {

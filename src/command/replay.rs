@@ -225,7 +225,7 @@ impl Pace {
             rate,
             sent: 0,
             started: Instant::now(),
-            progress: Progress::of(selected),
+            progress: Progress::of(selected, "rows handed over"),
         }
     }
 

@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio_postgres::Client;
 
+use super::progress::Progress;
 use crate::error::{Exit, Failure, Problem};
 use crate::event::Position;
 use crate::event::lineage::{Mark, Source};
@@ -93,6 +94,7 @@ async fn copy(
         Past::Since(time) => tally.since = rfc3339(time),
         Past::Unknown => tally.unknown_past = true,
     }
+    let mut progress = Progress::or_lines(ledger.messages, "messages read");
     let (mut ids, mut sequences, mut again) = (Vec::new(), Vec::new(), Vec::new());
     loop {
         let line = ledger
@@ -100,6 +102,7 @@ async fn copy(
             .await
             .map_err(|error| error.failure(options))?;
         let ended = line.is_none();
+        progress.show(tally.messages);
         if let Some(Line { entry, replay }) = line
             && let Some((sequence, mark)) = tally.take(entry, ours)
         {
@@ -242,9 +245,15 @@ impl Outbox {
         format!("{} AND NOT {}", self.stand_nowhere(since), self.published)
     }
 
-    /// Those that stand nowhere, because a poller has published them.
-    pub(super) fn left_out(&self, since: Option<&str>) -> String {
-        format!("{} AND {}", self.stand_nowhere(since), self.published)
+    /// A query for how many are [`lacking`](Self::lacking), and how many stand nowhere because a
+    /// poller has published them.
+    pub(super) fn count(&self, since: Option<&str>) -> String {
+        let (from, published) = (self.from(), &self.published);
+        format!(
+            "SELECT count(*) FILTER (WHERE NOT {published}), count(*) FILTER (WHERE {published}) \
+             FROM {from} WHERE {}",
+            self.stand_nowhere(since)
+        )
     }
 
     fn stand_nowhere(&self, since: Option<&str>) -> String {

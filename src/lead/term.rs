@@ -181,7 +181,7 @@ impl Term<'_> {
         self.led = true;
         self.options.vitals.set(State::Streaming, None);
         let started = Instant::now();
-        let end = self.stream(lead, begun).await;
+        let end = Box::pin(self.stream(lead, begun)).await;
         self.options.vitals.metrics.end_of_term();
         // A term that ends as soon as it starts is one more failed attempt.
         if started.elapsed() >= self.options.relay.takeover_after {

@@ -5,6 +5,10 @@
 //! event as settled once it is stored where it belongs, exactly once, and everything before it is
 //! settled, too. Trouble that may pass is the sink's to survive; it says so and keeps every event
 //! that it has not settled. What a person must mend ends it with a [`Failure`].
+//!
+//! Both channels are bounded, and a sink that waits for room to report takes no events meanwhile.
+//! So nobody may wait for room for events without taking reports: each would wait for the other.
+//! The relay never waits for room, because its channel has a place for every event of the window.
 
 pub mod jetstream;
 

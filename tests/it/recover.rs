@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::harness::outjet::Output;
 use crate::harness::process::Signal;
 use crate::harness::stage::{QUICK, SOON, STREAM, Stage};
-use crate::harness::{Direction, Mode, Wait, drain, until};
+use crate::harness::{Direction, Mode, Nats, Wait, drain, until};
 
 /// Commits events one by one, so that their order in the table is that of their commits.
 async fn commit_each(stage: &Stage, numbers: std::ops::RangeInclusive<u32>) {
@@ -185,6 +185,24 @@ async fn backfill_publishes_the_rows_that_are_older_than_the_slot() {
     let _outjet = stage.lead().await;
     commit_each(&stage, 101..=110).await;
     stage.assert_exact().await;
+}
+
+#[tokio::test]
+async fn twenty_thousand_rows_are_recovered_with_the_largest_window() {
+    const ROWS: u32 = 20_000;
+    let wide = QUICK.replace("ack_timeout: 1s", "ack_timeout: 5s, in_flight_max: 16384");
+    let stage = Stage::on(Nats::builder(), &wide).await;
+    stage.drop_slot("outjet").await;
+    stage.commit(1..=ROWS).await;
+    let recovered = types(&stage, "recover").await;
+    assert_eq!(recovered.code, Some(0), "{recovered:?}");
+    assert_eq!(
+        recovered.stdout,
+        format!("appended  {ROWS} events\ncreated   replication slot outjet\n")
+    );
+    assert_eq!(stage.last_sequence().await, u64::from(ROWS));
+    let verified = types(&stage, "verify").await;
+    assert_eq!(verified.code, Some(0), "{verified:?}");
 }
 
 #[tokio::test]

@@ -126,6 +126,11 @@ impl Bucket {
         }))
     }
 
+    /// Removes what is kept.
+    pub(super) async fn remove(&self) -> Result<(), Error> {
+        self.messages.purge(&self.subject).await
+    }
+
     /// Where to publish a write, and with which headers.
     pub(super) fn message(&self, write: &Write) -> (String, HeaderMap, Bytes) {
         let mut headers = HeaderMap::new();

@@ -108,8 +108,6 @@ impl State {
     }
 }
 
-/// What left the ring at the head.
-
 /// A reply that does not fit: whose place is the outcome unknown?
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Mismatch {

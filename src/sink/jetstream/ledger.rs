@@ -19,6 +19,8 @@ pub struct Ledger {
     connection: Connection,
     reader: Reader,
     read: VecDeque<Line>,
+    /// How many it held when it was opened.
+    pub messages: u64,
     /// What is known of messages that are there no more.
     pub past: Past,
 }
@@ -55,11 +57,13 @@ impl Ledger {
                 Some(oldest) => Past::Since(oldest.time),
             }
         };
+        let messages = connection.info.state.messages;
         let reader = Reader::new(stream, first, bounds.last);
         Ok(Self {
             connection,
             reader,
             read: VecDeque::new(),
+            messages,
             past,
         })
     }

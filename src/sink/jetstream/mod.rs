@@ -41,6 +41,7 @@ mod reply;
 mod rights;
 mod schedules;
 mod shared;
+mod shelf;
 mod tail;
 mod transcript;
 
@@ -75,6 +76,7 @@ pub use self::record::Standing;
 use self::reply::Reply;
 pub use self::rights::check_rights;
 pub use self::schedules::{Schedule, Schedules};
+pub use self::shelf::Shelf;
 use self::tail::{Bounds, Search};
 pub use self::transcript::{Message as StoredMessage, Transcript};
 use crate::backoff::{self, Backoff};

@@ -2,6 +2,7 @@
 //! the events, one write at a time, and what is found when a term begins.
 
 use async_nats::Message;
+use async_nats::jetstream::stream::Info;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -9,9 +10,10 @@ use tokio::time::Instant;
 use super::bucket::{self, Bucket};
 use super::client::Connection;
 use super::error::Error;
+use super::options::Options;
 use super::{JetStream, epoch_mut, tail};
 use crate::error::Failure;
-use crate::event::lineage::Place;
+use crate::event::lineage::{Place, Source};
 use crate::fault;
 use crate::sink::{At, Kept, Past, Report, Write, Written};
 
@@ -117,7 +119,7 @@ impl JetStream {
             .and_then(|cluster| cluster.leader.clone());
         let (server_id, server_name) = epoch.connection.server();
         Ok(Standing {
-            created: info.created.format(&Rfc3339).unwrap_or_default(),
+            created: created(info),
             last_sequence: epoch.last_sequence,
             record_replicas: epoch.bucket.as_ref().map_or(0, |bucket| bucket.replicas),
             server_id: match leader {
@@ -149,12 +151,7 @@ impl JetStream {
         if !self.options.record {
             return Ok(Err("nothing is to be recorded".to_owned()));
         }
-        let replicas = match connection.open_bucket(&self.options).await? {
-            Ok(replicas) => replicas,
-            Err(why) => return Ok(Err(why)),
-        };
-        let whose = (&self.options, self.lineage.source());
-        Ok(Ok(Bucket::new(connection, whose, replicas)))
+        open(connection, &self.options, self.lineage.source()).await
     }
 
     /// What an error means that a bucket has caused which we may not use: the connection is made
@@ -244,4 +241,19 @@ impl JetStream {
         let _ = reports.send(Report::Written(written)).await;
         Ok(())
     }
+}
+
+/// The bucket of a slot's record, created if told so; or why there is none.
+pub(super) async fn open(
+    connection: &Connection,
+    options: &Options,
+    source: &Source,
+) -> Result<Result<Bucket, String>, Error> {
+    let opened = connection.open_bucket(options).await?;
+    Ok(opened.map(|replicas| Bucket::new(connection, (options, source), replicas)))
+}
+
+/// When a stream was created.
+pub(super) fn created(info: &Info) -> String {
+    info.created.format(&Rfc3339).unwrap_or_default()
 }

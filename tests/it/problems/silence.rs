@@ -108,6 +108,7 @@ async fn recover_ends_when_nats_is_stalled_under_it_and_goes_on_when_it_is_typed
     let status = recover.exit(within).await;
     let said = recover.stderr();
     assert_eq!(status.code(), Some(UNAVAILABLE), "{said}");
+    assert!(said.contains("; it is tried again for 30 s\n"), "{said}");
     assert!(said.contains("cannot be reached\n  cause: "), "{said}");
     assert!(stage.last_sequence().await < u64::from(ROWS));
     stage.proxy.cut();
