@@ -57,9 +57,9 @@ pub async fn claim(
     let kept = sink.kept().await?;
     let found = kept.as_ref().ok().and_then(Option::as_ref).and_then(read);
     let reached = found.as_ref().and_then(|found| found.stored.as_ref());
-    let standing = sink
-        .standing(reached.map_or(0, |place| place.sequence))
-        .await?;
+    let reached = reached.map_or(0, |place| place.sequence);
+    let delayed = found.as_ref().is_some_and(|found| found.delayed > 0);
+    let standing = sink.standing(reached, delayed).await?;
     let last_writer = found.as_ref().map(|found| found.server_id.clone());
     let blank = blank(lineage, &standing, server.start);
     let revision = kept.as_ref().ok().and_then(Option::as_ref);
@@ -91,6 +91,8 @@ pub async fn claim(
         confirmed_here: server.confirmed_here,
         stream_created: &standing.created,
         last_sequence: standing.last_sequence,
+        letters: standing.letters,
+        delayed: standing.delayed,
         at_stored,
         current: standing.record_replicas >= SAFE_REPLICAS || same_process,
         void: server.void,

@@ -139,6 +139,10 @@ pub struct Facts<'a> {
     pub stream_created: &'a str,
     /// Its last sequence number.
     pub last_sequence: u64,
+    /// The same of the dead letters, and of what is delayed, unless they were not asked.
+    pub letters: Option<u64>,
+    /// The same of what is delayed.
+    pub delayed: Option<u64>,
     /// What is found at S.
     pub at_stored: At,
     /// Nobody can have put an older record in the place of this one: it is on three replicas, or
@@ -178,6 +182,9 @@ pub enum Void {
         /// S.
         stored: u64,
     },
+    /// Rule 5.
+    #[error("the dead letters, or what is delayed, lost their end")]
+    BesideEnds,
     /// Rule 5.
     #[error("another message has sequence {0}")]
     OtherMessage(u64),
@@ -340,6 +347,10 @@ fn void(record: &Record, facts: &Facts<'_>) -> Option<Void> {
         if facts.at_stored == At::Other {
             return Some(Void::OtherMessage(sequence));
         }
+    }
+    let ends_below = |last: Option<u64>, reached| last.is_some_and(|last| last < reached);
+    if ends_below(facts.letters, record.letters) || ends_below(facts.delayed, record.delayed) {
+        return Some(Void::BesideEnds);
     }
     facts.void.then_some(Void::OtherEvent)
 }
