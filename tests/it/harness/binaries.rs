@@ -1,7 +1,7 @@
 //! Finds the servers' binaries, and the user they may run as.
 //!
-//! Order: environment (`PG_BIN`, `NATS_SERVER`, `PROMETHEUS`, `CHROMIUM`), PATH, the distributions'
-//! directories, `.tools`.
+//! Order: environment (`PG_BIN`, `NATS_SERVER`, `PROMETHEUS`, `CHROMIUM`, `REDIS_SERVER`,
+//! `VALGRIND`), PATH, the distributions' directories, `.tools`.
 //! What is missing is fetched by `scripts/tools`; a test never skips for want of a server.
 
 use std::ffi::OsStr;
@@ -112,6 +112,13 @@ pub(crate) fn redis_server() -> PathBuf {
     let fetched = tools().join("redis/redis-server");
     let names = ["redis-server", "valkey-server"];
     extra(("--redis", "REDIS_SERVER"), &names, &fetched, |_| true)
+}
+
+/// For `scripts/bench`, to count instructions.
+pub(crate) fn valgrind() -> PathBuf {
+    let fetched = tools().join("valgrind/valgrind");
+    let flag = ("--valgrind", "VALGRIND");
+    extra(flag, &["valgrind"], &fetched, |_| true)
 }
 
 /// What few tests need: from the environment, PATH, or fetched by a flag of `scripts/tools`.
