@@ -60,6 +60,11 @@ impl Letters {
         self.last_sequence
     }
 
+    /// Whether the guard has nothing more to say of them.
+    pub(super) fn is_searched(&self) -> bool {
+        self.search.is_finished()
+    }
+
     /// Most bytes of headers and body of a letter.
     pub(super) fn bytes_max(&self) -> usize {
         self.bytes_max

@@ -303,7 +303,7 @@ impl JetStream {
             while let Ok(order) = orders.try_recv() {
                 self.take_order(order, reports).await?;
             }
-            let pumped = self.pump().await;
+            let pumped = Box::pin(self.pump()).await;
             // Also if this was the end: what is stored is to be confirmed.
             let settled = self.chain.take_settled();
             if settled.to.is_some() {
@@ -311,8 +311,9 @@ impl JetStream {
             } else if *down && self.chain.waiting().is_none() && self.chain.in_flight() == 0 {
                 self.recovered(reports, down).await;
             }
-            pumped?;
-            match self.select(orders).await? {
+            let more = pumped?;
+            match self.select(orders, more).await? {
+                Action::Send => {}
                 Action::Closed => return Ok(true),
                 Action::Order(order) => self.take_order(order, reports).await?,
                 Action::Reply(message) => self.take_replies(message, reports).await?,
@@ -339,7 +340,12 @@ impl JetStream {
     }
 
     /// Chooses what to do next. Cancel-safe: every branch is a receive on a channel or a timer.
-    async fn select(&mut self, orders: &mut mpsc::Receiver<Order>) -> Result<Action, Error> {
+    /// `more`: something can be sent at once.
+    async fn select(
+        &mut self,
+        orders: &mut mpsc::Receiver<Order>,
+        more: bool,
+    ) -> Result<Action, Error> {
         let in_flight = self.chain.in_flight();
         let ack_timeout = self.options.ack_timeout;
         let epoch = self.epoch.as_mut().expect("an epoch runs");
@@ -360,6 +366,7 @@ impl JetStream {
             }
             () = tokio::time::sleep_until(look_at), if in_flight == 0 => Ok(Action::Look),
             order = orders.recv() => Ok(order.map_or(Action::Closed, Action::Order)),
+            () = std::future::ready(()), if more => Ok(Action::Send),
         }
     }
 
@@ -387,8 +394,9 @@ impl JetStream {
         }
     }
 
-    /// Sends what may be sent.
-    async fn pump(&mut self) -> Result<(), Error> {
+    /// Sends what may be sent. `true`: there is more, but something was waited for, and what came
+    /// meanwhile goes first.
+    async fn pump(&mut self) -> Result<bool, Error> {
         while let Some(waiting) = self.chain.waiting() {
             if waiting.event.known {
                 self.pass(|chain| chain.settle(Passed::Recorded)).await?;
@@ -408,42 +416,43 @@ impl JetStream {
                     Err(_) if self.chain.in_flight() > 0 => break,
                     Err(unsendable) => self.set_aside(unsendable).await?,
                 }
-                continue;
+                return Ok(true);
             }
             if self.is_uncertain() && self.chain.staged() == 0 {
                 if self.chain.in_flight() > 0 {
                     break;
                 }
                 self.send_uncertain().await?;
-                continue;
+                return Ok(true);
             }
-            if !self.send().await? {
-                break;
+            match self.send().await? {
+                Sent::UnderWay => {}
+                Sent::NotYet => break,
+                Sent::Aside => return Ok(true),
             }
         }
-        Ok(())
+        Ok(false)
     }
 
-    /// Sends the waiting event, or stages it with those that go together. `false`: not before
-    /// everything else has been acknowledged.
-    async fn send(&mut self) -> Result<bool, Error> {
+    /// Sends the waiting event, or stages it with those that go together.
+    async fn send(&mut self) -> Result<Sent, Error> {
         let waiting = self.chain.waiting().expect("an event waits");
         let together = waiting.event.followers > 0 || self.chain.staged() > 0;
         let (subject, headers, payload) = match self.compose(together) {
             Ok(message) => message,
             // First everything before this event is stored. The end of the sink would take the
             // connection along, and what it has not sent yet.
-            Err(_) if self.chain.in_flight() > 0 => return Ok(false),
+            Err(_) if self.chain.in_flight() > 0 => return Ok(Sent::NotYet),
             Err(unsendable) => {
                 self.set_aside(unsendable).await?;
-                return Ok(true);
+                return Ok(Sent::Aside);
             }
         };
         if together {
             let batch = &mut epoch_mut(&mut self.epoch).batch;
             batch.push(subject, headers, payload);
             self.pass(Chain::stage).await?;
-            return Ok(true);
+            return Ok(Sent::UnderWay);
         }
         if self.chain.in_flight() == 0 {
             epoch_mut(&mut self.epoch).progress_at = Instant::now();
@@ -462,7 +471,7 @@ impl JetStream {
         );
         publish.await?;
         fault::point("published");
-        Ok(true)
+        Ok(Sent::UnderWay)
     }
 
     /// The message of the waiting event: what it is published to, its headers and its body.
@@ -647,10 +656,21 @@ impl Epoch {
     }
 }
 
+/// What became of an event that was to be sent.
+enum Sent {
+    /// It is, or goes with the next.
+    UnderWay,
+    /// Not before everything else has been acknowledged.
+    NotYet,
+    /// It is stored elsewhere.
+    Aside,
+}
+
 enum Action {
     /// The relay is done.
     Closed,
     Order(Order),
+    Send,
     Reply(Box<Message>),
     /// It is time to see whether the stream is what it was.
     Look,

@@ -20,6 +20,7 @@ use tracing::warn;
 use super::chain::Passed;
 use super::client::Connection;
 use super::error::Error;
+use super::letters::Letters;
 use super::messages::Messages;
 use super::reply::Reply;
 use super::tail::{self, Bounds, Search, Start};
@@ -193,10 +194,11 @@ impl JetStream {
             self.memory.vacant |= epoch.tail.cut();
         }
         epoch.tail.finish();
-        if epoch.tail.is_finished() {
+        let letters = epoch.letters.as_ref();
+        if epoch.tail.is_finished() && letters.is_none_or(Letters::is_searched) {
             self.memory.complete = true;
             self.memory.base = epoch.last_sequence;
-            self.memory.letters = epoch.letters.as_ref().map_or(0, |l| l.last_sequence());
+            self.memory.letters = letters.map_or(0, Letters::last_sequence);
         }
         Ok(holds)
     }
