@@ -46,7 +46,7 @@ pub async fn check_rights(options: &Options, pattern: &str) -> Result<Vec<String
         let message = (subject.clone(), headers, Bytes::new());
         denied(
             connection
-                .request(message, options.nats.connect_timeout)
+                .request(message, (NO_STREAM, options.nats.connect_timeout))
                 .await,
         )?;
     }
