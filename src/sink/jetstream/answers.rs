@@ -59,7 +59,7 @@ impl Connection {
             Err(twin) => {
                 // Once for each connection: it comes with every event.
                 if !self.told_twin.swap(true, Ordering::Relaxed) {
-                    warn!(%twin, "{TWIN_ANSWERS}");
+                    warn!(%twin, fix = "`outjet check` says more", "{TWIN_ANSWERS}");
                 }
                 None
             }

@@ -75,6 +75,13 @@ impl Reply {
     }
 }
 
+/// The stream that refuses a message, by its name.
+pub(super) fn refusing_stream(message: &Message) -> Option<String> {
+    let answer: PubAck = serde_json::from_slice(&message.payload).ok()?;
+    let refuses = answer.error.is_some() && !answer.stream.is_empty();
+    refuses.then(|| answer.stream.to_owned())
+}
+
 /// `JSAtomicPublishContainsDuplicateMessageErr` of nats-server.
 const BATCH_WITH_DUPLICATE: u64 = 10201;
 

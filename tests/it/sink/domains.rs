@@ -198,3 +198,19 @@ async fn delayed_event_that_only_a_stream_of_another_domain_acknowledged_is_not_
     twins.stage.confirmed().await;
     assert_eq!(twins.in_the_hub(DELAYED).await.len(), 4);
 }
+
+#[tokio::test]
+async fn check_fails_where_two_streams_answer_and_stores_nothing() {
+    let twins = Twins::of(Nats::builder(), CONFIG).await;
+    let alone = twins.stage.outjet(["check"]).output().await;
+    assert_eq!(alone.code, Some(0), "{alone:?}");
+    twins.twin(STREAM).await;
+    let check = twins.stage.outjet(["check"]).output().await;
+    assert_eq!(check.code, Some(1), "{check:?}");
+    let said = "FAIL  stream answers        2 streams answer what is published to \
+                \"events.outjet-check\"";
+    assert!(check.stdout.contains(said), "{check:?}");
+    assert!(check.stdout.contains("ours is in domain hub"), "{check:?}");
+    assert_eq!(twins.in_the_hub(STREAM).await.len(), 0);
+    assert_eq!(twins.stage.last_sequence().await, 0);
+}
