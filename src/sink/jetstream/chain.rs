@@ -305,11 +305,13 @@ impl Chain {
     }
 
     /// A reply says that event `number` was not stored this time, nor any of its batch. No reply
-    /// means that it may be.
-    pub(super) fn refuse(&mut self, number: u64) {
-        if let Some((at, ..)) = self.in_flight_at(number) {
-            self.land(at, |slot, _| slot.state = State::Refused);
-        }
+    /// means that it may be. `false`: its own reply has come before.
+    pub(super) fn refuse(&mut self, number: u64) -> bool {
+        let Some((at, ..)) = self.in_flight_at(number) else {
+            return false;
+        };
+        self.land(at, |slot, _| slot.state = State::Refused);
+        true
     }
 
     /// The same, because its id stands at `sequence` already, as the server says; or, of a batch,
@@ -589,6 +591,17 @@ mod tests {
         assert_eq!(chain.acknowledge(0, (1, 1)), Err(Mismatch::NotInFlight(0)));
         chain.take_settled();
         assert_eq!(chain.acknowledge(0, (1, 1)), Err(Mismatch::NotInFlight(0)));
+    }
+
+    #[test]
+    fn what_is_stored_is_not_refused_any_more() {
+        let mut chain = chain(2, 0);
+        chain.send();
+        chain.send();
+        chain.acknowledge(0, (1, 1)).unwrap();
+        assert!(!chain.refuse(0));
+        assert!(chain.refuse(1));
+        assert_eq!(chain.take_settled().stored, 1);
     }
 
     #[test]

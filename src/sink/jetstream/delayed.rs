@@ -96,8 +96,8 @@ impl Delayed {
         let mut schedule = in_batch(schedule, &batch, 2);
         schedule.insert(BATCH_COMMIT, "1");
         let request = (subject, schedule, event.payload.clone());
-        let answer = connection.request(request, within).await?;
-        let reason = match Reply::read(&answer, &self.name) {
+        let answer = connection.request(request, (&self.name, within));
+        let reason = match answer.await? {
             Reply::Stored {
                 sequence,
                 together: 2,

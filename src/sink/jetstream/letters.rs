@@ -110,9 +110,10 @@ impl Letters {
             EXPECTED_LAST_SEQUENCE,
             HeaderValue::from(self.last_sequence),
         );
-        let answer = connection.request((subject, headers, payload), options.ack_timeout);
+        let ours = (self.name.as_str(), options.ack_timeout);
+        let answer = connection.request((subject, headers, payload), ours);
         let expected = self.last_sequence + 1;
-        let reason = match Reply::read(&answer.await?, &self.name) {
+        let reason = match answer.await? {
             Reply::Stored { sequence, .. } if sequence == expected => {
                 self.last_sequence = expected;
                 return Ok(());

@@ -17,6 +17,7 @@
 //! `Nats-Msg-Id` is sent for consumers. The server's answer `duplicate` is never believed: ids are
 //! used again, and some servers call what they refused a duplicate.
 
+mod answers;
 mod batch;
 mod bodies;
 mod bucket;
@@ -138,7 +139,7 @@ struct Epoch {
     newest: Witness,
     message_bytes_max: usize,
     batch: Batch,
-    /// When the last reply came, or the first event went out after a pause.
+    /// When the last acknowledgement came, or the first event went out after a pause.
     progress_at: Instant,
 }
 
@@ -588,7 +589,10 @@ impl JetStream {
 
     fn take_reply(&mut self, message: &Message) -> Result<(), Error> {
         fault::point("answered");
-        epoch_mut(&mut self.epoch).progress_at = Instant::now();
+        let connection = &epoch_mut(&mut self.epoch).connection;
+        let Some(reply) = connection.read(message, &self.options.stream.name) else {
+            return Ok(());
+        };
         let number = message
             .subject
             .rsplit('.')
@@ -596,13 +600,15 @@ impl JetStream {
             .and_then(|token| token.parse().ok());
         let number =
             number.ok_or_else(|| Error::Broken(format!("reply to {}", message.subject)))?;
-        let reply = Reply::read(message, &self.options.stream.name);
         // Where it is only a copy that came late, nobody is to be found out.
         let copy = self.shared() && matches!(reply, Reply::Duplicate(_));
         let reason = match reply {
             Reply::Stored { sequence, together } => {
                 match self.chain.acknowledge(number, (sequence, together)) {
-                    Ok(()) => return Ok(()),
+                    Ok(()) => {
+                        epoch_mut(&mut self.epoch).progress_at = Instant::now();
+                        return Ok(());
+                    }
                     Err(mismatch) => mismatch.to_string(),
                 }
             }
@@ -616,10 +622,11 @@ impl JetStream {
                 self.chain.refuse_duplicate(number, sequence);
                 "the server calls it a duplicate".to_owned()
             }
-            Reply::Refused(reason) => {
-                self.chain.refuse(number);
-                reason
-            }
+            Reply::Refused(reason) => match self.chain.refuse(number) {
+                true => reason,
+                // Ours has stored it; so this is another stream's.
+                false => return Ok(()),
+            },
             Reply::Unclear(reason) => reason,
         };
         if !copy {

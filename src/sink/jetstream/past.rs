@@ -236,8 +236,9 @@ impl JetStream {
         let (number, expected) = self.chain.send();
         let epoch = epoch_mut(&mut self.epoch);
         let request = (subject, headers, payload);
-        let answer = Box::pin(epoch.connection.request(request, self.options.ack_timeout));
-        let reason = match Reply::read(&answer.await?, &self.options.stream.name) {
+        let ours = (self.options.stream.name.as_str(), self.options.ack_timeout);
+        let answer = Box::pin(epoch.connection.request(request, ours));
+        let reason = match answer.await? {
             Reply::Stored { sequence, together } => {
                 match self.chain.acknowledge(number, (sequence, together)) {
                     Ok(()) => {

@@ -7,7 +7,7 @@ use time::format_description::well_known::Rfc3339;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::bucket::{self, Bucket};
+use super::bucket::{self, Answer, Bucket};
 use super::client::Connection;
 use super::error::Error;
 use super::messages::Messages;
@@ -226,16 +226,17 @@ impl JetStream {
         fault::point("record_answered");
         let epoch = epoch_mut(&mut self.epoch);
         let answer = match &epoch.bucket {
-            Ok(bucket) => bucket.answer(message),
-            Err(why) => Some(Written::Refused(why.clone())),
+            Ok(bucket) => bucket.answer(&epoch.connection, message),
+            Err(why) => Answer::Known(Written::Refused(why.clone())),
         };
         match answer {
-            Some(written) => {
+            Answer::Twin => Ok(()),
+            Answer::Known(written) => {
                 self.writing = None;
                 let _ = reports.send(Report::Written(written)).await;
                 Ok(())
             }
-            None => self.settle_write(reports).await,
+            Answer::Unknown => self.settle_write(reports).await,
         }
     }
 

@@ -134,7 +134,7 @@ mod tests {
             let heard = heard && way + 1 == self.ways.len();
             let (number, place) = (event as u64, self.place_of(event));
             match (refused, place) {
-                (true, _) if heard => self.chain.refuse(number),
+                (true, _) if heard => assert!(self.chain.refuse(number)),
                 (true, _) => {}
                 (false, Some(place)) if heard => self.chain.refuse_duplicate(number, place),
                 (false, Some(_)) => {}
