@@ -13,7 +13,7 @@ use super::watermark::{self, Facts, Gap, Record, Switch, Verdict, Watermark};
 use super::window::{Confirmed, Window};
 use crate::error::{Failure, Problem};
 use crate::event::Position;
-use crate::event::lineage::Lineage;
+use crate::event::lineage::{Lineage, Place};
 use crate::lsn::Lsn;
 use crate::sink::jetstream::{JetStream, Standing};
 use crate::sink::{At, Kept, Past, Settled, UNRECORDED_MAX, Write, Written};
@@ -115,7 +115,7 @@ pub async fn claim(
         return Err(not_written(&why));
     }
     let Record {
-        stored,
+        base,
         letters,
         delayed,
         gap: open_gap,
@@ -128,7 +128,7 @@ pub async fn claim(
                 index: 0,
             },
             settled_to: watermark.settled_to(),
-            stored: stored.as_ref().map_or(0, |place| place.sequence),
+            stored: *base,
             letters: *letters,
             delayed: *delayed,
         },
@@ -227,6 +227,7 @@ impl Keeper {
         let Settled {
             to,
             stored_at,
+            base,
             letters,
             delayed,
             ..
@@ -237,9 +238,11 @@ impl Keeper {
         };
         let (position, id) = (*position, Some(id.clone()));
         self.record.settled = Some(watermark::Settled { position, id });
-        if stored_at.is_some() {
+        let sequence = |place: &Option<Place>| place.as_ref().map(|place| place.sequence);
+        if sequence(stored_at) > sequence(&self.record.stored) {
             self.record.stored.clone_from(stored_at);
         }
+        self.record.base = self.record.base.max(*base);
         self.record.letters = self.record.letters.max(*letters);
         self.record.delayed = self.record.delayed.max(*delayed);
         self.moved = true;
@@ -404,6 +407,7 @@ fn blank(lineage: &Lineage, standing: &Standing, start: Lsn) -> Record {
         stream_created: standing.created.clone(),
         settled: None,
         stored: None,
+        base: 0,
         letters: 0,
         delayed: 0,
         confirmed: start,

@@ -43,6 +43,7 @@ fn record() -> Record {
             position: at(100),
             id: "p".to_owned(),
         }),
+        base: 7,
         letters: 3,
         delayed: 4,
         confirmed: lsn(110),
@@ -293,12 +294,14 @@ fn what_is_void_is_written_without_anything_that_was_known() {
     let Record {
         settled,
         stored,
+        base,
         letters,
         delayed,
         confirmed,
         ..
     } = verdict.record;
-    assert_eq!((settled, stored, letters, delayed), (None, None, 0, 0));
+    assert_eq!((settled, stored), (None, None));
+    assert_eq!((base, letters, delayed), (0, 0, 0));
     assert_eq!(
         confirmed,
         lsn(110),

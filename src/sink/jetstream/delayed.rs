@@ -108,7 +108,7 @@ impl Delayed {
         };
         let marked = Box::pin(self.messages.last_of(&mark_subject));
         match connection.unless_broken(marked).await? {
-            Some(mark) if is_of_cluster(mark.header(SOURCE), source) => Ok(Passed::Known),
+            Some(mark) if is_of_cluster(mark.header(SOURCE), source) => Ok(Passed::Known(None)),
             Some(_) => {
                 let error = "an event of another database has its place".to_owned();
                 let reason = REASON;

@@ -70,19 +70,19 @@ impl Letters {
         self.bytes_max
     }
 
-    /// Whether the next event in commit order was dead-lettered before.
-    pub(super) async fn hold(
+    /// Where the next event in commit order was dead-lettered before.
+    pub(super) async fn place_of(
         &mut self,
         connection: &Connection,
         lineage: &Lineage,
         event: &Event,
-    ) -> Result<bool, Error> {
+    ) -> Result<Option<u64>, Error> {
         let Some((messages, _)) = connection
             .letters
             .as_ref()
             .filter(|_| !self.search.is_finished())
         else {
-            return Ok(false);
+            return Ok(None);
         };
         let start = |bounds| Start {
             bounds,
@@ -90,10 +90,10 @@ impl Letters {
             events_max: 0,
             bytes_max: 0,
         };
-        let holds = self.search.holds(messages, lineage, start, event);
-        let holds = connection.unless_broken(Box::pin(holds)).await?;
+        let place = self.search.place_of(messages, lineage, start, event);
+        let place = connection.unless_broken(Box::pin(place)).await?;
         self.search.finish();
-        Ok(holds)
+        Ok(place)
     }
 
     /// Appends the event, and waits until it is stored.

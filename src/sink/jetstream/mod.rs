@@ -406,8 +406,9 @@ impl JetStream {
             if !self.has_room() {
                 break;
             }
-            if self.is_stored().await? {
-                self.pass(|chain| chain.settle(Passed::Known)).await?;
+            if let Some(place) = self.find().await? {
+                let known = Passed::Known(Some(place));
+                self.pass(|chain| chain.settle(known)).await?;
                 continue;
             }
             if self.is_delayed() {

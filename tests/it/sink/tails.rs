@@ -82,9 +82,7 @@ async fn deleted_messages_that_nobody_remembers_are_sent_again_and_counted() {
         let deleted = stream.delete_message(sequence).await;
         assert!(deleted.expect("deleted"));
     }
-    let listen = "127.0.0.1:0";
-    let run = stage.outjet(["run", "--log-format", "json", "--http-listen", listen]);
-    let mut outjet = run.spawn();
+    let mut outjet = stage.lead().await;
     let uncertain = "an event was sent that may have been stored before: its message vanished, \
                      or it never was";
     outjet.logged(uncertain, SOON).await;
