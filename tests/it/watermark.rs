@@ -242,7 +242,7 @@ async fn id_of_a_message_that_vanished_hides_no_other_event_with_it() {
 /// attacks.md 11. A copy of an old message at the end of the stream misled the search backwards.
 #[tokio::test]
 async fn copy_of_an_old_message_at_the_end_lets_nothing_be_stored_twice() {
-    let mut stage = Stage::on(Nats::builder(), &format!("{QUICK}  in_flight_max: 16\n")).await;
+    let mut stage = Stage::on(Nats::builder(), &window(16)).await;
     let mut outjet = stage.lead().await;
     stage.commit(1..=5).await;
     stage.confirmed().await;
@@ -313,7 +313,7 @@ async fn dropped_dead_letter_lets_no_other_be_stored_twice() {
 #[tokio::test]
 async fn delayed_events_are_stored_once_whatever_publish_delayed_says_later() {
     const KEPT: &str = "stream: {duplicate_window: 100ms}\npublish: {delayed: schedule}";
-    const IGNORED: &str = "stream: {duplicate_window: 100ms}\npublish: {delayed: ignore}";
+    const IGNORED: &str = "stream: {duplicate_window: 100ms}\npublish: {delayed: now}";
     let nats = Nats::builder().version(BATCHING);
     let mut delivery = Delivery::on((Postgres::builder(), nats), KEPT).await;
     let emit = "SELECT outbox.emit('order', '1', 'placed', '{}',

@@ -73,7 +73,7 @@ async fn deleted_messages_at_the_end_are_not_sent_again() {
 /// Twice rather than lost: nobody remembers what the vacant numbers were, a stranger's perhaps.
 #[tokio::test]
 async fn deleted_messages_that_nobody_remembers_are_sent_again_and_counted() {
-    let stage = Stage::ready().await;
+    let mut stage = Stage::ready().await;
     let mut outjet = stage.lead().await;
     stage.commit(1..=10).await;
     stored_unconfirmed(&stage, &mut outjet, 11..=30).await;
@@ -82,6 +82,9 @@ async fn deleted_messages_that_nobody_remembers_are_sent_again_and_counted() {
         let deleted = stream.delete_message(sequence).await;
         assert!(deleted.expect("deleted"));
     }
+    // It reads the ids that it remembers from the messages that are there.
+    stage.world.nats.kill().await;
+    stage.world.nats.start_again().await;
     let mut outjet = stage.lead().await;
     let uncertain = "an event was sent that may have been stored before: its message vanished, \
                      or it never was";
