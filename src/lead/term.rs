@@ -360,10 +360,28 @@ impl Term<'_> {
         };
         lead.start = server.start;
         lead.synchronous.store(facts.synchronous, Ordering::Relaxed);
-        let claim = record::claim(&mut lead.sink, &lead.lineage, server, &self.instance);
         let patience = self.options.relay.takeover_after;
-        let begun = tokio::time::timeout(patience, Box::pin(claim)).await;
-        let begun = begun.unwrap_or_else(|_| Err(record::not_written("its bucket is silent")))?;
+        let Lead {
+            stream,
+            sink,
+            lineage,
+            ..
+        } = &mut lead;
+        let claim = async {
+            let claim = Box::pin(record::claim(sink, lineage, server, &self.instance));
+            let begun = tokio::time::timeout(patience, claim).await;
+            let silent = |_| Err(record::not_written("its bucket is silent"));
+            let begun = begun.unwrap_or_else(silent)?;
+            Box::pin(sink.begin(begun.past)).await?;
+            Ok(begun)
+        };
+        let begun: Begun = tokio::select! {
+            biased;
+            begun = Box::pin(claim) => begun?,
+            error = stay_connected(stream, server.start, patience / 3) => {
+                return Err(error.failure(&self.options.params));
+            }
+        };
         let metrics = &self.options.vitals.metrics;
         metrics.record_kept.set(begun.keeper.kept().into());
         if let Some(gap) = &begun.gap {
@@ -379,7 +397,6 @@ impl Term<'_> {
                 .set(i64::try_from(bytes).unwrap_or(i64::MAX));
             self.options.vitals.gap(0, gap.problem(slot));
         }
-        lead.sink.begin(begun.past).await?;
         Ok((lead, begun))
     }
 
@@ -583,6 +600,18 @@ struct Lead {
     lineage: Lineage,
     synchronous: Arc<AtomicBool>,
     sink: JetStream,
+}
+
+/// What lies beyond the record may be much to read: a server that hears nothing meanwhile hangs up
+/// (`wal_sender_timeout`). Returns when the connection is lost.
+async fn stay_connected(stream: &mut Stream, start: Lsn, pause: Duration) -> crate::pg::Error {
+    loop {
+        tokio::time::sleep(pause).await;
+        stream.queue_status(start, None, false);
+        if let Err(error) = stream.flush().await {
+            return error;
+        }
+    }
 }
 
 /// SQLSTATE object_in_use.

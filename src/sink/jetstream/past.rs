@@ -17,7 +17,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::chain::Passed;
+use super::chain::{Passed, Waiting};
 use super::client::Connection;
 use super::error::Error;
 use super::letters::Letters;
@@ -42,6 +42,8 @@ pub(super) struct Memory {
     letters: u64,
     delayed: u64,
     settled_to: Option<Position>,
+    /// Where the stream ended when the term began: what others have sent stands there or before it.
+    began_at: u64,
     /// A sequence number holds no message, and an event of ours may have stood there.
     vacant: bool,
     /// `base` stays until this is settled: what comes before may stand at a vacant number.
@@ -67,6 +69,7 @@ impl Memory {
             letters: 0,
             delayed: 0,
             settled_to: None,
+            began_at: 0,
             vacant: false,
             vacant_until: None,
             used: HashSet::new(),
@@ -89,6 +92,11 @@ impl Memory {
         }
     }
 
+    /// Whether anything beyond what is settled was found in a stream, or may still be.
+    fn left(&self, stream: Stream) -> bool {
+        !self.complete || self.found.left_in(stream)
+    }
+
     fn is_past(&self, number: u64, position: Position) -> bool {
         position < self.past.new_from && number < self.past_until
     }
@@ -106,6 +114,7 @@ impl JetStream {
         let epoch = epoch_mut(&mut self.epoch);
         epoch.refresh().await?;
         let last = epoch.last_sequence;
+        self.memory.began_at = last;
         self.chain.restart(last);
         self.reconcile(true).await
     }
@@ -205,6 +214,13 @@ impl JetStream {
             self.memory.complete = true;
             self.memory.base = epoch.last_sequence;
             self.memory.letters = letters.map_or(0, Letters::last_sequence);
+            if self.options.delayed.is_some() {
+                // What was kept there before is known by its marks.
+                let name = self.options.stream.delayed().name;
+                let delayed = Messages::new(epoch.connection.context.clone(), &name);
+                let last = Box::pin(delayed.last_sequence());
+                self.memory.delayed = epoch.connection.unless_broken(last).await?;
+            }
         }
         Ok(place.map(|sequence| (Stream::Main, sequence)))
     }
@@ -229,7 +245,8 @@ impl JetStream {
     pub(super) async fn send_uncertain(&mut self) -> Result<(), Error> {
         let waiting = self.chain.waiting().expect("an event waits");
         if let Some(sequence) = waiting.duplicate_of
-            && self.was_stored_at(sequence).await?
+            && self.may_have_been(waiting, sequence)
+            && self.is_gone(sequence).await?
         {
             self.memory.used.insert(sequence);
             return self.pass(|chain| chain.settle(Passed::Known(None))).await;
@@ -272,15 +289,20 @@ impl JetStream {
         )))
     }
 
-    /// Whether the server's `duplicate` proves that the waiting event was stored: its sequence
-    /// number holds no message, lies where it may have been stored, and settled no other event.
-    /// On three replicas, servers before 2.12 call a duplicate what they have refused.
-    async fn was_stored_at(&self, sequence: u64) -> Result<bool, Error> {
+    /// Whether the server's `duplicate` can mean the waiting event: its sequence number lies where
+    /// that may have been stored, and settled no other event. On three replicas, servers before
+    /// 2.12 call a duplicate what they have refused.
+    fn may_have_been(&self, waiting: Waiting<'_>, sequence: u64) -> bool {
         let connection = &self.epoch.as_ref().expect("an epoch runs").connection;
-        let proves = connection.info.config.num_replicas == 1 || connection.is_compatible(2, 12, 0);
-        if !proves || sequence <= self.memory.base || self.memory.used.contains(&sequence) {
-            return Ok(false);
-        }
+        let memory = &self.memory;
+        let believed =
+            connection.info.config.num_replicas == 1 || connection.is_compatible(2, 12, 0);
+        let place = sequence <= memory.began_at || waiting.places.contains(&sequence);
+        believed && place && sequence > memory.base && !memory.used.contains(&sequence)
+    }
+
+    async fn is_gone(&self, sequence: u64) -> Result<bool, Error> {
+        let connection = &self.epoch.as_ref().expect("an epoch runs").connection;
         let gone = tail::is_gone(&connection.stream, sequence);
         connection.unless_broken(Box::pin(gone)).await
     }
@@ -294,30 +316,37 @@ impl JetStream {
         memory.settled_to = Some(to);
         memory.found.forget(to);
         memory.vacant_until = memory.vacant_until.filter(|until| to < *until);
-        let left = |stream| !memory.complete || memory.found.left_in(stream);
-        if left(Stream::Letters) {
-            settled.letters = 0;
-        }
-        if left(Stream::Delayed) {
-            settled.delayed = 0;
-        }
-        memory.letters = memory.letters.max(settled.letters);
-        memory.delayed = memory.delayed.max(settled.delayed);
-        let Some(place) = &settled.stored_at else {
-            return;
-        };
         // Out of order only after a refusal, on a new connection, and where it was found by a merge.
         let odd_until = self.careful_until.max(memory.merged_until);
         let in_order = self.chain.head() >= odd_until && !self.options.stream.shared;
-        let base = memory.base.max(place.sequence);
+        let newest = settled.stored_at.as_ref().map_or(0, |place| place.sequence);
+        let base = memory.base.max(newest);
         let alone = in_order
             || self
                 .chain
                 .lowest_beyond()
                 .is_none_or(|lowest| lowest > base);
-        if !left(Stream::Main) && memory.vacant_until.is_none() && alone {
+        if memory.left(Stream::Main) || memory.vacant_until.is_some() || !alone {
+            settled.base = 0;
+        } else {
             memory.base = base;
             settled.base = base;
+        }
+        let beside = [
+            (Stream::Letters, &mut settled.letters),
+            (Stream::Delayed, &mut settled.delayed),
+        ];
+        for (stream, reached) in beside {
+            if memory.left(stream) {
+                *reached = 0;
+                continue;
+            }
+            let known = match stream {
+                Stream::Letters => &mut memory.letters,
+                _ => &mut memory.delayed,
+            };
+            *known = (*known).max(*reached);
+            *reached = *known;
         }
     }
 }
