@@ -76,8 +76,13 @@ struct Made {
 
 impl Recovery<'_> {
     async fn run(&self, out: Out<'_>) -> Result<(), Failure> {
-        let facts = setup::read(self.client, &self.wanted).await?;
+        let mut facts = setup::read(self.client, &self.wanted).await?;
         setup::refuse(&preflight::judge_server(&facts))?;
+        if facts.slot.is_none() && facts.publication.is_none() {
+            // `outjet drop` takes both.
+            setup::all_but_the_slot(self.client, &self.wanted, out).await?;
+            facts = setup::read(self.client, &self.wanted).await?;
+        }
         setup::refuse(&preflight::judge_tables(&facts, &self.wanted))?;
         setup::refuse(&preflight::judge_publication(&facts, &self.wanted))?;
         let left = self.left_over().await?;

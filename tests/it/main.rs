@@ -15,6 +15,7 @@ mod docs;
 mod failover;
 mod faults;
 mod fencing;
+mod gone;
 mod harness;
 mod hold;
 mod inspect;
