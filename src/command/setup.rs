@@ -6,6 +6,7 @@
 use tokio_postgres::Client;
 
 use super::{Out, unwritten};
+use crate::cli;
 use crate::config::Config;
 use crate::error::{Disposition, Exit, Failure, Problem};
 use crate::event::lineage::Source;
@@ -113,7 +114,8 @@ pub async fn backfill_all(config: &Config, params: &Params, out: Out<'_>) -> Res
     done?;
     let options = config.sink_options();
     set_up_streams(&options, false, out).await?;
-    Box::pin(super::recover::recover(None, config, params, out)).await
+    let typed = cli::Recover::default();
+    Box::pin(super::recover::recover(&typed, config, params, out)).await
 }
 
 /// What a slot must find when it is made.

@@ -13,7 +13,7 @@ use super::watermark::{self, Facts, Gap, Record, Switch, Verdict, Watermark};
 use super::window::{Confirmed, Window};
 use crate::error::{Failure, Problem};
 use crate::event::Position;
-use crate::event::lineage::Lineage;
+use crate::event::lineage::{Lineage, Source};
 use crate::lsn::Lsn;
 use crate::sink::jetstream::{JetStream, Standing};
 use crate::sink::{At, Kept, Past, Settled, UNRECORDED_MAX, Write, Written};
@@ -410,6 +410,11 @@ fn blank(lineage: &Lineage, standing: &Standing, start: Lsn) -> Record {
         instance: String::new(),
         server_id: String::new(),
     }
+}
+
+/// Whose events a record speaks of.
+pub fn whose(kept: &Kept) -> Option<Source> {
+    read(kept).map(|record| record.source)
 }
 
 /// What is kept, unless it was deleted or is no record.

@@ -22,6 +22,7 @@ mod inspect;
 mod messages;
 mod million;
 mod mixed;
+mod moved;
 mod nats_auth;
 mod presets;
 mod primary;
