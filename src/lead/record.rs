@@ -60,6 +60,7 @@ pub async fn claim(
     let standing = sink
         .standing(reached.map_or(0, |place| place.sequence))
         .await?;
+    refuse_other_house(found.as_ref(), &standing, lineage.source())?;
     let last_writer = found.as_ref().map(|found| found.server_id.clone());
     let blank = blank(lineage, &standing, server.start);
     let revision = kept.as_ref().ok().and_then(Option::as_ref);
@@ -134,6 +135,19 @@ pub async fn claim(
         watermark,
         keeper,
     })
+}
+
+/// Another cluster's record is not claimed: who leads there would yield.
+fn refuse_other_house(
+    found: Option<&Record>,
+    standing: &Standing,
+    ours: &Source,
+) -> Result<(), Failure> {
+    let found = found.filter(|found| found.stream_created == standing.created);
+    match found.map(|found| &found.source) {
+        Some(found) if found.system != ours.system => Err(watermark::other_system(ours, found)),
+        _ => Ok(()),
+    }
 }
 
 /// As many copies of the record as no single power failure takes back.

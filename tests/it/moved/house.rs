@@ -224,3 +224,9 @@ async fn old_house_is_not_published_from_any_more() {
     let halted = "halted: stream \"OUTBOX\" is written by another source";
     old_house_is_left_alone(13, halted).await;
 }
+
+#[tokio::test]
+async fn old_house_is_not_published_from_where_the_newest_event_is_still_its_own() {
+    let halted = "halted: the stream holds events of another cluster's slot outjet";
+    old_house_is_left_alone(10, halted).await;
+}
