@@ -112,7 +112,8 @@ struct Published {
 
 impl Recovery<'_> {
     async fn run(&self, out: Out<'_>) -> Result<(), Failure> {
-        let facts = self.facts(out).await?;
+        let facts = setup::read(self.client, &self.wanted).await?;
+        setup::refuse(&preflight::judge_server(&facts))?;
         let left = self.left_over().await?;
         let (session, lineage) = self.identify().await?;
         let state = State::find(self.config, lineage, &facts).await?;
@@ -122,6 +123,7 @@ impl Recovery<'_> {
             }
             writeln!(out, "moving    from {other} to {}", state.source()).map_err(unwritten)?;
         }
+        let facts = self.set_up(facts, out).await?;
         let kept = facts.slot.as_ref().filter(|slot| !slot.lost());
         if let Some(slot) = kept {
             setup::refuse(&preflight::judge_slot(&facts, &self.wanted))?;
@@ -139,7 +141,11 @@ impl Recovery<'_> {
             self.drop_slot(&self.recovering()).await?;
         }
         let assemble = self.config.assemble_options(&facts.server.database)?;
-        let outboxes = Outbox::all(&assemble.tables, &facts)?;
+        let outboxes = match self.typed.accept {
+            // Nothing is compared.
+            true => Vec::new(),
+            false => Outbox::all(&assemble.tables, &facts)?,
+        };
         setup::tell_open_writers(self.client, out).await?;
         let made = self.make(session).await?;
         fault::point("slot made to recover");
@@ -168,10 +174,8 @@ impl Recovery<'_> {
         }
     }
 
-    /// What is there, with the publication: `outjet drop` takes that, too.
-    async fn facts(&self, out: Out<'_>) -> Result<Facts, Failure> {
-        let mut facts = setup::read(self.client, &self.wanted).await?;
-        setup::refuse(&preflight::judge_server(&facts))?;
+    /// Makes the publication if there is no slot either: `outjet drop` takes both.
+    async fn set_up(&self, mut facts: Facts, out: Out<'_>) -> Result<Facts, Failure> {
         if facts.slot.is_none() && facts.publication.is_none() {
             setup::all_but_the_slot(self.client, &self.wanted, out).await?;
             facts = setup::read(self.client, &self.wanted).await?;

@@ -105,7 +105,7 @@ impl Houses {
         let before = client.text(slots).await;
         let mut typed = vec!["recover"];
         if before == "0" {
-            typed.extend(["setup", "setup --backfill", "run --setup --exit-on-halt"]);
+            typed.extend(["setup", "run --setup --exit-on-halt"]);
         }
         for typed in typed {
             let refused = self.types(typed).await;
@@ -168,6 +168,25 @@ async fn house_is_moved_where_nothing_waits_and_the_newest_event_is_still_the_ol
     let _outjet = houses.leads().await;
     emit(&client, 11..=12).await;
     houses.assert_stored(1..=12).await;
+}
+
+#[tokio::test]
+async fn drop_in_one_house_leaves_the_record_of_the_other() {
+    let houses = Houses::build().await;
+    houses.furnish().await;
+    let dropped = houses.types("drop --yes").await;
+    assert_eq!(dropped.code, Some(0), "{dropped:?}");
+    let kept = "kept     record of slot outjet: it is of the cluster with system identifier ";
+    assert!(dropped.stdout.contains(kept), "{dropped:?}");
+    // It made nothing, and changed nothing: not even the publication.
+    houses.assert_refused().await;
+    let publications = "SELECT count(*) FROM pg_publication";
+    let client = houses.new.connect().await;
+    assert_eq!(client.text(publications).await, "0");
+    let run = "run --log-format json";
+    let mut outjet = call(&houses.old, &houses.nats, run).spawn();
+    outjet.logged("leading", SOON).await;
+    confirmed(&houses.old.connect().await, SOON).await;
 }
 
 #[tokio::test]
