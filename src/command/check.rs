@@ -47,11 +47,11 @@ async fn slot_gone(client: &Client, config: &Config) -> Result<Option<Failure>, 
         return Ok(None);
     }
     let ours = setup::source(&facts, &wanted);
-    // A stream that cannot be read is told of by itself; then setup makes none.
     let traces = Box::pin(Traces::find(&config.sink_options(), &ours)).await;
-    Ok(traces
-        .ok()
-        .and_then(|traces| traces.slot_gone(&facts, &wanted)))
+    Ok(match traces {
+        Ok(traces) => traces.slot_gone(&facts, &wanted),
+        Err(error) => Some(Traces::unknown(&wanted, &error)),
+    })
 }
 
 /// The checks with a better word for the missing slot.

@@ -250,17 +250,18 @@ impl Term<'_> {
     }
 
     /// Whether the slot is missing that has fed the stream, as on a standby that was promoted
-    /// without it. A stream that cannot be read tells nothing.
+    /// without it. A stream that cannot be read does not tell.
     async fn slot_gone(&self, facts: &Facts) -> Option<Failure> {
         let ours = Source {
             system: facts.server.system_identifier.clone(),
             timeline: 0,
             slot: self.options.preflight.slot.clone(),
         };
-        let traces = Box::pin(Traces::find(&self.options.sink, &ours))
-            .await
-            .ok()?;
-        traces.slot_gone(facts, &self.options.preflight)
+        let wanted = &self.options.preflight;
+        match Box::pin(Traces::find(&self.options.sink, &ours)).await {
+            Ok(traces) => traces.slot_gone(facts, wanted),
+            Err(error) => Some(Traces::unknown(wanted, &error)),
+        }
     }
 
     async fn facts(&self, control: &Control) -> Result<Facts, Failure> {

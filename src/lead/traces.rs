@@ -92,6 +92,17 @@ impl Traces {
         })
     }
 
+    /// What is said of a missing slot where nobody can tell whether there was one.
+    pub fn unknown(options: &preflight::Options, error: &Error) -> Failure {
+        let problem = Problem::new(
+            format!("replication slot \"{}\" does not exist", options.slot),
+            format!("whether it has fed the stream before is not known: {error}"),
+            "`outjet setup`, once NATS can be reached: it makes the slot unless there was one; \
+             then `outjet recover` does",
+        );
+        Failure::halt(Exit::CheckFailed, problem)
+    }
+
     /// The record alone tells: what it held is gone from the stream, or nothing was published yet.
     fn gone(&self, facts: &Facts, record: &Record) -> Failure {
         let (slot, confirmed) = (&record.source.slot, record.confirmed);

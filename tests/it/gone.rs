@@ -100,6 +100,24 @@ async fn no_slot_is_made_where_the_record_alone_shows_that_there_was_one() {
 }
 
 #[tokio::test]
+async fn no_slot_is_made_or_proposed_while_nobody_can_tell_whether_there_was_one() {
+    let mut stage = published(1..=5).await;
+    stage.drop_slot("outjet").await;
+    stage.world.nats.stop().await;
+    let refused = types(&stage, "setup").await;
+    assert_eq!(refused.code, Some(69), "{refused:?}");
+    assert_eq!(slots(&stage).await, "0");
+    let checked = types(&stage, "check").await;
+    let halted = types(&stage, "run --exit-on-halt").await;
+    let unknown = "whether it has fed the stream before is not known: ";
+    for said in [checked.stdout, halted.stderr] {
+        assert!(said.contains(unknown), "{said}");
+        let proposes = said.contains("pg_create_logical_replication_slot");
+        assert!(!proposes, "{said}");
+    }
+}
+
+#[tokio::test]
 async fn drop_removes_the_record_and_what_follows_it_is_recover() {
     let stage = published(1..=5).await;
     let dropped = types(&stage, "drop --yes").await;
