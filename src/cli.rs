@@ -368,16 +368,28 @@ pub struct Compare {
 }
 
 /// `recover`.
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Default)]
 #[command(after_help = "\
-It makes a new slot; copies that had halted then go on by themselves. Rows that are no more in the
-tables cannot be published. It can be interrupted at any time, and finishes when it is run again.
-It wants SELECT on the tables and TEMPORARY on the database.")]
+Where the slot is missing or lost it makes a new one; one that somebody has moved or made again
+stays, and the gap before it is closed. Copies that had halted then go on by themselves. Rows that
+are no more in the tables cannot be published. It can be interrupted at any time, and finishes when
+it is run again. It wants SELECT on the tables and TEMPORARY on the database.
+
+Examples:
+  outjet recover
+  outjet recover --accept   the gap is known, and nothing of it is to be published
+  outjet recover --yes      this cluster has taken the place of the one that wrote the stream")]
 pub struct Recover {
     /// Rows created before then were published; UTC unless it says otherwise [default: what the
     /// stream tells]
     #[arg(long, value_name = "TIME")]
     pub since: Option<String>,
+    /// Publish nothing: take the gap as it is, and say how large it is
+    #[arg(long, conflicts_with = "since")]
+    pub accept: bool,
+    /// Take the place of another cluster: a restored dump, an upgrade, another provider
+    #[arg(short, long)]
+    pub yes: bool,
 }
 
 /// `dead-letters`.

@@ -4,10 +4,11 @@ use std::io;
 
 use tokio_postgres::Client;
 
-use super::{Out, unwritten};
+use super::{Out, setup, unwritten};
 use crate::config::Config;
 use crate::error::{Disposition, Exit, Failure, Problem};
 use crate::event::lineage::Source;
+use crate::lead::traces::Traces;
 use crate::pg::catalog::Facts;
 use crate::pg::control::Control;
 use crate::pg::params::Params;
@@ -24,8 +25,10 @@ pub async fn check_all(config: &Config, params: &Params, out: Out<'_>) -> Result
     let (mut checks, slot) = match Control::connect(params).await {
         Ok(control) => {
             let found = check(control.client(), &options).await;
+            let gone = slot_gone(control.client(), config).await;
             control.close().await;
-            found?
+            let (checks, slot) = found?;
+            (but_gone(checks, gone?), slot)
         }
         Err(error) => (unreachable(error.failure(params)), None),
     };
@@ -34,6 +37,32 @@ pub async fn check_all(config: &Config, params: &Params, out: Out<'_>) -> Result
     }
     checks.extend(nats(config, slot).await?);
     write(&checks, out).map_err(unwritten)
+}
+
+/// Why `outjet setup` makes no slot, where there is none.
+async fn slot_gone(client: &Client, config: &Config) -> Result<Option<Failure>, Failure> {
+    let wanted = config.preflight_options();
+    let facts = setup::read(client, &wanted).await?;
+    if facts.slot.is_some() {
+        return Ok(None);
+    }
+    let ours = setup::source(&facts, &wanted);
+    let traces = Box::pin(Traces::find(&config.sink_options(), &ours)).await;
+    Ok(match traces {
+        Ok(traces) => traces.slot_gone(&facts, &wanted),
+        Err(error) => Some(Traces::unknown(&wanted, &error)),
+    })
+}
+
+/// The checks with a better word for the missing slot.
+fn but_gone(mut checks: Vec<Check>, gone: Option<Failure>) -> Vec<Check> {
+    let slot = |check: &&mut Check| (check.group, check.name) == ("slot", "exists");
+    if let Some(gone) = gone
+        && let Some(check) = checks.iter_mut().find(slot)
+    {
+        check.verdict = Verdict::Fail(gone);
+    }
+    checks
 }
 
 /// Whether a replication session can be opened: pg_hba and poolers may refuse just that.
@@ -120,12 +149,10 @@ async fn nats(config: &Config, source: Option<Source>) -> Result<Vec<Check>, Fai
         verdict,
     };
     let pattern = config.subject_pattern()?;
-    let found = jetstream::inspect(&options).await.and_then(|found| {
-        source
-            .iter()
-            .try_for_each(|source| found.check_writer(source))
-            .map(|()| found)
-    });
+    let found = match jetstream::inspect(&options).await {
+        Ok(found) => written_by(found, source.as_ref(), &all).await,
+        Err(error) => Err(error),
+    };
     Ok(match found {
         Ok(found) => {
             let mut checks = vec![
@@ -173,6 +200,26 @@ async fn nats(config: &Config, source: Option<Source>) -> Result<Vec<Check>, Fai
             vec![check(group, what, Verdict::Fail(error.failure(&all)))]
         }
     })
+}
+
+/// Refuses what another slot or another cluster writes, unless the record says that ours has taken
+/// its place.
+async fn written_by(
+    found: jetstream::Inspection,
+    source: Option<&Source>,
+    options: &jetstream::Options,
+) -> Result<jetstream::Inspection, jetstream::Error> {
+    let Some(ours) = source else {
+        return Ok(found);
+    };
+    let Err(error) = found.check_writer(ours) else {
+        return Ok(found);
+    };
+    let record = Box::pin(Traces::find(options, ours)).await?.record;
+    match record.is_some_and(|record| record.source.same_slot(ours)) {
+        true => Ok(found),
+        false => Err(error),
+    }
 }
 
 /// Which check it is that fails with this.

@@ -1,4 +1,5 @@
-//! `outjet drop`: slot and publication together, as a slot without its publication is no more good.
+//! `outjet drop`: slot and publication together, as a slot without its publication is no more good,
+//! and the record beside the stream, which would keep `outjet setup` from making another.
 //! Refuses while events would be lost by it. Leaves the schema and its rows alone.
 
 use std::io::IsTerminal;
@@ -9,10 +10,13 @@ use super::{Out, unwritten};
 use crate::cli;
 use crate::config::Config;
 use crate::error::{Exit, Failure, Problem};
-use crate::pg::catalog::{self, Error, Facts, Slot, Unconfirmed};
+use crate::event::lineage::Source;
+use crate::lead::record;
+use crate::pg::catalog::{self, Facts, Server, Slot, Unconfirmed};
 use crate::pg::ddl;
 use crate::pg::params::Params;
 use crate::preflight::Options;
+use crate::sink::jetstream::{Error, Options as Sink, Shelf};
 
 /// Changes that are looked at for an unconfirmed event; more is too much to look through (14 shows
 /// two for each transaction that touches other tables).
@@ -30,9 +34,63 @@ pub async fn drop_all(
         return writeln!(out, "nothing was dropped").map_err(unwritten);
     }
     let control = super::connect(params).await?;
-    let done = drop(control.client(), &options, typed.force, out).await;
+    let client = control.client();
+    let done = async {
+        drop(client, &options, typed.force, out).await?;
+        let server = Server::read(client).await;
+        server.map_err(|error| error.failure())
+    };
+    let done = done.await;
     control.close().await;
-    done
+    let ours = Source {
+        system: done?.system_identifier,
+        timeline: 0,
+        slot: options.slot,
+    };
+    drop_record(&config.sink_options(), &ours, out).await
+}
+
+/// Removes the record of the slot, last: a record without its slot is in nobody's way but
+/// `outjet setup`'s, and typing `outjet drop` again removes it.
+async fn drop_record(options: &Sink, ours: &Source, out: Out<'_>) -> Result<(), Failure> {
+    let what = format!("record of slot {}", ours.slot);
+    match Box::pin(remove_record(options, ours)).await {
+        Ok(Ok((true, bucket))) => writeln!(out, "dropped  {what} in bucket {bucket}"),
+        Ok(Ok((false, bucket))) => writeln!(out, "absent   {what} in bucket {bucket}"),
+        Ok(Err(why)) => writeln!(out, "kept     {what}: {why}"),
+        Err(Error::StreamMissing(_)) => writeln!(out, "absent   {what}: there is no stream"),
+        Err(error) => {
+            let Problem { problem, cause, .. } = error.failure(&options.of_stream()).problem;
+            writeln!(
+                out,
+                "kept     {what}, if there is one: {problem}: {cause}; to remove it, `outjet drop` \
+                 again"
+            )
+        }
+    }
+    .map_err(unwritten)
+}
+
+/// Whether there was one, and in which bucket; or why it stays.
+async fn remove_record(
+    options: &Sink,
+    ours: &Source,
+) -> Result<Result<(bool, String), String>, Error> {
+    let mut options = options.of_stream();
+    options.stream.create = false;
+    let shelf = Shelf::open(&options, ours).await?;
+    let kept = shelf.read().await?.filter(|kept| !kept.bytes.is_empty());
+    let Some(kept) = kept else {
+        return Ok(Ok((false, shelf.name())));
+    };
+    if let Some(record) = record::read(&kept).filter(|it| it.source.system != ours.system) {
+        return Ok(Err(format!(
+            "it is of the cluster with system identifier {}",
+            record.source.system
+        )));
+    }
+    shelf.remove().await?;
+    Ok(Ok((true, shelf.name())))
 }
 
 /// Asks on the terminal; without one there is nobody to ask.
@@ -186,7 +244,7 @@ fn judge(found: Unconfirmed) -> Option<String> {
 
 async fn execute(client: &Client, what: &str, sql: &str) -> Result<(), Failure> {
     let done = client.batch_execute(sql).await;
-    done.map_err(|error| Error::new(format!("drop {what}"), error).failure())
+    done.map_err(|error| catalog::Error::new(format!("drop {what}"), error).failure())
 }
 
 #[cfg(test)]

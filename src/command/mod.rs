@@ -144,14 +144,9 @@ async fn one_shot(
         Command::Bench(typed) => Box::pin(bench::bench(typed, config, params, out)).await,
         Command::Verify(typed) => Box::pin(verify::verify(typed, config, params, out)).await,
         Command::Compare(typed) => Box::pin(compare::compare(typed, config, params, out)).await,
-        Command::Recover(typed) => Box::pin(recover::recover(
-            typed.since.as_deref(),
-            config,
-            params,
-            out,
-        ))
-        .await
-        .map(|()| true),
+        Command::Recover(typed) => Box::pin(recover::recover(typed, config, params, out))
+            .await
+            .map(|()| true),
         Command::Replay(typed) => replay::replay(typed, config, params, out)
             .await
             .map(|()| true),

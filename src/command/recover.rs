@@ -8,26 +8,43 @@
 //! all is done. Whatever comes in between changes nothing: the next call begins anew, and finds the
 //! rows that were appended by their ids.
 //!
-//! Their positions lie one below the slot's consistent point, numbered: behind every commit that
-//! was published before, and before every commit that the new slot will send, the first of which
-//! may begin at the consistent point itself. None begins one below it, as records are aligned.
+//! A slot that somebody has moved stays: it holds what no table has, messages and rows that were
+//! deleted since. What it is to send ([`coming`]) is left to it.
+//!
+//! ```text
+//!  WAL   ──e1──e2──e3──e4──e5──e6──►     C: the highest that may have been confirmed
+//!           C       slot    snapshot     e2 is in no slot: appended; e4 … come through the slot
+//! ```
+//!
+//! Positions of appended rows lie one below where the slot begins, numbered: behind every commit
+//! that was published before, and before every commit that it will send, the first of which may
+//! begin at that point itself. None begins one below it, as records are aligned.
+//!
+//! Before the slot has its name, or is left alone, the record says where it begins ([`state`]).
+
+mod coming;
+mod state;
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::time::Instant;
 use tokio_postgres::Client;
 
+use self::coming::Coming;
+use self::state::{Slots, State};
 use super::progress::Progress;
 use super::rows::{self, Row, Rows};
 use super::stored::{self, Outbox, execute};
 use super::{Out, append::Append, setup, unwritten};
 use crate::assemble::{self, AssembleError, Unsent};
+use crate::cli;
 use crate::config::Config;
 use crate::error::{Exit, Failure, Problem};
 use crate::event::lineage::{Lineage, Source};
 use crate::event::{Event, Position};
 use crate::fault;
 use crate::lead::relay;
+use crate::lead::watermark::Gap;
 use crate::lsn::Lsn;
 use crate::pg::catalog::{Error, Facts, Slot, TableName};
 use crate::pg::ddl;
@@ -40,7 +57,7 @@ const FETCH_ROWS: usize = 64;
 
 /// Brings the slot back, with all that the stream lacks; says so if there is nothing to do.
 pub(super) async fn recover(
-    since: Option<&str>,
+    typed: &cli::Recover,
     config: &Config,
     params: &Params,
     out: Out<'_>,
@@ -51,7 +68,7 @@ pub(super) async fn recover(
         config,
         params,
         wanted: config.preflight_options(),
-        since,
+        typed,
     };
     let done = Box::pin(recovery.run(out)).await;
     control.close().await;
@@ -63,27 +80,54 @@ struct Recovery<'a> {
     config: &'a Config,
     params: &'a Params,
     wanted: preflight::Options,
-    since: Option<&'a str>,
+    typed: &'a cli::Recover,
 }
 
 /// The slot that is made, and the moment that it begins at.
 struct Made {
+    /// The snapshot lives as long.
     session: Session,
-    lineage: Lineage,
     consistent: Lsn,
     snapshot: String,
+}
+
+/// What is to be compared.
+struct Work<'a> {
+    assemble: &'a assemble::Options,
+    outboxes: &'a [Outbox],
+    state: &'a State,
+    /// Where the slot begins that is there.
+    kept: Option<Lsn>,
+}
+
+/// What became of the rows.
+#[derive(Default)]
+struct Published {
+    appended: u64,
+    /// Rows that a poller has published, by table.
+    left_out: Vec<(TableName, u64)>,
+    /// Events that the slot would send although the stream holds them.
+    doubled: u64,
 }
 
 impl Recovery<'_> {
     async fn run(&self, out: Out<'_>) -> Result<(), Failure> {
         let facts = setup::read(self.client, &self.wanted).await?;
         setup::refuse(&preflight::judge_server(&facts))?;
-        setup::refuse(&preflight::judge_tables(&facts, &self.wanted))?;
-        setup::refuse(&preflight::judge_publication(&facts, &self.wanted))?;
         let left = self.left_over().await?;
-        let lost = match &facts.slot {
-            Some(slot) if !slot.lost() => {
-                setup::refuse(&preflight::judge_slot(&facts, &self.wanted))?;
+        let (session, lineage) = self.identify().await?;
+        let state = State::find(self.config, lineage, &facts).await?;
+        if let Some(other) = state.other_house() {
+            if !self.typed.yes {
+                return Err(state.moved_house(other));
+            }
+            writeln!(out, "moving    from {other} to {}", state.source()).map_err(unwritten)?;
+        }
+        let facts = self.set_up(facts, out).await?;
+        let kept = facts.slot.as_ref().filter(|slot| !slot.lost());
+        if let Some(slot) = kept {
+            setup::refuse(&preflight::judge_slot(&facts, &self.wanted))?;
+            if !state.is_open() {
                 if left {
                     // The last call ended behind its last step but one.
                     self.finish(&facts).await?;
@@ -91,32 +135,130 @@ impl Recovery<'_> {
                 let name = &slot.name;
                 return writeln!(out, "exists    replication slot {name}").map_err(unwritten);
             }
-            slot => slot.is_some(),
-        };
+            refuse_active(slot)?;
+        }
         if left {
             self.drop_slot(&self.recovering()).await?;
         }
         let assemble = self.config.assemble_options(&facts.server.database)?;
-        let outboxes = Outbox::all(&assemble.tables, &facts)?;
+        let outboxes = match self.typed.accept {
+            // Nothing is compared.
+            true => Vec::new(),
+            false => Outbox::all(&assemble.tables, &facts)?,
+        };
         setup::tell_open_writers(self.client, out).await?;
-        let made = self.make().await?;
+        let made = self.make(session).await?;
         fault::point("slot made to recover");
-        let (appended, left_out) = Box::pin(self.append(&assemble, &outboxes, made)).await?;
-        for (table, rows) in left_out {
+        let consistent = made.consistent;
+        let kept = kept.and_then(|slot| slot.confirmed_flush);
+        let published = match self.typed.accept {
+            true => {
+                made.session.close().await;
+                self.tell_gap(&state, kept.unwrap_or(consistent), out)?;
+                Published::default()
+            }
+            false => {
+                let work = Work {
+                    assemble: &assemble,
+                    outboxes: &outboxes,
+                    state: &state,
+                    kept,
+                };
+                Box::pin(self.publish(&work, made, out)).await?
+            }
+        };
+        fault::point("recovered rows appended");
+        match kept.filter(|_| published.doubled == 0) {
+            Some(at) => self.keep((&facts, &state), at, out).await,
+            None => self.replace((&facts, &state), consistent, out).await,
+        }
+    }
+
+    /// Makes the publication if there is no slot either: `outjet drop` takes both.
+    async fn set_up(&self, mut facts: Facts, out: Out<'_>) -> Result<Facts, Failure> {
+        if facts.slot.is_none() && facts.publication.is_none() {
+            setup::all_but_the_slot(self.client, &self.wanted, out).await?;
+            facts = setup::read(self.client, &self.wanted).await?;
+        }
+        setup::refuse(&preflight::judge_tables(&facts, &self.wanted))?;
+        setup::refuse(&preflight::judge_publication(&facts, &self.wanted))?;
+        Ok(facts)
+    }
+
+    /// Says how large the gap is that is accepted.
+    fn tell_gap(&self, state: &State, to: Lsn, out: Out<'_>) -> Result<(), Failure> {
+        match state.gap(to) {
+            Some(Gap { from, to }) => writeln!(
+                out,
+                "accepted  gap from {from} to {to}: {} bytes of WAL were not published",
+                to.bytes_since(from)
+            ),
+            None => writeln!(out, "accepted  gap of unknown size, up to {to}"),
+        }
+        .map_err(unwritten)
+    }
+
+    /// Appends what the stream lacks, and says how much that was.
+    async fn publish(
+        &self,
+        work: &Work<'_>,
+        made: Made,
+        out: Out<'_>,
+    ) -> Result<Published, Failure> {
+        let published = Box::pin(self.append(work, made)).await?;
+        for (table, rows) in &published.left_out {
             writeln!(out, "left out  {rows} rows of {table}: published already")
                 .map_err(unwritten)?;
         }
-        writeln!(out, "appended  {appended} events").map_err(unwritten)?;
-        fault::point("recovered rows appended");
-        if lost {
+        writeln!(out, "appended  {} events", published.appended).map_err(unwritten)?;
+        Ok(published)
+    }
+
+    /// The slot stays where it is.
+    async fn keep(
+        &self,
+        (facts, state): (&Facts, &State),
+        at: Lsn,
+        out: Out<'_>,
+    ) -> Result<(), Failure> {
+        self.record(state, Slots::Kept(at), out).await?;
+        fault::point("recovered slot recorded");
+        self.finish(facts).await?;
+        let name = &self.wanted.slot;
+        writeln!(
+            out,
+            "kept      replication slot {name}, which begins at {at}"
+        )
+        .map_err(unwritten)
+    }
+
+    /// The new slot gets the name.
+    async fn replace(
+        &self,
+        (facts, state): (&Facts, &State),
+        at: Lsn,
+        out: Out<'_>,
+    ) -> Result<(), Failure> {
+        if facts.slot.is_some() {
             self.drop_slot(&self.wanted.slot).await?;
             fault::point("lost slot dropped");
         }
+        self.record(state, Slots::Made(at), out).await?;
+        fault::point("recovered slot recorded");
         let copy = ddl::copy_slot(&self.recovering(), &self.wanted.slot);
         execute(self.client, "copy the slot", &copy).await?;
         fault::point("slot copied");
-        self.finish(&facts).await?;
+        self.finish(facts).await?;
         writeln!(out, "created   replication slot {}", self.wanted.slot).map_err(unwritten)
+    }
+
+    async fn record(&self, state: &State, slot: Slots, out: Out<'_>) -> Result<(), Failure> {
+        let options = self.config.sink_options();
+        let kept = Box::pin(state.record(&options, slot)).await?;
+        if let Err(why) = kept {
+            writeln!(out, "record    not kept: {why}").map_err(unwritten)?;
+        }
+        Ok(())
     }
 
     fn recovering(&self) -> String {
@@ -166,7 +308,8 @@ impl Recovery<'_> {
         session.map_err(|error| error.failure(self.params))
     }
 
-    async fn make(&self) -> Result<Made, Failure> {
+    /// A replication session, and who we are there.
+    async fn identify(&self) -> Result<(Session, Lineage), Failure> {
         let failure = |error: crate::pg::Error| error.failure(self.params);
         let mut session = self.connect().await?;
         let system = session.identify_system().await.map_err(failure)?;
@@ -178,13 +321,16 @@ impl Recovery<'_> {
             timeline: system.timeline,
             slot: self.wanted.slot.clone(),
         };
-        let lineage = Lineage::new(source, ended.collect());
+        Ok((session, Lineage::new(source, ended.collect())))
+    }
+
+    async fn make(&self, mut session: Session) -> Result<Made, Failure> {
         // The snapshot is good until the session's next command.
         let create = ddl::create_slot_with_snapshot(&self.recovering());
         let row = session
             .query(&create)
             .await
-            .map_err(failure)?
+            .map_err(|error| error.failure(self.params))?
             .into_iter()
             .next();
         let mut values = row.unwrap_or_default().into_iter().flatten().skip(1);
@@ -192,7 +338,6 @@ impl Recovery<'_> {
         match (consistent, values.next()) {
             (Some(consistent), Some(snapshot)) => Ok(Made {
                 session,
-                lineage,
                 consistent,
                 snapshot,
             }),
@@ -207,41 +352,51 @@ impl Recovery<'_> {
         }
     }
 
-    /// Appends what the snapshot sees and the stream lacks; returns how many events that were, and
-    /// how many rows of which tables a poller has published.
-    async fn append(
-        &self,
-        assemble: &assemble::Options,
-        outboxes: &[Outbox],
-        made: Made,
-    ) -> Result<(u64, Vec<(TableName, u64)>), Failure> {
+    /// Appends what the snapshot sees, the stream lacks, and a slot that is kept does not send.
+    async fn append(&self, work: &Work<'_>, made: Made) -> Result<Published, Failure> {
+        let Work {
+            assemble,
+            outboxes,
+            state,
+            kept,
+        } = *work;
         let client = self.client;
-        let Made {
-            session,
-            lineage,
-            consistent,
-            snapshot,
-        } = made;
-        execute(client, "take the slot's snapshot", &begin(&snapshot)).await?;
+        let begin = begin(&made.snapshot);
+        execute(client, "take the slot's snapshot", &begin).await?;
+        let coming = Coming {
+            client,
+            params: self.params,
+            wanted: &self.wanted,
+        };
+        if kept.is_some() {
+            Box::pin(coming.note(assemble, made.consistent)).await?;
+        }
         let mut options = self.config.sink_options();
         options.hold = std::time::Duration::ZERO;
+        options.takes_over = state.other_house().is_some();
         let begun = Instant::now();
-        let tally = stored::load(client, &options, lineage.source()).await?;
+        let tally = stored::load(client, &options, state.source()).await?;
         let reading = begun.elapsed();
-        let since = stored::horizon(&tally, self.since)?;
+        let since = stored::horizon(&tally, self.typed.since.as_deref())?;
+        let doubled = match kept {
+            Some(_) => coming.count_as_stored(options.takes_over).await?,
+            None => 0,
+        };
         let window = self.config.relay_options().window;
         let counted = self.count(outboxes, since.as_deref()).await?;
         let rows = counted.iter().map(|(lacking, _)| lacking).sum();
         let progress = Progress::or_lines(rows, "events appended");
+        let lineage = state.lineage().clone();
         let append = Append::open((options, window), lineage, (progress, reading));
         let mut append = append.await?;
+        let begins_at = kept.filter(|_| doubled == 0).unwrap_or(made.consistent);
         let mut lacking = Lacking {
             client,
             params: self.params,
             options: assemble,
             since,
             next: Position {
-                commit: consistent.as_u64() - 1,
+                commit: begins_at.as_u64() - 1,
                 index: 0,
             },
         };
@@ -250,10 +405,14 @@ impl Recovery<'_> {
         }
         let appended = append.finish().await?;
         execute(client, "end a transaction", "COMMIT").await?;
-        session.close().await;
+        made.session.close().await;
         let tables = outboxes.iter().map(|outbox| outbox.name.clone());
         let left_out = tables.zip(counted.into_iter().map(|(_, left_out)| left_out));
-        Ok((appended, left_out.filter(|(_, rows)| *rows > 0).collect()))
+        Ok(Published {
+            appended,
+            left_out: left_out.filter(|(_, rows)| *rows > 0).collect(),
+            doubled,
+        })
     }
 
     /// How many rows of each table the stream lacks, and how many more a poller has published.
@@ -272,6 +431,23 @@ impl Recovery<'_> {
         }
         Ok(counted)
     }
+}
+
+/// A leader would publish meanwhile, and confirm.
+fn refuse_active(slot: &Slot) -> Result<(), Failure> {
+    if !slot.active {
+        return Ok(());
+    }
+    let holder = match &slot.holder {
+        Some(holder) => format!("held by {holder}"),
+        None => "held by a backend that is just ending".to_owned(),
+    };
+    let fix = "stop every outjet first, then `outjet recover`";
+    let problem = format!("replication slot \"{}\" is in use", slot.name);
+    Err(Failure::halt(
+        Exit::CheckFailed,
+        Problem::new(problem, holder, fix),
+    ))
 }
 
 /// Values as text must be what the slot sends.

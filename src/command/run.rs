@@ -46,7 +46,8 @@ pub(super) async fn run(
     let setup_first = typed.setup;
     let before = async || match setup_first {
         true => {
-            let setup = setup::setup_unattended(config, &options.params);
+            let out = &mut std::io::stderr();
+            let setup = setup::setup_all(config, &options.params, false, out);
             super::unless_stalled(&options.params, Box::pin(setup)).await
         }
         false => Ok(()),

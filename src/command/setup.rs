@@ -6,34 +6,19 @@
 use tokio_postgres::Client;
 
 use super::{Out, unwritten};
+use crate::cli;
 use crate::config::Config;
 use crate::error::{Disposition, Exit, Failure, Problem};
+use crate::event::lineage::Source;
+use crate::lead::traces::Traces;
 use crate::pg::catalog::{self, Error, Facts, Publication, TableName};
 use crate::pg::ddl;
 use crate::pg::params::Params;
 use crate::preflight::{self, Check, Options};
 use crate::sink::jetstream;
 
-/// Sets up Postgres, then the stream, without anybody watching: never makes a slot where the stream
-/// holds events of ours, because what was committed since the last one went is in no slot.
-pub async fn setup_unattended(config: &Config, params: &Params) -> Result<(), Failure> {
-    let control = super::connect(params).await?;
-    let wanted = config.preflight_options();
-    let facts = read(control.client(), &wanted).await?;
-    let mut options = config.sink_options().of_stream();
-    options.stream.create = false;
-    let newest = match jetstream::inspect(&options).await {
-        Ok(found) => found.newest,
-        Err(jetstream::Error::StreamMissing(_)) => Vec::new(),
-        Err(error) => return Err(error.failure(&options)),
-    };
-    if let Some(gone) = preflight::slot_gone(&facts, &wanted, (&options.stream.name, &newest)) {
-        return Err(gone);
-    }
-    setup_all(config, params, false, &mut std::io::stderr()).await
-}
-
-/// Sets up Postgres, then the stream.
+/// Sets up Postgres, then the stream. Never makes a slot where one has fed the stream: what was
+/// committed since that went is in no slot.
 pub async fn setup_all(
     config: &Config,
     params: &Params,
@@ -41,11 +26,44 @@ pub async fn setup_all(
     out: Out<'_>,
 ) -> Result<(), Failure> {
     let control = super::connect(params).await?;
-    let done = setup(control.client(), &config.preflight_options(), dry_run, out).await;
+    let (client, wanted) = (control.client(), config.preflight_options());
+    let done = async {
+        // What is wrong in Postgres is told first.
+        let nowhere = &mut std::io::sink();
+        setup(client, &wanted, true, nowhere).await?;
+        refuse_new_slot(client, config, &wanted).await?;
+        setup(client, &wanted, dry_run, out).await
+    };
+    let done = done.await;
     control.close().await;
     done?;
     let options = config.sink_options();
     set_up_streams(&options, dry_run, out).await
+}
+
+/// Refuses to make a slot where the record or the stream shows that there was one.
+async fn refuse_new_slot(
+    client: &Client,
+    config: &Config,
+    wanted: &Options,
+) -> Result<(), Failure> {
+    let facts = read(client, wanted).await?;
+    if facts.slot.is_some() {
+        return Ok(());
+    }
+    let options = config.sink_options();
+    let traces = Box::pin(Traces::find(&options, &source(&facts, wanted))).await;
+    let traces = traces.map_err(|error| error.failure(&options.of_stream()))?;
+    traces.slot_gone(&facts, wanted).map_or(Ok(()), Err)
+}
+
+/// Who we would write as. The timeline is not known.
+pub(super) fn source(facts: &Facts, wanted: &Options) -> Source {
+    Source {
+        system: facts.server.system_identifier.clone(),
+        timeline: 0,
+        slot: wanted.slot.clone(),
+    }
 }
 
 async fn set_up_streams(
@@ -91,16 +109,26 @@ async fn set_up_stream(
 /// Sets up all but the slot, and makes that with the rows that are in the tables already.
 pub async fn backfill_all(config: &Config, params: &Params, out: Out<'_>) -> Result<(), Failure> {
     let control = super::connect(params).await?;
-    let how = How {
-        dry_run: false,
-        slot: false,
-    };
-    let done = set_up(control.client(), &config.preflight_options(), how, out).await;
+    let done = all_but_the_slot(control.client(), &config.preflight_options(), out).await;
     control.close().await;
     done?;
     let options = config.sink_options();
     set_up_streams(&options, false, out).await?;
-    Box::pin(super::recover::recover(None, config, params, out)).await
+    let typed = cli::Recover::default();
+    Box::pin(super::recover::recover(&typed, config, params, out)).await
+}
+
+/// What a slot must find when it is made.
+pub(super) async fn all_but_the_slot(
+    client: &Client,
+    options: &Options,
+    out: Out<'_>,
+) -> Result<(), Failure> {
+    let how = How {
+        dry_run: false,
+        slot: false,
+    };
+    set_up(client, options, how, out).await
 }
 
 /// Sets up what is missing, or only prints the SQL that would do it. What is found wrong stops it

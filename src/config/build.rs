@@ -9,9 +9,9 @@ use super::{
 use crate::assemble;
 use crate::error::{Exit, Failure, Problem};
 use crate::format;
-use crate::lead::relay;
 use crate::lead::retention::{self, Partitions};
 use crate::lead::window::Limits;
+use crate::lead::{record, relay};
 use crate::mapping::{self, ExtraColumn, Field, Inside, Mapping, Marker, Origin, Syntax};
 use crate::pg::catalog::TableName;
 use crate::pg::params::{Params, RootCert, TargetSessionAttrs};
@@ -168,6 +168,8 @@ impl Config {
             buries,
             bodies: (self.publish.on_oversize == OnOversize::ObjectStore).then(bodies),
             record: true,
+            whose: record::whose,
+            takes_over: false,
             delayed: (self.publish.delayed == Delayed::Schedule).then(|| stream.delayed()),
             stream,
             in_flight_max: self.publish.in_flight_max,

@@ -1,9 +1,11 @@
 //! Leading: taking the slot ([`term`]), streaming from it ([`relay`]), what is under way
-//! ([`window`]), what is known of it later ([`record`], [`watermark`]), and looking after the partitions meanwhile ([`retention`]).
+//! ([`window`]), what is known of it later ([`record`], [`watermark`], [`traces`]), and looking
+//! after the partitions meanwhile ([`retention`]).
 
 pub mod record;
 pub mod relay;
 pub mod retention;
 pub mod term;
+pub mod traces;
 pub mod watermark;
 pub mod window;

@@ -13,7 +13,7 @@ use super::watermark::{self, Facts, Gap, Record, Switch, Verdict, Watermark};
 use super::window::{Confirmed, Window};
 use crate::error::{Failure, Problem};
 use crate::event::Position;
-use crate::event::lineage::{Lineage, Place};
+use crate::event::lineage::{Lineage, Place, Source};
 use crate::lsn::Lsn;
 use crate::sink::jetstream::{JetStream, Standing};
 use crate::sink::{At, Kept, Past, Settled, UNRECORDED_MAX, Write, Written};
@@ -53,26 +53,28 @@ pub async fn claim(
     server: Server,
     instance: &str,
 ) -> Result<Begun, Failure> {
-    let history: Vec<Switch> = lineage.ended().iter().map(Switch::from).collect();
     let kept = sink.kept().await?;
     let found = kept.as_ref().ok().and_then(Option::as_ref).and_then(read);
     let reached = found.as_ref().and_then(|found| found.stored.as_ref());
     let reached = reached.map_or(0, |place| place.sequence);
     let delayed = found.as_ref().is_some_and(|found| found.delayed > 0);
     let standing = sink.standing(reached, delayed).await?;
+    refuse_other_house(found.as_ref(), &standing, lineage.source())?;
     let last_writer = found.as_ref().map(|found| found.server_id.clone());
-    let blank = blank(lineage, &standing, server.start);
+    let history: Vec<Switch> = lineage.ended().iter().map(Switch::from).collect();
+    let mut blank = Record::blank(lineage.source(), &history, server.start);
+    blank.stream_created.clone_from(&standing.created);
     let revision = kept.as_ref().ok().and_then(Option::as_ref);
     let revision = revision.map_or(0, |kept| kept.revision);
     let mut keeper = Keeper::new(found.unwrap_or_else(|| blank.clone()), revision);
     keeper.record.term += 1;
     instance.clone_into(&mut keeper.record.instance);
     keeper.record.server_id.clone_from(&standing.server_id);
-    let kept = match kept {
+    let claimed = match kept {
         Ok(_) => keeper.store(sink).await?,
         Err(why) => Err(why),
     };
-    if let Err(why) = kept {
+    if let Err(why) = claimed {
         keeper = Keeper::new(blank, 0);
         keeper.give_up(&why);
     }
@@ -80,8 +82,7 @@ pub async fn claim(
         Some(place) => sink.found_at(place).await?,
         None => At::Nothing,
     };
-    let same_process =
-        last_writer.is_some_and(|last| !last.is_empty() && last == standing.server_id);
+    let same = |last: String| !last.is_empty() && last == standing.server_id;
     let facts = Facts {
         source: lineage.source(),
         history: &history,
@@ -94,48 +95,25 @@ pub async fn claim(
         letters: standing.letters,
         delayed: standing.delayed,
         at_stored,
-        current: standing.record_replicas >= SAFE_REPLICAS || same_process,
+        current: standing.record_replicas >= SAFE_REPLICAS || last_writer.is_some_and(same),
         void: server.void,
     };
     let verdict = watermark::judge(&keeper.record, &facts);
-    let Verdict {
-        record,
-        watermark,
-        gap,
-        void,
-    } = verdict.map_err(|refusal| refusal.failure(&facts))?;
-    if let Some(void) = void {
-        warn!(cause = %void, "the record does not hold: the stream is searched instead");
+    let verdict = verdict.map_err(|refusal| refusal.failure(&facts))?;
+    keeper.begin(sink, verdict, server.flush).await
+}
+
+/// Another cluster's record is not claimed: who leads there would yield.
+fn refuse_other_house(
+    found: Option<&Record>,
+    standing: &Standing,
+    ours: &Source,
+) -> Result<(), Failure> {
+    let found = found.filter(|found| found.stream_created == standing.created);
+    match found.map(|found| &found.source) {
+        Some(found) if found.system != ours.system => Err(watermark::other_system(ours, found)),
+        _ => Ok(()),
     }
-    let changed = std::mem::replace(&mut keeper.record, record) != keeper.record;
-    if changed
-        && keeper.kept
-        && let Err(why) = keeper.store(sink).await?
-    {
-        return Err(not_written(&why));
-    }
-    let Record {
-        base,
-        letters,
-        delayed,
-        gap: open_gap,
-        ..
-    } = &keeper.record;
-    Ok(Begun {
-        past: Past {
-            new_from: Position {
-                commit: server.flush.as_u64(),
-                index: 0,
-            },
-            settled_to: watermark.settled_to(),
-            stored: *base,
-            letters: *letters,
-            delayed: *delayed,
-        },
-        gap: gap.or(*open_gap),
-        watermark,
-        keeper,
-    })
 }
 
 /// As many copies of the record as no single power failure takes back.
@@ -193,6 +171,54 @@ pub enum Urgency {
 }
 
 impl Keeper {
+    /// Writes what the verdict changes, before the first publish.
+    async fn begin(
+        mut self,
+        sink: &mut JetStream,
+        verdict: Verdict,
+        flush: Lsn,
+    ) -> Result<Begun, Failure> {
+        let Verdict {
+            record,
+            watermark,
+            gap,
+            void,
+        } = verdict;
+        if let Some(void) = void {
+            warn!(cause = %void, "the record does not hold: the stream is searched instead");
+        }
+        let changed = std::mem::replace(&mut self.record, record) != self.record;
+        if changed
+            && self.kept
+            && let Err(why) = self.store(sink).await?
+        {
+            return Err(not_written(&why));
+        }
+        let Record {
+            base,
+            letters,
+            delayed,
+            gap: open_gap,
+            ..
+        } = &self.record;
+        let new_from = Position {
+            commit: flush.as_u64(),
+            index: 0,
+        };
+        Ok(Begun {
+            past: Past {
+                new_from,
+                settled_to: watermark.settled_to(),
+                stored: *base,
+                letters: *letters,
+                delayed: *delayed,
+            },
+            gap: gap.or(*open_gap),
+            watermark,
+            keeper: self,
+        })
+    }
+
     fn new(record: Record, revision: u64) -> Self {
         Self {
             recorded: record.confirmed,
@@ -398,24 +424,9 @@ pub fn not_written(why: &str) -> Failure {
     ))
 }
 
-/// A record for a slot that has none.
-fn blank(lineage: &Lineage, standing: &Standing, start: Lsn) -> Record {
-    Record {
-        version: watermark::VERSION,
-        source: lineage.source().clone(),
-        history: lineage.ended().iter().map(Switch::from).collect(),
-        stream_created: standing.created.clone(),
-        settled: None,
-        stored: None,
-        base: 0,
-        letters: 0,
-        delayed: 0,
-        confirmed: start,
-        gap: None,
-        term: 0,
-        instance: String::new(),
-        server_id: String::new(),
-    }
+/// Whose events a record speaks of.
+pub fn whose(kept: &Kept) -> Option<Source> {
+    read(kept).map(|record| record.source)
 }
 
 /// What is kept, unless it was deleted or is no record.

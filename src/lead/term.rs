@@ -19,6 +19,7 @@ use crate::error::{Disposition, Exit, Failure, Problem};
 use crate::event::lineage::{Lineage, Source};
 use crate::lead::record::{self, Begun, Server};
 use crate::lead::relay::{self, End, Relay, Start};
+use crate::lead::traces::Traces;
 use crate::lead::window::Confirmed;
 use crate::lsn::Lsn;
 use crate::pg::catalog::{Facts, Holder, Leading, Slot};
@@ -249,13 +250,18 @@ impl Term<'_> {
     }
 
     /// Whether the slot is missing that has fed the stream, as on a standby that was promoted
-    /// without it. A stream that cannot be read tells nothing.
+    /// without it. A stream that cannot be read does not tell.
     async fn slot_gone(&self, facts: &Facts) -> Option<Failure> {
-        let mut options = self.options.sink.of_stream();
-        options.stream.create = false;
-        let found = Box::pin(jetstream::inspect(&options)).await.ok()?;
-        let stream = (options.stream.name.as_str(), found.newest.as_slice());
-        preflight::slot_gone(facts, &self.options.preflight, stream)
+        let ours = Source {
+            system: facts.server.system_identifier.clone(),
+            timeline: 0,
+            slot: self.options.preflight.slot.clone(),
+        };
+        let wanted = &self.options.preflight;
+        match Box::pin(Traces::find(&self.options.sink, &ours)).await {
+            Ok(traces) => traces.slot_gone(facts, wanted),
+            Err(error) => Some(Traces::unknown(wanted, &error)),
+        }
     }
 
     async fn facts(&self, control: &Control) -> Result<Facts, Failure> {

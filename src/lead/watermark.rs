@@ -64,6 +64,28 @@ pub struct Record {
     pub server_id: String,
 }
 
+impl Record {
+    /// Of a slot of which nothing is known but where it stands, in nobody's term.
+    pub fn blank(source: &Source, history: &[Switch], confirmed: Lsn) -> Self {
+        Self {
+            version: VERSION,
+            source: source.clone(),
+            history: history.to_vec(),
+            stream_created: String::new(),
+            settled: None,
+            stored: None,
+            base: 0,
+            letters: 0,
+            delayed: 0,
+            confirmed,
+            gap: None,
+            term: 0,
+            instance: String::new(),
+            server_id: String::new(),
+        }
+    }
+}
+
 /// The end of a timeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Switch {
@@ -215,11 +237,7 @@ pub enum Refusal {
 impl Refusal {
     /// For whom it may concern, with the fix.
     pub fn failure(&self, facts: &Facts<'_>) -> Failure {
-        let Source {
-            system,
-            timeline,
-            slot,
-        } = facts.source;
+        let Source { timeline, slot, .. } = facts.source;
         let halt = |problem: String, cause: String, fix: &str| {
             Failure::halt(Exit::Config, Problem::new(problem, cause, fix))
         };
@@ -229,12 +247,7 @@ impl Refusal {
                 format!("its version is {found}, this program knows {VERSION}"),
                 "use the outjet that wrote it, or a newer one",
             ),
-            Self::OtherSystem(found) => halt(
-                format!("the stream holds events of another cluster's slot {slot}"),
-                format!("they came from system {}, this is {system}", found.system),
-                "connect to the cluster of before; if this one has taken its place (restored from \
-                 a dump, upgraded, moved): `outjet recover --yes`",
-            ),
+            Self::OtherSystem(found) => other_system(facts.source, found),
             Self::OlderTimeline(found) => halt(
                 "the server is behind the one that was published from".to_owned(),
                 format!("that was on timeline {found}, this one is on {timeline}"),
@@ -261,6 +274,18 @@ impl Refusal {
             )),
         }
     }
+}
+
+/// Another cluster publishes into the stream, or did.
+pub fn other_system(ours: &Source, found: &Source) -> Failure {
+    let Source { system, slot, .. } = ours;
+    let problem = Problem::new(
+        format!("the stream holds events of another cluster's slot {slot}"),
+        format!("they came from system {}, this is {system}", found.system),
+        "connect to the cluster of before; if this one has taken its place (restored from a dump, \
+         upgraded, moved): `outjet recover --yes`",
+    );
+    Failure::halt(Exit::Config, problem)
 }
 
 /// Says how a term begins after what the last one left.

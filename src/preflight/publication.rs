@@ -53,8 +53,8 @@ fn missing(facts: &Facts, options: &Options) -> Verdict {
                  since cannot be decoded",
                 options.slot
             ),
-            "if nothing was written to the outbox since: `outjet drop --force && outjet setup`; \
-             else compare the table with the stream before you do so",
+            "`outjet drop --force && outjet recover`: what the stream lacks is published from the \
+             tables; events without a row are lost",
         );
     }
     Verdict::halt(

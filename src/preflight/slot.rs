@@ -132,7 +132,7 @@ fn ours(facts: &Facts, slot: &Slot) -> Verdict {
         return Verdict::halt(
             format!("replication slot \"{name}\" decodes prepared transactions"),
             "it was made with two_phase: it may send what is rolled back later",
-            "let it be drained, then `outjet drop && outjet setup`",
+            "let it be drained, then `outjet drop && outjet recover`",
         );
     }
     Verdict::Pass(format!("slot {name} exists, pgoutput, this database"))

@@ -324,7 +324,7 @@ async fn table_whose_id_is_no_column_is_replayed_but_not_compared() {
     }
     assert_eq!(slots(&stage).await, "");
     assert_eq!(types(&stage, "setup").await.code, Some(0));
-    let _outjet = stage.lead().await;
+    let mut outjet = stage.lead().await;
     let replayed = types(&stage, "replay --all").await;
     assert_eq!(replayed.code, Some(0), "{replayed:?}");
     stage.confirmed().await;
@@ -332,6 +332,18 @@ async fn table_whose_id_is_no_column_is_replayed_but_not_compared() {
         told(&stage, "Outjet-Id").await,
         ["public.outbox:1", "public.outbox:2"]
     );
+    // Without its slot there is one way on.
+    assert_eq!(outjet.terminate(SOON).await, Some(0));
+    stage.drop_slot("outjet").await;
+    assert_eq!(types(&stage, "setup").await.code, Some(78));
+    assert_eq!(types(&stage, "recover").await.code, Some(1));
+    let accepted = types(&stage, "recover --accept").await;
+    assert_eq!(accepted.code, Some(0), "{accepted:?}");
+    assert!(
+        accepted.stdout.starts_with("accepted  gap from 0/"),
+        "{accepted:?}"
+    );
+    assert_eq!(slots(&stage).await, "outjet");
 }
 
 async fn json(stage: &Stage, typed: &str) -> (Option<i32>, Value) {

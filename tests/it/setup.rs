@@ -33,12 +33,13 @@ fn options(schema: &str, name: &str, columns: &[&str]) -> Options {
     }
 }
 
-fn native() -> Options {
+/// What outjet wants of the table that it makes itself.
+pub(crate) fn native() -> Options {
     let columns = ["id", "created_at", "aggregatetype", "type", "payload"];
     options("outbox", "events", &columns)
 }
 
-async fn set_up(client: &Session, options: &Options) -> Result<String, Failure> {
+pub(crate) async fn set_up(client: &Session, options: &Options) -> Result<String, Failure> {
     let mut out = Vec::new();
     setup::setup(client, options, false, &mut out).await?;
     Ok(String::from_utf8(out).expect("text"))

@@ -361,7 +361,8 @@ impl Told<'_> {
                 Exit::Config,
                 problem(
                     "the replication slot does not exist".to_owned(),
-                    "if no events were streamed before, `outjet setup`".to_owned(),
+                    "`outjet recover`; if no events were streamed before, `outjet setup`"
+                        .to_owned(),
                 ),
             ),
             // Of another database, invalidated, or wal_level is not logical; 22023, 42601, 0A000

@@ -640,6 +640,8 @@ mod tests {
             bodies: None,
             delayed: None,
             record: false,
+            whose: |_| None,
+            takes_over: false,
             in_flight_max: 1,
             in_flight_bytes_max: 1,
             ack_timeout: Duration::from_secs(1),

@@ -66,7 +66,6 @@ pub use self::follower::Follower;
 use self::headers::{headers, wire_len};
 use self::hold::{Hold, Seen, Witness};
 pub use self::ingress::Ingress;
-use self::inspection::check_newest;
 pub use self::inspection::{Inspection, inspect};
 pub use self::ledger::{Ledger, Line, Past};
 pub use self::letterbox::{DeadLetter, Letterbox};
@@ -242,7 +241,7 @@ impl JetStream {
         if !self.memory.complete() {
             let newest = tail::newest_marks(&connection.stream, bounds);
             let newest = connection.unless_broken(Box::pin(newest)).await?;
-            check_newest(&self.options.stream, &newest, self.lineage.source())?;
+            Box::pin(self.check_newest(&connection, &newest)).await?;
         }
         let newest = match self.hold.holds() {
             true => hold::newest(&connection, bounds).await?,

@@ -8,7 +8,9 @@ use super::delayed::prefix;
 use super::ingress::Ingress;
 use super::letters::invalid_subject;
 use crate::event::Rejected;
+use crate::event::lineage::Source;
 use crate::route;
+use crate::sink::Kept;
 
 /// Everything the sink must be told.
 #[derive(Clone, Debug)]
@@ -23,6 +25,11 @@ pub struct Options {
     pub buries: Buries,
     /// Whether what a leader knows is kept beside the stream.
     pub record: bool,
+    /// Whose events it speaks of: where they are ours, the newest of the stream may be those of the
+    /// cluster that ours has replaced.
+    pub whose: fn(&Kept) -> Option<Source>,
+    /// Whether ours takes the place of another cluster now.
+    pub takes_over: bool,
     /// The bucket for bodies that no message holds; `None`: their events cannot be published.
     pub bodies: Option<StreamOptions>,
     /// The stream of what is delayed; `None` to publish that like all else.

@@ -12,9 +12,9 @@ use super::client::Connection;
 use super::error::Error;
 use super::messages::Messages;
 use super::options::Options;
-use super::{JetStream, epoch_mut, tail};
+use super::{JetStream, epoch_mut, inspection, tail};
 use crate::error::Failure;
-use crate::event::lineage::{Place, Source};
+use crate::event::lineage::{Mark, Place, Source};
 use crate::fault;
 use crate::sink::{At, Kept, Past, Report, Write, Written};
 
@@ -155,6 +155,39 @@ impl JetStream {
                 let within = self.options.ack_timeout;
                 bucket.write(&epoch.connection, write, within).await
             }
+        }
+    }
+
+    /// Refuses to append behind these newest events, unless ours have taken the place of those of
+    /// another cluster: the record says so.
+    pub(super) async fn check_newest(
+        &self,
+        connection: &Connection,
+        newest: &[Mark],
+    ) -> Result<(), Error> {
+        let ours = self.lineage.source();
+        let checked = inspection::check_newest(&self.options.stream, newest, ours);
+        let Err(error @ Error::OtherSource { .. }) = checked else {
+            return checked;
+        };
+        if self.options.takes_over {
+            return Ok(());
+        }
+        if !self.options.record || self.denied.is_some() {
+            return Err(error);
+        }
+        // None is made beside a stream that may not be ours.
+        let mut options = self.options.clone();
+        options.stream.create = false;
+        let kept = match open(connection, &options, ours).await {
+            Ok(Ok(bucket)) => connection.unless_broken(Box::pin(bucket.read())).await?,
+            Ok(Err(_)) | Err(Error::BucketDenied(_)) => None,
+            Err(error) => return Err(error),
+        };
+        let whose = kept.as_ref().and_then(self.options.whose);
+        match whose.is_some_and(|whose| whose.same_slot(ours)) {
+            true => Ok(()),
+            false => Err(error),
         }
     }
 

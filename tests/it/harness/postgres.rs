@@ -205,6 +205,25 @@ impl Postgres {
         standby
     }
 
+    /// Keeps a copy of the data of this server, which is stopped.
+    pub(crate) fn save(&self) {
+        assert!(self.process.is_none(), "the server is running");
+        let mut copy = Command::new("cp");
+        copy.arg("-a").arg(self.data()).arg(self.saved());
+        run(as_server(copy));
+    }
+
+    /// Puts back what was [saved](Self::save), as from a backup of the disk.
+    pub(crate) fn put_back(&self) {
+        assert!(self.process.is_none(), "the server is running");
+        let mut remove = Command::new("rm");
+        remove.arg("-r").arg(self.data());
+        run(as_server(remove));
+        let mut copy = Command::new("cp");
+        copy.arg("-a").arg(self.saved()).arg(self.data());
+        run(as_server(copy));
+    }
+
     /// Makes a primary of a standby, and waits until it is one.
     pub(crate) async fn promote(&self) {
         let promoted = self.connect().await.text("SELECT pg_promote()").await;
@@ -330,6 +349,10 @@ impl Postgres {
     /// Its data directory.
     pub(crate) fn data(&self) -> PathBuf {
         self.home.path().join("data")
+    }
+
+    fn saved(&self) -> PathBuf {
+        self.home.path().join("saved")
     }
 
     /// What it has logged.

@@ -6,6 +6,7 @@ use outjet::error::Problem;
 use super::{CONFIG, Site};
 use crate::harness::nats::BATCHING;
 use crate::harness::{Nats, Postgres, World};
+use crate::setup;
 
 const ATOMIC: &str = "publish: {transactions: atomic}\n";
 
@@ -22,6 +23,9 @@ async fn server_that_is_too_old_for_atomic_transactions_is_refused_and_gets_no_s
         "upgrade the server, or set publish.transactions to pipelined",
     );
     site.refuses("setup", CONFIG, &problem).await;
+    let client = world.postgres.connect().await;
+    let done = setup::set_up(&client, &setup::native()).await;
+    done.expect("the slot, too");
     let found = jetstream.get_stream("OUTBOX").await;
     assert!(found.is_err(), "a stream that cannot be used was made");
     site.fails_and_halts("nats reachable", &problem).await;

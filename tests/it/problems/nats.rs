@@ -8,20 +8,18 @@ use super::{
     CONFIG, NATS_SECRET, NOT_PERMITTED, SOON, Site, UNAVAILABLE, connection_refused, ends, halted,
 };
 use crate::harness::{Nats, Postgres, World, drain, nats};
+use crate::setup;
 
 async fn with(nats: nats::Builder) -> World {
     World::with(Postgres::builder(), nats).await
 }
 
-/// Sets Postgres up; setup ends with the stream, which may fail.
+/// Sets Postgres up: `outjet setup` makes no slot before it has seen that the stream has no events.
 async fn with_postgres(world: &World) -> Site {
-    let site = Site::of(world);
-    let output = site.types("setup").await;
-    assert!(
-        output.stdout.contains("replication slot outjet"),
-        "{output:?}"
-    );
-    site
+    let client = world.postgres.connect().await;
+    let done = setup::set_up(&client, &setup::native()).await;
+    done.expect("set up");
+    Site::of(world)
 }
 
 /// The server as messages name it.
@@ -77,11 +75,11 @@ async fn account_without_jetstream_is_told_apart_from_a_server_without_it() {
          S {{ jetstream: enabled, users: [{{user: s, password: s}}] }} }}"
     );
     let world = with(Nats::builder().config(&accounts)).await;
-    let site = Site::of(&world).with("NATS_URL", world.nats.url());
+    let site = with_postgres(&world).await;
     let site = site
+        .with("NATS_URL", world.nats.url())
         .with("NATS_USER", "app")
         .with("NATS_PASSWORD", NATS_SECRET);
-    site.types("setup").await;
     let problem = Problem::new(
         format!("{} has no JetStream for our account", at(&world)),
         "the account that we log in to has no JetStream",
@@ -94,8 +92,8 @@ async fn account_without_jetstream_is_told_apart_from_a_server_without_it() {
 async fn wrong_credentials_are_told_and_never_repeated() {
     let users = "authorization { users: [{user: app, password: another}] }";
     let world = with(Nats::builder().config(users)).await;
-    let plain = Site::of(&world).with("NATS_URL", world.nats.url());
-    plain.types("setup").await;
+    let plain = with_postgres(&world).await;
+    let plain = plain.with("NATS_URL", world.nats.url());
     let problem = Problem::new(
         format!("{} refuses our credentials", at(&world)),
         "nats: authorization violation",
