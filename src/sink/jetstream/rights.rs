@@ -39,11 +39,7 @@ pub async fn check_rights(options: &Options, pattern: &str) -> Result<Vec<String
     let subjects = [Some(own), letter, chunks, names].into_iter().flatten();
     let subjects: Vec<String> = subjects.collect();
     for subject in &subjects {
-        let headers = HeaderMap::from_iter([(
-            EXPECTED_STREAM.parse().expect("a header's name"),
-            NO_STREAM.parse().expect("a header's value"),
-        )]);
-        let message = (subject.clone(), headers, Bytes::new());
+        let message = (subject.clone(), unheeded(), Bytes::new());
         denied(
             connection
                 .request(message, options.nats.connect_timeout)
@@ -54,6 +50,8 @@ pub async fn check_rights(options: &Options, pattern: &str) -> Result<Vec<String
         Some(&options.stream),
         options.dead_letters.as_ref(),
         options.bodies.as_ref(),
+        // The leader reads what is delayed when its term begins.
+        options.delayed.as_ref(),
     ];
     for stream in streams.into_iter().flatten() {
         let messages = Messages::new(connection.context.clone(), &stream.name);
@@ -67,10 +65,19 @@ pub async fn check_rights(options: &Options, pattern: &str) -> Result<Vec<String
     Ok(subjects)
 }
 
+/// What no stream takes.
+pub(super) fn unheeded() -> HeaderMap {
+    HeaderMap::from_iter([(
+        EXPECTED_STREAM.parse().expect("a header's name"),
+        NO_STREAM.parse().expect("a header's value"),
+    )])
+}
+
 /// Any other answer is one: that nobody listens, or that there is no such stream yet.
-fn denied<T>(tried: Result<T, Error>) -> Result<(), Error> {
+pub(super) fn denied<T>(tried: Result<T, Error>) -> Result<(), Error> {
+    use Error::{BucketDenied, InboxDenied, PublishDenied};
     match tried {
-        Err(error @ (Error::PublishDenied(_) | Error::InboxDenied(_))) => Err(error),
+        Err(error @ (PublishDenied(_) | InboxDenied(_) | BucketDenied(_))) => Err(error),
         Ok(_) | Err(_) => Ok(()),
     }
 }
