@@ -201,6 +201,7 @@ impl Metrics {
         self.oldest_unpublished.set(0.0);
         self.nats_connected.set(0);
         self.record_kept.set(0);
+        self.slot_gap_bytes.set(0);
     }
 
     /// Gives each its name and its line of help.
