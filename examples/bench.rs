@@ -29,6 +29,10 @@ const ORIGIN: &str = "origin";
 /// For one pass, on the slowest machine and with the largest backlog that make sense.
 const PASS_WITHIN: Duration = Duration::from_secs(3600);
 
+/// For `--instructions`: so many that four rounds on a busy machine differed by less than 1 %, so
+/// few that callgrind needs no more than half a minute of CPU time for each pass.
+const COUNTED_EVENTS: u64 = 20_000;
+
 /// Linux counts CPU time in 1/100 s (USER_HZ in include/asm-generic/param.h).
 const TICKS_PER_SECOND: f64 = 100.0;
 
@@ -67,6 +71,9 @@ struct Asked {
     #[arg(long, value_name = "N", conflicts_with = "events",
           value_parser = clap::value_parser!(u64).range(1..))]
     tail: Option<u64>,
+    /// Count outjet's instructions per event with callgrind, whatever else the machine does
+    #[arg(long, conflicts_with_all = ["events", "tail", "beside"])]
+    instructions: bool,
     /// Postgres's bin directory, with pg_recvlogical in it [default: the newest that is found]
     #[arg(long, value_name = "DIR")]
     postgres: Option<PathBuf>,
@@ -196,7 +203,13 @@ struct Pass {
 async fn main() {
     let mut asked = Asked::parse();
     asked.events = asked.tail.unwrap_or(asked.events);
-    let bench = Bench::prepare(&asked).await;
+    if asked.instructions {
+        asked.events = COUNTED_EVENTS;
+    }
+    let mut bench = Bench::prepare(&asked).await;
+    if asked.instructions {
+        return bench.instructions().await;
+    }
     if asked.tail.is_some() {
         return bench.tails().await;
     }
@@ -267,7 +280,7 @@ impl<'a> Bench<'a> {
         bench.introduce().await;
         let nats = Broker::start(1).await;
         bench.set_up(&nats, ORIGIN, asked.manner()).await;
-        bench.write().await;
+        bench.write(1).await;
         bench
     }
 
@@ -292,20 +305,22 @@ impl<'a> Bench<'a> {
         );
     }
 
-    async fn write(&mut self) {
+    /// Writes so many events as were asked for, the first of this number.
+    async fn write(&mut self, first: u64) {
         let Asked {
             events,
             transaction,
             payload,
             ..
         } = self.asked;
+        let last = first + events - 1;
         // {"i": 1, "words": "…"}: 20 characters besides the number and the words.
         let sql = format!(
-            "DO $$ BEGIN FOR n IN 1..{events} BY {transaction} LOOP
+            "DO $$ BEGIN FOR n IN {first}..{last} BY {transaction} LOOP
                INSERT INTO outbox.events (aggregatetype, aggregateid, type, payload)
                SELECT 'order', (i % 1000)::text, 'created', jsonb_build_object('i', i, 'words',
                  left(repeat('some words ', {payload}), {payload} - 20 - length(i::text)))
-               FROM generate_series(n, least(n + {transaction} - 1, {events})) AS i;
+               FROM generate_series(n, least(n + {transaction} - 1, {last})) AS i;
                COMMIT;
              END LOOP; END $$"
         );
@@ -386,7 +401,8 @@ impl<'a> Bench<'a> {
         self.set_up(&nats, slot, manner).await;
         let before = nats.cpu();
         let started = Instant::now();
-        let outjet = self.publish(&nats, slot, manner).await;
+        let call = self.call(&nats, slot, manner);
+        let outjet = self.publish(call, slot).await;
         let pass = Pass {
             elapsed: started.elapsed(),
             cpu: cpu(outjet.id()),
@@ -407,15 +423,63 @@ impl<'a> Bench<'a> {
     }
 
     /// Runs outjet until all of the backlog is confirmed.
-    async fn publish(&self, nats: &Broker, slot: &str, manner: Manner) -> Outjet {
+    async fn publish(&self, call: outjet::Builder, slot: &str) -> Outjet {
         let confirmed = format!(
             "SELECT confirmed_flush_lsn >= '{}' FROM pg_replication_slots
              WHERE slot_name = '{slot}'",
             self.end,
         );
-        let outjet = self.call(nats, slot, manner).args(["run"]).spawn();
-        self.session.until_text(&confirmed, "t", PASS_WITHIN).await;
+        let mut outjet = call.args(["run"]).spawn();
+        until("all of it is confirmed", PASS_WITHIN, async || {
+            let now = self.session.text(&confirmed).await;
+            match outjet.exited() {
+                Some(status) => Wait::Broken(format!("outjet ended: {status}")),
+                None => Wait::ready_if(now == "t", now),
+            }
+        })
+        .await;
         outjet
+    }
+
+    /// What an event costs: passes over the backlog, and over one twice as long. Starting and
+    /// stopping are in both, so that the difference is the events' alone.
+    async fn instructions(&mut self) {
+        let events = self.asked.events;
+        let mut shorter = Vec::new();
+        for round in 1..=self.asked.rounds {
+            let slot = self.copy_slot(&format!("shorter_{round}")).await;
+            shorter.push(self.collected(&slot, events).await);
+        }
+        self.write(events + 1).await;
+        println!();
+        for (round, shorter) in (1..).zip(shorter) {
+            let slot = self.copy_slot(&format!("doubled_{round}")).await;
+            let doubled = self.collected(&slot, 2 * events).await;
+            println!(
+                "{:.0} instructions per event ({shorter} for {events} events, {doubled} for {})",
+                (doubled - shorter) as f64 / events as f64,
+                2 * events,
+            );
+        }
+    }
+
+    /// The instructions of outjet's whole life, in which it publishes so many events.
+    async fn collected(&self, slot: &str, events: u64) -> u64 {
+        let nats = Broker::start(self.asked.replicas()).await;
+        let manner = self.asked.manner();
+        self.set_up(&nats, slot, manner).await;
+        let program = self.program().display().to_string();
+        let call = self.call(&nats, slot, manner).binary(binaries::valgrind());
+        let call = call.args([
+            "--tool=callgrind",
+            "--callgrind-out-file=/dev/null",
+            &program,
+        ]);
+        let mut outjet = self.publish(call, slot).await;
+        assert_eq!(messages(&nats).await, events, "messages in the stream");
+        let code = outjet.terminate(PASS_WITHIN).await;
+        assert_eq!(code, Some(0), "outjet: {}", outjet.stderr());
+        collected(&outjet.stderr())
     }
 
     /// The guard: a leader finds the backlog in the stream, and one event that is not there.
@@ -433,7 +497,8 @@ impl<'a> Bench<'a> {
         let mut nats = Broker::start(self.asked.replicas()).await;
         let (slot, manner) = (self.copy_slot("tail").await, self.asked.manner());
         self.set_up(&nats, &slot, manner).await;
-        let mut first = self.publish(&nats, &slot, manner).await;
+        let call = self.call(&nats, &slot, manner);
+        let mut first = self.publish(call, &slot).await;
         first.terminate(PASS_WITHIN).await;
         let stored = messages(&nats).await;
         // The same name, because the messages bear it, and nothing of the backlog confirmed.
@@ -526,6 +591,15 @@ fn cpu(id: u32) -> Duration {
         .map(|ticks| ticks.parse::<u64>().expect("a number"))
         .sum();
     Duration::from_secs_f64(ticks as f64 / TICKS_PER_SECOND)
+}
+
+/// The sum over all threads, from the closing line of callgrind: `==1== Collected : 1234`.
+fn collected(stderr: &str) -> u64 {
+    let line = stderr
+        .lines()
+        .find_map(|line| line.split_once("Collected : "));
+    let (_, count) = line.unwrap_or_else(|| panic!("callgrind has counted nothing: {stderr}"));
+    count.trim().parse().expect("a number of instructions")
 }
 
 fn version(program: &Path) -> String {

@@ -35,8 +35,8 @@ pub struct Entry {
 /// What is known of one event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is stored.
-    Stored,
+    /// It is stored, at this sequence number.
+    Stored(u64),
     /// It is not among what is there.
     Absent,
     /// Read on: [`Guard::offer`] the next entry, or [`Guard::end`].
@@ -66,7 +66,7 @@ pub struct Guard {
     /// Entries that were read and are not passed: each lies above the one before it.
     ahead: VecDeque<Ahead>,
     /// Entries that are behind one that they should precede.
-    late: Vec<(Position, String)>,
+    late: Vec<(Position, String, u64)>,
     highest: Option<Position>,
     judged: Option<Position>,
 }
@@ -77,6 +77,7 @@ struct Ahead {
     place: u64,
     position: Position,
     id: String,
+    sequence: u64,
 }
 
 impl Guard {
@@ -122,11 +123,12 @@ impl Guard {
                 place,
                 position,
                 id,
+                sequence,
             });
         } else {
             self.odd = true;
             if self.judged.is_none_or(|judged| judged <= position) {
-                self.late.push((position, id));
+                self.late.push((position, id, sequence));
             }
         }
     }
@@ -142,18 +144,15 @@ impl Guard {
         self.late.retain(|late| late.0 >= position);
         while let Some(head) = self.ahead.pop_front_if(|head| head.position <= position) {
             if head.position == position && head.id == id {
-                return Verdict::Stored;
+                return Verdict::Stored(head.sequence);
             }
         }
         if !self.has_looked_ahead() {
             return Verdict::Unknown;
         }
-        let late = |late: &(Position, String)| late.0 == position && late.1 == id;
+        let late = |late: &(Position, String, u64)| late.0 == position && late.1 == id;
         match self.late.iter().position(late) {
-            Some(at) => {
-                self.late.swap_remove(at);
-                Verdict::Stored
-            }
+            Some(at) => Verdict::Stored(self.late.swap_remove(at).2),
             None => Verdict::Absent,
         }
     }
@@ -197,7 +196,7 @@ pub enum Stream {
 #[derive(Debug)]
 pub struct Found {
     lineage: Lineage,
-    entries: BTreeMap<Position, Vec<(String, Stream)>>,
+    entries: BTreeMap<Position, Vec<(String, Stream, u64)>>,
     /// How many of them there are of each stream.
     left: [usize; 3],
     /// Of the stream that is appended to, since it was last read: how many entries of strangers,
@@ -252,8 +251,8 @@ impl Found {
             return;
         };
         let there = self.entries.entry(mark.position).or_default();
-        if !there.iter().any(|(id, _)| *id == mark.id) {
-            there.push((mark.id, stream));
+        if !there.iter().any(|(id, ..)| *id == mark.id) {
+            there.push((mark.id, stream, sequence));
             self.left[stream as usize] += 1;
         }
     }
@@ -263,10 +262,11 @@ impl Found {
         self.leave_vacant_up_to(last + 1);
     }
 
-    /// Whether an event was found.
-    pub fn holds(&self, position: Position, id: &str) -> bool {
-        let there = self.entries.get(&position);
-        there.is_some_and(|there| there.iter().any(|(known, _)| known == id))
+    /// Where an event was found first: in which stream, and at which sequence number.
+    pub fn place_of(&self, position: Position, id: &str) -> Option<(Stream, u64)> {
+        let mut there = self.entries.get(&position)?.iter();
+        let (_, stream, sequence) = there.find(|(known, ..)| known == id)?;
+        Some((*stream, *sequence))
     }
 
     /// Everything up to a position is settled.
@@ -274,7 +274,7 @@ impl Found {
         while let Some(head) = self.entries.first_entry()
             && *head.key() <= settled_to
         {
-            for (_, stream) in head.remove() {
+            for (_, stream, _) in head.remove() {
                 self.left[stream as usize] -= 1;
             }
         }

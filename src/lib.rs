@@ -38,9 +38,10 @@
 //! 3. What is confirmed for a transaction is the end of its commit record (`Commit.end_lsn`), once
 //!    all its events have left. A keepalive confirms what it says only behind everything that was
 //!    sent before it; an idle outbox on a busy server needs no more to let WAL go.
-//! 4. The sink settles an event on its own acknowledgement alone, with the stream sequence that was
-//!    predicted for it. Every other answer, or none, means that the outcome is unknown: the
-//!    connection is given up, and the next one asks the stream.
+//! 4. The sink settles an event on its own acknowledgement alone, from the JetStream domain of the
+//!    stream and with the stream sequence that was predicted for it. One from another domain is
+//!    passed over: the stream's own may still come. Every other answer, or none, means that the
+//!    outcome is unknown: the connection is given up, and the next one asks the stream.
 //! 5. What is not understood ends the term. Nothing is passed over for want of understanding:
 //!    no unknown tag, no missing column, no subject that the stream does not cover.
 //!

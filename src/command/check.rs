@@ -221,7 +221,7 @@ async fn nats(config: &Config, source: Option<Source>) -> Result<Vec<Check>, Fai
         Ok(found) => {
             let mut checks = vec![
                 check("nats", "reachable", Verdict::Pass(options.nats.display())),
-                check("nats", "permissions", rights(&all, &pattern).await),
+                rights(&all, &pattern).await,
                 check("stream", "exists", Verdict::Pass(found.summary())),
                 check(
                     "stream",
@@ -274,15 +274,26 @@ fn failed(error: &jetstream::Error) -> (&'static str, &'static str) {
         Error::StreamMissing(_) | Error::StreamRefused { .. } => ("stream", "exists"),
         Error::OtherIngress { .. } => ("stream", "ingress"),
         Error::InboxDenied(_) | Error::PublishDenied(_) => ("nats", "permissions"),
+        Error::Twins { .. } => ("stream", "answers"),
         _ => ("nats", "reachable"),
     }
 }
 
-/// Whether our user may publish, and read what it has published.
-async fn rights(options: &jetstream::Options, pattern: &str) -> Verdict {
-    match jetstream::check_rights(options, pattern).await {
+/// Whether our user may publish, and read what it has published; and whether that is stored once.
+async fn rights(options: &jetstream::Options, pattern: &str) -> Check {
+    let tried = jetstream::check_rights(options, pattern).await;
+    let (group, name) = match &tried {
+        Err(twins @ jetstream::Error::Twins { .. }) => failed(twins),
+        Ok(_) | Err(_) => ("nats", "permissions"),
+    };
+    let verdict = match tried {
         Ok(subjects) => Verdict::Pass(format!("may publish to {}", subjects.join(", "))),
         Err(error) => Verdict::Fail(error.failure(options)),
+    };
+    Check {
+        group,
+        name,
+        verdict,
     }
 }
 

@@ -21,6 +21,7 @@ pub(super) struct Found {
     pub(super) record: Result<Record, String>,
     shelf: Option<Shelf>,
     source: Source,
+    options: jetstream::Options,
 }
 
 impl Found {
@@ -37,8 +38,9 @@ impl Found {
             record: Err(String::new()),
             shelf: None,
             source,
+            options,
         };
-        let opened = Box::pin(Shelf::open(&options, &found.source)).await;
+        let opened = Box::pin(Shelf::open(&found.options, &found.source)).await;
         let kept = match opened {
             Ok(shelf) => {
                 let kept = shelf.read().await;
@@ -52,7 +54,7 @@ impl Found {
         found.record = match kept {
             Ok(kept) => kept.as_ref().and_then(read).ok_or_else(none),
             Err(jetstream::Error::BucketDenied(why)) => Err(why),
-            Err(error) => return Err(error.failure(&options.of_stream())),
+            Err(error) => return Err(error.failure(&found.options.of_stream())),
         };
         Ok(found)
     }
@@ -80,6 +82,15 @@ impl Found {
             timeline,
             ..self.source.clone()
         };
+        let beside = &self.options;
+        let letters = match record.letters {
+            0 => None,
+            _ => Some(last_of(&beside.of_dead_letters()).await?),
+        };
+        let delayed = match record.delayed {
+            0 => None,
+            _ => Some(last_of(&beside.of_delayed()).await?),
+        };
         let facts = Facts {
             source: &source,
             history: &record.history,
@@ -89,11 +100,22 @@ impl Found {
             confirmed_here: Lsn::ZERO,
             stream_created: &stream_created,
             last_sequence,
+            letters,
+            delayed,
             at_stored,
             current: false,
             void: false,
         };
         Ok(judged(record, &facts))
+    }
+}
+
+/// The last sequence number of a stream beside the main one; 0: it is gone.
+async fn last_of(options: &jetstream::Options) -> Result<u64, Failure> {
+    match Box::pin(jetstream::inspect(options)).await {
+        Ok(found) => Ok(found.last_sequence),
+        Err(jetstream::Error::StreamMissing(_)) => Ok(0),
+        Err(error) => Err(error.failure(options)),
     }
 }
 
@@ -280,7 +302,8 @@ mod tests {
                 position,
                 id,
             }),
-            letters: 0,
+            base: 3,
+            letters: 2,
             delayed: 0,
             confirmed: Lsn::new(0x180),
             gap: None,
@@ -301,6 +324,8 @@ mod tests {
             confirmed_here: Lsn::ZERO,
             stream_created: "then",
             last_sequence: 3,
+            letters: Some(2),
+            delayed: None,
             at_stored: At::Same,
             current: false,
             void: false,
@@ -326,6 +351,7 @@ mod tests {
             problems(&record(), |facts| facts.last_sequence = 2),
             problems(&record(), |facts| facts.at_stored = At::Other),
             problems(&record(), |facts| facts.stream_created = "now"),
+            problems(&record(), |facts| facts.letters = Some(1)),
         ];
         let expected = [
             "slot outjet was moved: events may be missing",
@@ -333,6 +359,7 @@ mod tests {
             "the stream ends at 2, before sequence 3",
             "another message has sequence 3",
             "the stream was created anew",
+            "the dead letters, or what is delayed, lost their end",
         ];
         for (found, expected) in found.iter().zip(expected) {
             assert_eq!(found.len(), 1, "{found:?}");

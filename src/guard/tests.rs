@@ -44,7 +44,7 @@ fn sent(guard: &mut Guard, tail: &[Entry], events: &[u64]) -> Vec<u64> {
     let mut tail = tail.iter();
     let mut absent = |event: &u64| loop {
         match guard.judge(at(*event), &event.to_string()) {
-            Verdict::Stored => return false,
+            Verdict::Stored(_) => return false,
             Verdict::Absent => return true,
             Verdict::Unknown => match tail.next() {
                 Some(entry) => guard.offer(entry.clone()),
@@ -83,7 +83,7 @@ fn read(found: &mut Found, tail: &[Entry], (first, last): (u64, u64)) {
 }
 
 fn holds(found: &Found, event: u64) -> bool {
-    found.holds(at(event), &event.to_string())
+    found.place_of(at(event), &event.to_string()).is_some()
 }
 
 #[test]
@@ -186,7 +186,7 @@ fn behind_the_record_neither_order_nor_copies_nor_strangers_matter() {
     assert!([10, 20, 30].iter().all(|event| holds(&found, *event)));
     assert!(!holds(&found, 40));
     assert!(
-        !found.holds(at(30), "other"),
+        found.place_of(at(30), "other").is_none(),
         "another event had its position"
     );
     assert!(found.odd() && !found.vacant());

@@ -13,7 +13,7 @@ use super::watermark::{self, Facts, Gap, Record, Switch, Verdict, Watermark};
 use super::window::{Confirmed, Window};
 use crate::error::{Failure, Problem};
 use crate::event::Position;
-use crate::event::lineage::Lineage;
+use crate::event::lineage::{Lineage, Place};
 use crate::lsn::Lsn;
 use crate::sink::jetstream::{JetStream, Standing};
 use crate::sink::{At, Kept, Past, Settled, UNRECORDED_MAX, Write, Written};
@@ -58,9 +58,9 @@ pub async fn claim(
     let kept = sink.kept().await?;
     let found = kept.as_ref().ok().and_then(Option::as_ref).and_then(read);
     let reached = found.as_ref().and_then(|found| found.stored.as_ref());
-    let standing = sink
-        .standing(reached.map_or(0, |place| place.sequence))
-        .await?;
+    let reached = reached.map_or(0, |place| place.sequence);
+    let delayed = found.as_ref().is_some_and(|found| found.delayed > 0);
+    let standing = sink.standing(reached, delayed).await?;
     let last_writer = found.as_ref().map(|found| found.server_id.clone());
     let blank = blank(lineage, &standing, server.start);
     let revision = kept.as_ref().ok().and_then(Option::as_ref);
@@ -91,6 +91,8 @@ pub async fn claim(
         confirmed_here: server.confirmed_here,
         stream_created: &standing.created,
         last_sequence: standing.last_sequence,
+        letters: standing.letters,
+        delayed: standing.delayed,
         at_stored,
         current: standing.record_replicas >= SAFE_REPLICAS || same_process,
         void: server.void,
@@ -113,7 +115,7 @@ pub async fn claim(
         return Err(not_written(&why));
     }
     let Record {
-        stored,
+        base,
         letters,
         delayed,
         gap: open_gap,
@@ -126,7 +128,7 @@ pub async fn claim(
                 index: 0,
             },
             settled_to: watermark.settled_to(),
-            stored: stored.as_ref().map_or(0, |place| place.sequence),
+            stored: *base,
             letters: *letters,
             delayed: *delayed,
         },
@@ -242,6 +244,7 @@ impl Keeper {
         let Settled {
             to,
             stored_at,
+            base,
             letters,
             delayed,
             ..
@@ -252,9 +255,11 @@ impl Keeper {
         };
         let (position, id) = (*position, Some(id.clone()));
         self.record.settled = Some(watermark::Settled { position, id });
-        if stored_at.is_some() {
+        let sequence = |place: &Option<Place>| place.as_ref().map(|place| place.sequence);
+        if sequence(stored_at) > sequence(&self.record.stored) {
             self.record.stored.clone_from(stored_at);
         }
+        self.record.base = self.record.base.max(*base);
         self.record.letters = self.record.letters.max(*letters);
         self.record.delayed = self.record.delayed.max(*delayed);
         self.moved = true;
@@ -431,6 +436,7 @@ fn blank(lineage: &Lineage, standing: &Standing, start: Lsn) -> Record {
         stream_created: standing.created.clone(),
         settled: None,
         stored: None,
+        base: 0,
         letters: 0,
         delayed: 0,
         confirmed: start,

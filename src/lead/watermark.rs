@@ -2,9 +2,8 @@
 //! one judges it ([`judge`]) and knows of each event that Postgres sends again whether it is
 //! settled ([`Watermark`]). Pure: facts in, verdict out; [`super::record`] reads and writes.
 //!
-//! P is the position up to which everything is settled, with its event's id; S a message of ours in
-//! the stream, below which nothing of ours beyond P is stored; C the highest LSN that may have been
-//! confirmed. Invariant: C is written before it is confirmed, and P only once everything up to it
+//! P is the position up to which everything is settled, with its event's id; S the newest message of
+//! those events in the stream; C the highest LSN that may have been confirmed. Invariant: C is written before it is confirmed, and P only once everything up to it
 //! is settled.
 //!
 //! ```text
@@ -42,8 +41,11 @@ pub struct Record {
     pub stream_created: String,
     /// P; `None`: nothing is known of what was settled.
     pub settled: Option<Settled>,
-    /// S; `None`: any message may be ours.
+    /// S, the newest message of an event up to P: a stream that lacks it has lost its end.
     pub stored: Option<Place>,
+    /// What lies beyond P is stored behind this sequence number: S, or less while something is out
+    /// of order.
+    pub base: u64,
     /// The same of the dead letters: a sequence number, or 0.
     pub letters: u64,
     /// The same of what is delayed.
@@ -139,6 +141,10 @@ pub struct Facts<'a> {
     pub stream_created: &'a str,
     /// Its last sequence number.
     pub last_sequence: u64,
+    /// The same of the dead letters, and of what is delayed, unless they were not asked.
+    pub letters: Option<u64>,
+    /// The same of what is delayed.
+    pub delayed: Option<u64>,
     /// What is found at S.
     pub at_stored: At,
     /// Nobody can have put an older record in the place of this one: it is on three replicas, or
@@ -178,6 +184,9 @@ pub enum Void {
         /// S.
         stored: u64,
     },
+    /// Rule 5.
+    #[error("the dead letters, or what is delayed, lost their end")]
+    BesideEnds,
     /// Rule 5.
     #[error("another message has sequence {0}")]
     OtherMessage(u64),
@@ -341,6 +350,10 @@ fn void(record: &Record, facts: &Facts<'_>) -> Option<Void> {
             return Some(Void::OtherMessage(sequence));
         }
     }
+    let ends_below = |last: Option<u64>, reached| last.is_some_and(|last| last < reached);
+    if ends_below(facts.letters, record.letters) || ends_below(facts.delayed, record.delayed) {
+        return Some(Void::BesideEnds);
+    }
     facts.void.then_some(Void::OtherEvent)
 }
 
@@ -349,6 +362,7 @@ fn nothing_known(record: Record, void: Void) -> Verdict {
         record: Record {
             settled: None,
             stored: None,
+            base: 0,
             letters: 0,
             delayed: 0,
             ..record

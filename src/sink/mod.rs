@@ -120,9 +120,11 @@ pub struct Settled {
     pub delayed_events: usize,
     /// The newest of them.
     pub to: Option<(Position, String)>,
-    /// A message of ours, if one is new: no event beyond `to` is stored before it.
+    /// The newest of their messages in the stream.
     pub stored_at: Option<Place>,
-    /// The same of the dead letters, or 0.
+    /// No event beyond `to` is stored at this sequence number or before it; 0: as before.
+    pub base: u64,
+    /// The same of the dead letters, or 0: it is a message of theirs.
     pub letters: u64,
     /// The same of what is delayed, or 0.
     pub delayed: u64,

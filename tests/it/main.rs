@@ -42,3 +42,4 @@ mod takeover;
 mod terms;
 mod tidy;
 mod watch;
+mod watermark;

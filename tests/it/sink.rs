@@ -1,5 +1,6 @@
 //! The connection to NATS breaks in every way that we can think of, while events are published.
 
+mod domains;
 mod ingress;
 mod replicas;
 pub(crate) mod strangers;

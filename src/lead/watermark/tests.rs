@@ -43,6 +43,7 @@ fn record() -> Record {
             position: at(100),
             id: "p".to_owned(),
         }),
+        base: 7,
         letters: 3,
         delayed: 4,
         confirmed: lsn(110),
@@ -64,6 +65,7 @@ struct Case {
     confirmed_here: u64,
     created: &'static str,
     last_sequence: u64,
+    beside: (Option<u64>, Option<u64>),
     at_stored: At,
     current: bool,
     void: bool,
@@ -81,6 +83,7 @@ fn case() -> Case {
         confirmed_here: 0,
         created: "then",
         last_sequence: 9,
+        beside: (Some(3), Some(4)),
         at_stored: At::Same,
         current: false,
         void: false,
@@ -105,6 +108,8 @@ impl Case {
                 confirmed_here: lsn(self.confirmed_here),
                 stream_created: self.created,
                 last_sequence: self.last_sequence,
+                letters: self.beside.0,
+                delayed: self.beside.1,
                 at_stored: self.at_stored,
                 current: self.current,
                 void: self.void,
@@ -255,6 +260,15 @@ fn each_rule_has_its_verdict() {
             case().with(|c| c.at_stored = At::Other),
             Told::Nothing(Void::OtherMessage(7)),
         ),
+        (
+            case().with(|c| c.beside = (Some(2), Some(4))),
+            Told::Nothing(Void::BesideEnds),
+        ),
+        (
+            case().with(|c| c.beside = (None, Some(3))),
+            Told::Nothing(Void::BesideEnds),
+        ),
+        (case().with(|c| c.beside = (None, None)), Told::Pending(100)),
         // Rule 6: an event has shown it.
         (
             case().with(|c| c.void = true),
@@ -280,12 +294,14 @@ fn what_is_void_is_written_without_anything_that_was_known() {
     let Record {
         settled,
         stored,
+        base,
         letters,
         delayed,
         confirmed,
         ..
     } = verdict.record;
-    assert_eq!((settled, stored, letters, delayed), (None, None, 0, 0));
+    assert_eq!((settled, stored), (None, None));
+    assert_eq!((base, letters, delayed), (0, 0, 0));
     assert_eq!(
         confirmed,
         lsn(110),

@@ -224,8 +224,8 @@ impl Bodies {
         message: (String, HeaderMap, Bytes),
         within: Duration,
     ) -> Result<Result<(), String>, Error> {
-        let answer = connection.request(message, within).await?;
-        Ok(match Reply::read(&answer, &self.stream) {
+        let answer = connection.request(message, (&self.stream, within));
+        Ok(match answer.await? {
             Reply::Stored { .. } => Ok(()),
             Reply::Duplicate(_) => Err("the server calls it a duplicate".to_owned()),
             Reply::Refused(reason) | Reply::Unclear(reason) => Err(reason),

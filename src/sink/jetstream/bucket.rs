@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use async_nats::jetstream::context::GetStreamErrorKind;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
-use async_nats::{HeaderMap, HeaderValue};
+use async_nats::{HeaderMap, HeaderValue, Message};
 use bytes::Bytes;
+use futures_util::StreamExt;
 use sha2::{Digest, Sha256};
 
 use super::client::Connection;
@@ -220,7 +221,11 @@ impl Bucket {
         within: Duration,
     ) -> Result<(), Error> {
         let message = (self.entrance.clone(), rights::unheeded(), Bytes::new());
-        let written = unless_denied(connection, connection.request(message, within)).await;
+        let written = unless_denied(
+            connection,
+            connection.request(message, (&self.stream, within)),
+        )
+        .await;
         rights::denied(written)?;
         rights::denied(unless_denied(connection, Box::pin(self.read())).await)
     }
@@ -250,12 +255,15 @@ impl Bucket {
         (self.entrance.clone(), headers, write.bytes.clone())
     }
 
-    /// What an answer to a write says; `None`: what is there must be read.
-    pub(super) fn answer(&self, answer: &async_nats::Message) -> Option<Written> {
-        match Reply::read(answer, &self.stream) {
-            Reply::Stored { sequence, .. } => Some(Written::Stored(sequence)),
-            Reply::Refused(reason) if answer.status.is_some() => Some(Written::Refused(reason)),
-            Reply::Refused(_) | Reply::Duplicate(_) | Reply::Unclear(_) => None,
+    /// What an answer to a write says.
+    pub(super) fn answer(&self, connection: &Connection, answer: &Message) -> Answer {
+        match connection.read(answer, &self.stream) {
+            None => Answer::Twin,
+            Some(Reply::Stored { sequence, .. }) => Answer::Known(Written::Stored(sequence)),
+            Some(Reply::Refused(reason)) if answer.status.is_some() => {
+                Answer::Known(Written::Refused(reason))
+            }
+            Some(Reply::Refused(_) | Reply::Duplicate(_) | Reply::Unclear(_)) => Answer::Unknown,
         }
     }
 
@@ -266,12 +274,31 @@ impl Bucket {
         write: &Write,
         within: Duration,
     ) -> Result<Written, Error> {
-        let request = Box::pin(connection.request(self.message(write), within));
-        match self.answer(&request.await?) {
-            Some(written) => Ok(written),
-            None => Ok(Written::Found(self.read().await?)),
-        }
+        let mut answers = Box::pin(connection.ask(self.message(write), within)).await?;
+        let answered = async {
+            while let Some(answer) = answers.next().await {
+                match self.answer(connection, &answer) {
+                    Answer::Twin => {}
+                    Answer::Known(written) => return Ok(written),
+                    Answer::Unknown => break,
+                }
+            }
+            Ok(Written::Found(self.read().await?))
+        };
+        let answered = tokio::time::timeout(within, Box::pin(answered));
+        let silent = |_| Error::Broken(format!("the record's bucket is silent for {within:?}"));
+        let answered = async { answered.await.map_err(silent)? };
+        connection.unless_broken(Box::pin(answered)).await
     }
+}
+
+/// What an answer to a write says.
+pub(super) enum Answer {
+    /// It is not our bucket's.
+    Twin,
+    Known(Written),
+    /// What is there must be read.
+    Unknown,
 }
 
 #[cfg(test)]

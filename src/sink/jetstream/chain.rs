@@ -14,6 +14,7 @@ use std::collections::VecDeque;
 use super::places::Places;
 use crate::event::lineage::Place;
 use crate::event::{Event, Position};
+use crate::guard;
 use crate::sink::Settled;
 
 /// The events that are not settled, and what they may expect of the stream.
@@ -50,12 +51,15 @@ pub(super) enum Passed {
     /// The record says that it is settled.
     Recorded,
     /// It was found stored.
-    Known,
+    Known(Known),
     /// Stored among the dead letters, at this sequence number.
     DeadLettered(u64),
     /// Its schedule is stored, at this sequence number.
     Delayed(u64),
 }
+
+/// Where an event was found: the stream, and the sequence number; `None`: that is not known.
+pub(super) type Known = Option<(guard::Stream, u64)>;
 
 /// The next event to be sent.
 #[derive(Clone, Copy, Debug)]
@@ -84,7 +88,7 @@ enum State {
         sequence: u64,
     },
     /// It is stored already.
-    Known,
+    Known(Known),
     /// The record says that it is settled.
     Recorded,
     DeadLettered {
@@ -99,7 +103,7 @@ impl State {
     fn is_settled(self) -> bool {
         match self {
             Self::Stored { .. }
-            | Self::Known
+            | Self::Known(_)
             | Self::Recorded
             | Self::DeadLettered { .. }
             | Self::Delayed { .. } => true,
@@ -268,7 +272,7 @@ impl Chain {
     pub(super) fn settle(&mut self, how: Passed) {
         self.pass(match how {
             Passed::Recorded => State::Recorded,
-            Passed::Known => State::Known,
+            Passed::Known(place) => State::Known(place),
             Passed::DeadLettered(sequence) => State::DeadLettered { sequence },
             Passed::Delayed(sequence) => State::Delayed { sequence },
         });
@@ -305,11 +309,13 @@ impl Chain {
     }
 
     /// A reply says that event `number` was not stored this time, nor any of its batch. No reply
-    /// means that it may be.
-    pub(super) fn refuse(&mut self, number: u64) {
-        if let Some((at, ..)) = self.in_flight_at(number) {
-            self.land(at, |slot, _| slot.state = State::Refused);
-        }
+    /// means that it may be. `false`: its own reply has come before.
+    pub(super) fn refuse(&mut self, number: u64) -> bool {
+        let Some((at, ..)) = self.in_flight_at(number) else {
+            return false;
+        };
+        self.land(at, |slot, _| slot.state = State::Refused);
+        true
     }
 
     /// The same, because its id stands at `sequence` already, as the server says; or, of a batch,
@@ -323,11 +329,12 @@ impl Chain {
         }
     }
 
-    /// The lowest sequence number at which an event that is not settled may be stored, as far as
-    /// it was sent: at hand, and acknowledged out of order, too.
+    /// The lowest sequence number at which an event in the ring is stored, or may be.
     pub(super) fn lowest_beyond(&self) -> Option<u64> {
         let places = self.ring.iter().filter_map(|slot| match slot.state {
-            State::Stored { sequence } => Some(sequence),
+            State::Stored { sequence } | State::Known(Some((guard::Stream::Main, sequence))) => {
+                Some(sequence)
+            }
             State::InFlight { sequence, .. } => Some(*slot.places.first().unwrap_or(&sequence)),
             _ => slot.places.first().copied(),
         });
@@ -341,32 +348,31 @@ impl Chain {
         let mut newest: Option<(u64, Position, Option<String>)> = None;
         let mut last: Option<(Position, String)> = None;
         while let Some(slot) = self.ring.pop_front_if(|slot| slot.state.is_settled()) {
-            match slot.state {
-                State::Stored { sequence } => {
-                    settled.stored += 1;
-                    settled.uncertain += usize::from(slot.uncertain);
+            let place = match slot.state {
+                State::Known(place) => place,
+                State::Stored { sequence } => Some((guard::Stream::Main, sequence)),
+                State::DeadLettered { sequence } => Some((guard::Stream::Letters, sequence)),
+                State::Delayed { sequence } => Some((guard::Stream::Delayed, sequence)),
+                _ => None,
+            };
+            match place {
+                Some((guard::Stream::Main, sequence))
                     if newest
                         .as_ref()
-                        .is_none_or(|(highest, ..)| *highest < sequence)
-                    {
-                        newest = Some((sequence, slot.event.position, None));
-                        last = None;
-                    }
+                        .is_none_or(|(highest, ..)| *highest < sequence) =>
+                {
+                    newest = Some((sequence, slot.event.position, None));
+                    last = None;
                 }
-                State::Known => settled.known += 1,
-                State::Recorded => settled.recorded += 1,
-                State::DeadLettered { sequence } => {
-                    settled.dead_lettered += 1;
-                    settled.letters = sequence;
+                Some((guard::Stream::Letters, sequence)) => {
+                    settled.letters = settled.letters.max(sequence);
                 }
-                State::Delayed { sequence } => {
-                    settled.delayed_events += 1;
+                Some((guard::Stream::Delayed, sequence)) => {
                     settled.delayed = settled.delayed.max(sequence);
                 }
-                State::Waiting | State::Staged | State::InFlight { .. } | State::Refused => {
-                    unreachable!("it is settled")
-                }
+                Some((guard::Stream::Main, _)) | None => {}
             }
+            count(&mut settled, &slot);
             self.head += 1;
             self.next -= 1;
             let passed = last.replace((slot.event.position, slot.event.id));
@@ -445,6 +451,22 @@ impl Chain {
         let settled = |slot: &Slot| slot.state.is_settled();
         while self.ring.get(self.next).is_some_and(settled) {
             self.next += 1;
+        }
+    }
+}
+
+fn count(settled: &mut Settled, slot: &Slot) {
+    match slot.state {
+        State::Stored { .. } => {
+            settled.stored += 1;
+            settled.uncertain += usize::from(slot.uncertain);
+        }
+        State::Known(_) => settled.known += 1,
+        State::Recorded => settled.recorded += 1,
+        State::DeadLettered { .. } => settled.dead_lettered += 1,
+        State::Delayed { .. } => settled.delayed_events += 1,
+        State::Waiting | State::Staged | State::InFlight { .. } | State::Refused => {
+            unreachable!("it is settled")
         }
     }
 }
@@ -592,11 +614,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_stored_is_not_refused_any_more() {
+        let mut chain = chain(2, 0);
+        chain.send();
+        chain.send();
+        chain.acknowledge(0, (1, 1)).unwrap();
+        assert!(!chain.refuse(0));
+        assert!(chain.refuse(1));
+        assert_eq!(chain.take_settled().stored, 1);
+    }
+
+    #[test]
     fn a_batch_is_settled_by_the_reply_to_its_last_event_and_by_no_other() {
         let mut chain = chain(6, 7);
         chain.send();
         chain.stage();
-        chain.settle(Passed::Known);
+        chain.settle(Passed::Known(None));
         chain.stage();
         chain.settle(Passed::DeadLettered(4));
         assert_eq!((chain.staged(), chain.in_flight()), (2, 1));
@@ -686,7 +719,7 @@ mod tests {
                         model[at] = ('f', last);
                     }
                     (Step::Skip, Some(at)) => {
-                        chain.settle(Passed::Known);
+                        chain.settle(Passed::Known(None));
                         model[at].0 = 's';
                     }
                     (Step::Ack(pick), _) => {

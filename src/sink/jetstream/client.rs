@@ -4,13 +4,14 @@
 //! that.
 
 use std::pin::pin;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use async_nats::jetstream::context::{
     Context, ContextBuilder, CreateStreamErrorKind, GetStreamErrorKind,
 };
 use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, RetentionPolicy, StorageType};
-use async_nats::{Client, ConnectOptions, Event, HeaderMap, Message, Request, Subscriber};
+use async_nats::{Client, ConnectOptions, Event, HeaderMap, Subscriber};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio::sync::watch;
@@ -39,7 +40,7 @@ pub(super) const HEADER_BYTES_MAX: usize = 64 * 1024 - 1;
 
 /// A connection, as long as it lives.
 pub(super) struct Connection {
-    client: Client,
+    pub(super) client: Client,
     pub(super) context: Context,
     pub(super) replies: Subscriber,
     /// Replies come to `<inbox>.<number>`.
@@ -51,6 +52,10 @@ pub(super) struct Connection {
     pub(super) letters: Option<(Messages, Info)>,
     /// The stream was missing and was created.
     pub(super) created: bool,
+    /// Of our streams: an acknowledgement of another one proves nothing.
+    pub(super) domain: Option<String>,
+    /// It was told that another one answers.
+    pub(super) told_twin: AtomicBool,
 }
 
 impl Connection {
@@ -71,6 +76,9 @@ impl Connection {
                 false => messages,
             }
         };
+        // The client does not read it, and the answer to a creation does not have it.
+        let standing = async { messages(&options.stream, &info).standing().await };
+        let domain = unless_broken(&broken, Box::pin(standing)).await?.domain;
         let letters = match &options.dead_letters {
             None => None,
             Some(stream) => {
@@ -90,6 +98,8 @@ impl Connection {
             info,
             letters,
             created,
+            domain,
+            told_twin: AtomicBool::new(false),
         })
     }
 
@@ -149,21 +159,6 @@ impl Connection {
         published.map_err(|error| Error::Broken(format!("publish: {error}")))
     }
 
-    /// Publishes one message and waits for the answer.
-    pub(super) async fn request(
-        &self,
-        (subject, headers, payload): (String, HeaderMap, Bytes),
-        within: Duration,
-    ) -> Result<Message, Error> {
-        let request = Request::new().headers(headers).payload(payload);
-        let request = request.timeout(Some(within));
-        let answer = async {
-            let answer = self.client.send_request(subject, request).await;
-            answer.map_err(|error| Error::Broken(format!("publish: {}", chain(&error))))
-        };
-        self.unless_broken(Box::pin(answer)).await
-    }
-
     /// Most bytes of headers and body that one message of a stream may have.
     pub(super) fn message_bytes_max(&self, info: &Info) -> usize {
         let payload = self.client.max_payload();
@@ -179,8 +174,8 @@ async fn connect(options: &Options) -> Result<(Client, watch::Receiver<Option<St
     let (trouble, broken) = watch::channel(None);
     let nats = connect_options(&options.nats)?
         .client_capacity(QUEUE_MAX)
-        // Room for an acknowledgement each: what does not fit is dropped.
-        .subscription_capacity(options.in_flight_max + 1024)
+        // Room for an acknowledgement each, and one of a twin: what does not fit is dropped.
+        .subscription_capacity(2 * options.in_flight_max + 1024)
         .event_callback(move |event| {
             let trouble = trouble.clone();
             async move { note(&trouble, &event) }

@@ -96,8 +96,8 @@ impl Delayed {
         let mut schedule = in_batch(schedule, &batch, 2);
         schedule.insert(BATCH_COMMIT, "1");
         let request = (subject, schedule, event.payload.clone());
-        let answer = connection.request(request, within).await?;
-        let reason = match Reply::read(&answer, &self.name) {
+        let answer = connection.request(request, (&self.name, within));
+        let reason = match answer.await? {
             Reply::Stored {
                 sequence,
                 together: 2,
@@ -108,7 +108,7 @@ impl Delayed {
         };
         let marked = Box::pin(self.messages.last_of(&mark_subject));
         match connection.unless_broken(marked).await? {
-            Some(mark) if is_of_cluster(mark.header(SOURCE), source) => Ok(Passed::Known),
+            Some(mark) if is_of_cluster(mark.header(SOURCE), source) => Ok(Passed::Known(None)),
             Some(_) => {
                 let error = "an event of another database has its place".to_owned();
                 let reason = REASON;

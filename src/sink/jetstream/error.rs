@@ -132,6 +132,16 @@ pub enum Error {
         /// The server's.
         ours: u32,
     },
+    /// Two streams store what we publish.
+    #[error("{} streams answer what is published to {subject:?}", .streams.len())]
+    Twins {
+        /// What was published to.
+        subject: String,
+        /// The streams that answered.
+        streams: Vec<String>,
+        /// The JetStream domain of ours.
+        domain: Option<String>,
+    },
     /// No subject of the stream matches.
     #[error("stream {name:?} does not cover subject {subject:?}")]
     Uncovered {
@@ -243,6 +253,7 @@ impl Error {
             | Self::OtherIngress { .. }
             | Self::OtherSource { .. }
             | Self::OlderTimeline { .. }
+            | Self::Twins { .. }
             | Self::Uncovered { .. }
             | Self::Unsendable { .. } => (Disposition::Halt, Exit::Config),
         }
@@ -276,6 +287,7 @@ impl Error {
             | Self::OtherIngress { .. }
             | Self::OtherSource { .. }
             | Self::OlderTimeline { .. }
+            | Self::Twins { .. }
             | Self::Uncovered { .. }
             | Self::Unsendable { .. }
             | Self::StreamChanged { .. } => self.to_string(),
@@ -332,6 +344,16 @@ impl Error {
                 "the server is on timeline {ours}: an old primary that was started again beside \
                  its successor, or a copy of it"
             ),
+            Self::Twins {
+                streams, domain, ..
+            } => {
+                let (streams, ours) = (streams.join(" and "), domain.as_deref());
+                let ours = ours.map_or("has no domain".to_owned(), |d| format!("is in domain {d}"));
+                format!(
+                    "streams {streams}: ours {ours}, and one behind a leaf node, in another \
+                     JetStream domain, listens on the same subjects; it stores our events, too"
+                )
+            }
             Self::Uncovered { subjects, .. } => format!("it listens on {subjects}"),
             Self::Unsendable { rejected, .. } => {
                 let why = match options.buries {
@@ -393,6 +415,9 @@ impl Error {
                 .to_owned(),
             Self::OlderTimeline { .. } => "stop this server (two primaries lose events), and name \
                  the one that was promoted in DATABASE_URL"
+                .to_owned(),
+            Self::Twins { .. } => "give the other stream other subjects, or ours \
+                 (stream.subjects): `nats --js-domain DOMAIN stream edit NAME --subjects …`"
                 .to_owned(),
             Self::Uncovered {
                 name,

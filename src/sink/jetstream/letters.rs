@@ -60,24 +60,29 @@ impl Letters {
         self.last_sequence
     }
 
+    /// Whether the guard has nothing more to say of them.
+    pub(super) fn is_searched(&self) -> bool {
+        self.search.is_finished()
+    }
+
     /// Most bytes of headers and body of a letter.
     pub(super) fn bytes_max(&self) -> usize {
         self.bytes_max
     }
 
-    /// Whether the next event in commit order was dead-lettered before.
-    pub(super) async fn hold(
+    /// Where the next event in commit order was dead-lettered before.
+    pub(super) async fn place_of(
         &mut self,
         connection: &Connection,
         lineage: &Lineage,
         event: &Event,
-    ) -> Result<bool, Error> {
+    ) -> Result<Option<u64>, Error> {
         let Some((messages, _)) = connection
             .letters
             .as_ref()
             .filter(|_| !self.search.is_finished())
         else {
-            return Ok(false);
+            return Ok(None);
         };
         let start = |bounds| Start {
             bounds,
@@ -85,10 +90,10 @@ impl Letters {
             events_max: 0,
             bytes_max: 0,
         };
-        let holds = self.search.holds(messages, lineage, start, event);
-        let holds = connection.unless_broken(Box::pin(holds)).await?;
+        let place = self.search.place_of(messages, lineage, start, event);
+        let place = connection.unless_broken(Box::pin(place)).await?;
         self.search.finish();
-        Ok(holds)
+        Ok(place)
     }
 
     /// Appends the event, and waits until it is stored.
@@ -105,9 +110,10 @@ impl Letters {
             EXPECTED_LAST_SEQUENCE,
             HeaderValue::from(self.last_sequence),
         );
-        let answer = connection.request((subject, headers, payload), options.ack_timeout);
+        let ours = (self.name.as_str(), options.ack_timeout);
+        let answer = connection.request((subject, headers, payload), ours);
         let expected = self.last_sequence + 1;
-        let reason = match Reply::read(&answer.await?, &self.name) {
+        let reason = match answer.await? {
             Reply::Stored { sequence, .. } if sequence == expected => {
                 self.last_sequence = expected;
                 return Ok(());

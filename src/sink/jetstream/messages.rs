@@ -201,6 +201,7 @@ impl Messages {
                     .ok_or_else(|| broken("created is no time".to_owned()))?,
                 last_sequence: found.state.last_seq,
                 now: time(&found.ts),
+                domain: found.domain,
             })),
             Response::Err { error } if error.code() == 404 => Ok(None),
             Response::Err { error } => Err(broken(error.to_string())),
@@ -247,6 +248,8 @@ pub(super) struct Standing {
     pub(super) last_sequence: u64,
     /// By the server's clock.
     pub(super) now: Option<OffsetDateTime>,
+    /// The JetStream domain of the server, if it has one.
+    pub(super) domain: Option<String>,
 }
 
 fn time(text: &str) -> Option<OffsetDateTime> {
@@ -260,6 +263,7 @@ struct Looked {
     state: State,
     #[serde(default)]
     ts: String,
+    domain: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -17,6 +17,7 @@
 //! `Nats-Msg-Id` is sent for consumers. The server's answer `duplicate` is never believed: ids are
 //! used again, and some servers call what they refused a duplicate.
 
+mod answers;
 mod batch;
 mod bodies;
 mod bucket;
@@ -138,7 +139,7 @@ struct Epoch {
     newest: Witness,
     message_bytes_max: usize,
     batch: Batch,
-    /// When the last reply came, or the first event went out after a pause.
+    /// When the last acknowledgement came, or the first event went out after a pause.
     progress_at: Instant,
 }
 
@@ -303,7 +304,7 @@ impl JetStream {
             while let Ok(order) = orders.try_recv() {
                 self.take_order(order, reports).await?;
             }
-            let pumped = self.pump().await;
+            let pumped = Box::pin(self.pump()).await;
             // Also if this was the end: what is stored is to be confirmed.
             let settled = self.chain.take_settled();
             if settled.to.is_some() {
@@ -311,8 +312,9 @@ impl JetStream {
             } else if *down && self.chain.waiting().is_none() && self.chain.in_flight() == 0 {
                 self.recovered(reports, down).await;
             }
-            pumped?;
-            match self.select(orders).await? {
+            let more = pumped?;
+            match self.select(orders, more).await? {
+                Action::Send => {}
                 Action::Closed => return Ok(true),
                 Action::Order(order) => self.take_order(order, reports).await?,
                 Action::Reply(message) => self.take_replies(message, reports).await?,
@@ -339,7 +341,12 @@ impl JetStream {
     }
 
     /// Chooses what to do next. Cancel-safe: every branch is a receive on a channel or a timer.
-    async fn select(&mut self, orders: &mut mpsc::Receiver<Order>) -> Result<Action, Error> {
+    /// `more`: something can be sent at once.
+    async fn select(
+        &mut self,
+        orders: &mut mpsc::Receiver<Order>,
+        more: bool,
+    ) -> Result<Action, Error> {
         let in_flight = self.chain.in_flight();
         let ack_timeout = self.options.ack_timeout;
         let epoch = self.epoch.as_mut().expect("an epoch runs");
@@ -360,6 +367,7 @@ impl JetStream {
             }
             () = tokio::time::sleep_until(look_at), if in_flight == 0 => Ok(Action::Look),
             order = orders.recv() => Ok(order.map_or(Action::Closed, Action::Order)),
+            () = std::future::ready(()), if more => Ok(Action::Send),
         }
     }
 
@@ -387,8 +395,9 @@ impl JetStream {
         }
     }
 
-    /// Sends what may be sent.
-    async fn pump(&mut self) -> Result<(), Error> {
+    /// Sends what may be sent. `true`: there is more, but something was waited for, and what came
+    /// meanwhile goes first.
+    async fn pump(&mut self) -> Result<bool, Error> {
         while let Some(waiting) = self.chain.waiting() {
             if waiting.event.known {
                 self.pass(|chain| chain.settle(Passed::Recorded)).await?;
@@ -397,8 +406,9 @@ impl JetStream {
             if !self.has_room() {
                 break;
             }
-            if self.is_stored().await? {
-                self.pass(|chain| chain.settle(Passed::Known)).await?;
+            if let Some(place) = self.find().await? {
+                let known = Passed::Known(Some(place));
+                self.pass(|chain| chain.settle(known)).await?;
                 continue;
             }
             if self.is_delayed() {
@@ -408,42 +418,43 @@ impl JetStream {
                     Err(_) if self.chain.in_flight() > 0 => break,
                     Err(unsendable) => self.set_aside(unsendable).await?,
                 }
-                continue;
+                return Ok(true);
             }
             if self.is_uncertain() && self.chain.staged() == 0 {
                 if self.chain.in_flight() > 0 {
                     break;
                 }
                 self.send_uncertain().await?;
-                continue;
+                return Ok(true);
             }
-            if !self.send().await? {
-                break;
+            match self.send().await? {
+                Sent::UnderWay => {}
+                Sent::NotYet => break,
+                Sent::Aside => return Ok(true),
             }
         }
-        Ok(())
+        Ok(false)
     }
 
-    /// Sends the waiting event, or stages it with those that go together. `false`: not before
-    /// everything else has been acknowledged.
-    async fn send(&mut self) -> Result<bool, Error> {
+    /// Sends the waiting event, or stages it with those that go together.
+    async fn send(&mut self) -> Result<Sent, Error> {
         let waiting = self.chain.waiting().expect("an event waits");
         let together = waiting.event.followers > 0 || self.chain.staged() > 0;
         let (subject, headers, payload) = match self.compose(together) {
             Ok(message) => message,
             // First everything before this event is stored. The end of the sink would take the
             // connection along, and what it has not sent yet.
-            Err(_) if self.chain.in_flight() > 0 => return Ok(false),
+            Err(_) if self.chain.in_flight() > 0 => return Ok(Sent::NotYet),
             Err(unsendable) => {
                 self.set_aside(unsendable).await?;
-                return Ok(true);
+                return Ok(Sent::Aside);
             }
         };
         if together {
             let batch = &mut epoch_mut(&mut self.epoch).batch;
             batch.push(subject, headers, payload);
             self.pass(Chain::stage).await?;
-            return Ok(true);
+            return Ok(Sent::UnderWay);
         }
         if self.chain.in_flight() == 0 {
             epoch_mut(&mut self.epoch).progress_at = Instant::now();
@@ -462,7 +473,7 @@ impl JetStream {
         );
         publish.await?;
         fault::point("published");
-        Ok(true)
+        Ok(Sent::UnderWay)
     }
 
     /// The message of the waiting event: what it is published to, its headers and its body.
@@ -579,7 +590,10 @@ impl JetStream {
 
     fn take_reply(&mut self, message: &Message) -> Result<(), Error> {
         fault::point("answered");
-        epoch_mut(&mut self.epoch).progress_at = Instant::now();
+        let connection = &epoch_mut(&mut self.epoch).connection;
+        let Some(reply) = connection.read(message, &self.options.stream.name) else {
+            return Ok(());
+        };
         let number = message
             .subject
             .rsplit('.')
@@ -587,13 +601,15 @@ impl JetStream {
             .and_then(|token| token.parse().ok());
         let number =
             number.ok_or_else(|| Error::Broken(format!("reply to {}", message.subject)))?;
-        let reply = Reply::read(message, &self.options.stream.name);
         // Where it is only a copy that came late, nobody is to be found out.
         let copy = self.shared() && matches!(reply, Reply::Duplicate(_));
         let reason = match reply {
             Reply::Stored { sequence, together } => {
                 match self.chain.acknowledge(number, (sequence, together)) {
-                    Ok(()) => return Ok(()),
+                    Ok(()) => {
+                        epoch_mut(&mut self.epoch).progress_at = Instant::now();
+                        return Ok(());
+                    }
                     Err(mismatch) => mismatch.to_string(),
                 }
             }
@@ -607,10 +623,11 @@ impl JetStream {
                 self.chain.refuse_duplicate(number, sequence);
                 "the server calls it a duplicate".to_owned()
             }
-            Reply::Refused(reason) => {
-                self.chain.refuse(number);
-                reason
-            }
+            Reply::Refused(reason) => match self.chain.refuse(number) {
+                true => reason,
+                // Ours has stored it; so this is another stream's.
+                false => return Ok(()),
+            },
             Reply::Unclear(reason) => reason,
         };
         if !copy {
@@ -647,10 +664,21 @@ impl Epoch {
     }
 }
 
+/// What became of an event that was to be sent.
+enum Sent {
+    /// It is, or goes with the next.
+    UnderWay,
+    /// Not before everything else has been acknowledged.
+    NotYet,
+    /// It is stored elsewhere.
+    Aside,
+}
+
 enum Action {
     /// The relay is done.
     Closed,
     Order(Order),
+    Send,
     Reply(Box<Message>),
     /// It is time to see whether the stream is what it was.
     Look,

@@ -20,7 +20,9 @@ use tracing::warn;
 use super::chain::Passed;
 use super::client::Connection;
 use super::error::Error;
+use super::letters::Letters;
 use super::messages::Messages;
+use super::options::Options;
 use super::reply::Reply;
 use super::tail::{self, Bounds, Search, Start};
 use super::{JetStream, epoch_mut};
@@ -46,6 +48,8 @@ pub(super) struct Memory {
     vacant_until: Option<Position>,
     /// Vacant numbers that have settled an event.
     used: HashSet<u64>,
+    /// Below this number, events in the ring may have been found by the merge.
+    merged_until: u64,
     /// From this number on, an event was not handed to a sink before.
     past_until: u64,
     /// The past may hold events that follow another plan.
@@ -66,6 +70,7 @@ impl Memory {
             vacant: false,
             vacant_until: None,
             used: HashSet::new(),
+            merged_until: 0,
             past_until: u64::MAX,
             odd: false,
             doubts: Doubts::default(),
@@ -156,49 +161,52 @@ impl JetStream {
         Ok(())
     }
 
-    /// Whether the waiting event is stored, wherever it belongs.
-    pub(super) async fn is_stored(&mut self) -> Result<bool, Error> {
+    /// Where the waiting event is stored, wherever it belongs.
+    pub(super) async fn find(&mut self) -> Result<Option<(Stream, u64)>, Error> {
         let waiting = self.chain.waiting().expect("an event waits");
         let event = waiting.event;
         if self.memory.complete {
-            if self.memory.found.holds(event.position, &event.id) {
-                return Ok(true);
+            let place = self.memory.found.place_of(event.position, &event.id);
+            if place.is_some() || !self.options.stream.shared {
+                return Ok(place);
             }
-            return match self.shared() {
-                true => self.is_its_own_duplicate().await,
-                false => Ok(false),
-            };
+            let own = self.own_duplicate().await?;
+            return Ok(own.map(|sequence| (Stream::Main, sequence)));
         }
         let epoch = epoch_mut(&mut self.epoch);
-        if let Some(letters) = &mut epoch.letters
-            && letters
-                .hold(&epoch.connection, &self.lineage, event)
-                .await?
-        {
-            return Ok(true);
+        if let Some(letters) = &mut epoch.letters {
+            let letter = letters.place_of(&epoch.connection, &self.lineage, event);
+            if let Some(sequence) = letter.await? {
+                return Ok(Some((Stream::Letters, sequence)));
+            }
         }
-        let (events_max, bytes_max) =
-            (self.options.in_flight_max, self.options.in_flight_bytes_max);
+        let Options {
+            in_flight_max,
+            in_flight_bytes_max,
+            ..
+        } = self.options;
         let start = |bounds| Start {
             bounds,
             first: event.position,
-            events_max,
-            bytes_max,
+            events_max: in_flight_max,
+            bytes_max: in_flight_bytes_max,
         };
         let stream = &epoch.connection.stream;
-        let holds = epoch.tail.holds(stream, &self.lineage, start, event);
-        let holds = epoch.connection.unless_broken(Box::pin(holds)).await?;
+        let place = epoch.tail.place_of(stream, &self.lineage, start, event);
+        let place = epoch.connection.unless_broken(Box::pin(place)).await?;
         if !self.options.stream.shared {
             self.memory.odd |= epoch.tail.odd();
             self.memory.vacant |= epoch.tail.cut();
         }
+        self.memory.merged_until = self.chain.next_number() + 1;
         epoch.tail.finish();
-        if epoch.tail.is_finished() {
+        let letters = epoch.letters.as_ref();
+        if epoch.tail.is_finished() && letters.is_none_or(Letters::is_searched) {
             self.memory.complete = true;
             self.memory.base = epoch.last_sequence;
-            self.memory.letters = epoch.letters.as_ref().map_or(0, |l| l.last_sequence());
+            self.memory.letters = letters.map_or(0, Letters::last_sequence);
         }
-        Ok(holds)
+        Ok(place.map(|sequence| (Stream::Main, sequence)))
     }
 
     /// Whether the waiting event, which was not found, may have been stored all the same.
@@ -224,7 +232,7 @@ impl JetStream {
             && self.was_stored_at(sequence).await?
         {
             self.memory.used.insert(sequence);
-            return self.pass(|chain| chain.settle(Passed::Known)).await;
+            return self.pass(|chain| chain.settle(Passed::Known(None))).await;
         }
         let (subject, headers, payload) = match self.compose(false) {
             Ok(message) => message,
@@ -234,8 +242,9 @@ impl JetStream {
         let (number, expected) = self.chain.send();
         let epoch = epoch_mut(&mut self.epoch);
         let request = (subject, headers, payload);
-        let answer = Box::pin(epoch.connection.request(request, self.options.ack_timeout));
-        let reason = match Reply::read(&answer.await?, &self.options.stream.name) {
+        let ours = (self.options.stream.name.as_str(), self.options.ack_timeout);
+        let answer = Box::pin(epoch.connection.request(request, ours));
+        let reason = match answer.await? {
             Reply::Stored { sequence, together } => {
                 match self.chain.acknowledge(number, (sequence, together)) {
                     Ok(()) => {
@@ -297,16 +306,19 @@ impl JetStream {
         let Some(place) = &settled.stored_at else {
             return;
         };
-        // Out of order only after a refusal, and on a new connection.
-        let behind = |chain: &super::Chain| {
-            chain.head() >= self.careful_until && !self.options.stream.shared
-                || chain.lowest_beyond().is_none_or(|low| low > place.sequence)
-        };
-        if left(Stream::Main) || memory.vacant_until.is_some() || !behind(&self.chain) {
-            settled.stored_at = None;
-            return;
+        // Out of order only after a refusal, on a new connection, and where it was found by a merge.
+        let odd_until = self.careful_until.max(memory.merged_until);
+        let in_order = self.chain.head() >= odd_until && !self.options.stream.shared;
+        let base = memory.base.max(place.sequence);
+        let alone = in_order
+            || self
+                .chain
+                .lowest_beyond()
+                .is_none_or(|lowest| lowest > base);
+        if !left(Stream::Main) && memory.vacant_until.is_none() && alone {
+            memory.base = base;
+            settled.base = base;
         }
-        memory.base = place.sequence;
     }
 }
 

@@ -7,10 +7,10 @@ use time::format_description::well_known::Rfc3339;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::bucket::{self, Bucket};
+use super::bucket::{self, Answer, Bucket};
 use super::client::Connection;
 use super::error::Error;
-use super::messages::Stored;
+use super::messages::{Messages, Stored};
 use super::options::Options;
 use super::{JetStream, epoch_mut, tail};
 use crate::error::Failure;
@@ -35,6 +35,10 @@ pub struct Standing {
     pub created: String,
     /// Its last sequence number.
     pub last_sequence: u64,
+    /// The same of the dead letters, and of what is delayed, as far as they were asked for.
+    pub letters: Option<u64>,
+    /// The same of what is delayed.
+    pub delayed: Option<u64>,
     /// Copies of the record.
     pub record_replicas: usize,
     /// Names the process of the server that holds the record; empty if that is not known.
@@ -42,10 +46,10 @@ pub struct Standing {
 }
 
 impl JetStream {
-    /// What the stream is now. One that ends before a sequence number which it has reached is given
-    /// a few seconds.
-    pub async fn standing(&mut self, reached: u64) -> Result<Standing, Failure> {
-        let asked = Box::pin(self.ask_standing(reached)).await;
+    /// What the stream is now, and what is delayed, if it is asked for. A stream that ends before a
+    /// sequence number which it has reached is given a few seconds.
+    pub async fn standing(&mut self, reached: u64, delayed: bool) -> Result<Standing, Failure> {
+        let asked = Box::pin(self.ask_standing(reached, delayed)).await;
         asked.map_err(|error| error.failure(&self.options))
     }
 
@@ -90,7 +94,7 @@ impl JetStream {
         begun.map_err(|error| error.failure(&self.options))
     }
 
-    async fn ask_standing(&mut self, reached: u64) -> Result<Standing, Error> {
+    async fn ask_standing(&mut self, reached: u64, delayed: bool) -> Result<Standing, Error> {
         let since = Instant::now();
         loop {
             let epoch = epoch_mut(&mut self.epoch);
@@ -103,15 +107,28 @@ impl JetStream {
             tokio::time::sleep(BEHIND_POLL).await;
         }
         let epoch = epoch_mut(&mut self.epoch);
-        let info = &epoch.connection.info;
+        let connection = &epoch.connection;
+        let delayed = match delayed {
+            true => {
+                let name = self.options.stream.delayed().name;
+                let delayed = Messages::new(connection.context.clone(), &name);
+                let asked = Box::pin(delayed.last_sequence());
+                Some(connection.unless_broken(asked).await?)
+            }
+            false => None,
+        };
+        let info = &connection.info;
         let leader = info
             .cluster
             .as_ref()
             .and_then(|cluster| cluster.leader.clone());
-        let (server_id, server_name) = epoch.connection.server();
+        let (server_id, server_name) = connection.server();
+        let letters = connection.letters.as_ref();
         Ok(Standing {
             created: created(info),
             last_sequence: epoch.last_sequence,
+            letters: letters.map(|(_, info)| info.state.last_sequence),
+            delayed,
             record_replicas: epoch.bucket.as_ref().map_or(0, |bucket| bucket.replicas),
             server_id: match leader {
                 Some(leader) if leader != server_name => String::new(),
@@ -211,16 +228,17 @@ impl JetStream {
         fault::point("record_answered");
         let epoch = epoch_mut(&mut self.epoch);
         let answer = match &epoch.bucket {
-            Ok(bucket) => bucket.answer(message),
-            Err(why) => Some(Written::Refused(why.clone())),
+            Ok(bucket) => bucket.answer(&epoch.connection, message),
+            Err(why) => Answer::Known(Written::Refused(why.clone())),
         };
         match answer {
-            Some(written) => {
+            Answer::Twin => Ok(()),
+            Answer::Known(written) => {
                 self.writing = None;
                 let _ = reports.send(Report::Written(written)).await;
                 Ok(())
             }
-            None => self.settle_write(reports).await,
+            Answer::Unknown => self.settle_write(reports).await,
         }
     }
 

@@ -16,17 +16,36 @@ pub(super) enum Reply {
     Unclear(String),
 }
 
+/// A stream of another JetStream domain that stores what was meant for ours. Its answer says
+/// nothing about ours, which may still come.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{stream:?} of domain {domain:?}")]
+pub(super) struct Twin {
+    stream: String,
+    /// Empty: its server has none.
+    domain: String,
+}
+
 impl Reply {
-    /// Reads an answer to a publish that was meant for `stream`.
-    pub(super) fn read(message: &Message, stream: &str) -> Self {
+    /// Reads an answer to a publish that was meant for `stream` of this domain.
+    ///
+    /// A server with a domain names it in every acknowledgement, of duplicates and batches too, and
+    /// in its answer to `STREAM.INFO`; one without leaves it out. No error names it: whose that is,
+    /// nobody knows (seen with nats-server 2.10.26 and 2.15.1).
+    pub(super) fn read(
+        message: &Message,
+        stream: &str,
+        domain: Option<&str>,
+    ) -> Result<Self, Twin> {
         if message.status == Some(StatusCode::NO_RESPONDERS) {
-            return Self::Refused("no stream answers (no leader, or no stream listens)".to_owned());
+            let nobody = "no stream answers (no leader, or no stream listens)";
+            return Ok(Self::Refused(nobody.to_owned()));
         }
-        Self::read_body(&message.payload, stream)
+        Self::read_body(&message.payload, (stream, domain))
     }
 
-    fn read_body(body: &[u8], stream: &str) -> Self {
-        match serde_json::from_slice(body) {
+    fn read_body(body: &[u8], (stream, domain): (&str, Option<&str>)) -> Result<Self, Twin> {
+        Ok(match serde_json::from_slice(body) {
             Err(error) => Self::Unclear(format!("the reply is not understood: {error}")),
             Ok(PubAck {
                 error: Some(error), ..
@@ -34,6 +53,12 @@ impl Reply {
             Ok(PubAck {
                 error: Some(error), ..
             }) => Self::Refused(format!("{} ({})", error.description, error.err_code)),
+            Ok(ack) if ack.domain != domain => {
+                return Err(Twin {
+                    stream: ack.stream.to_owned(),
+                    domain: ack.domain.unwrap_or_default().to_owned(),
+                });
+            }
             Ok(PubAck { stream: other, .. }) if other != stream => {
                 Self::Refused(format!("stream {other:?} took it"))
             }
@@ -46,8 +71,15 @@ impl Reply {
                 sequence: seq,
                 together: count,
             },
-        }
+        })
     }
+}
+
+/// The stream that refuses a message, by its name.
+pub(super) fn refusing_stream(message: &Message) -> Option<String> {
+    let answer: PubAck = serde_json::from_slice(&message.payload).ok()?;
+    let refuses = answer.error.is_some() && !answer.stream.is_empty();
+    refuses.then(|| answer.stream.to_owned())
 }
 
 /// `JSAtomicPublishContainsDuplicateMessageErr` of nats-server.
@@ -57,6 +89,8 @@ const BATCH_WITH_DUPLICATE: u64 = 10201;
 struct PubAck<'a> {
     #[serde(borrow, default)]
     stream: &'a str,
+    #[serde(borrow, default)]
+    domain: Option<&'a str>,
     #[serde(default)]
     seq: u64,
     #[serde(default)]
@@ -85,7 +119,16 @@ mod tests {
     use super::*;
 
     fn read(body: &str) -> Reply {
-        Reply::read_body(body.as_bytes(), "S")
+        read_in(None, body).expect("ours")
+    }
+
+    fn read_in(domain: Option<&str>, body: &str) -> Result<Reply, Twin> {
+        Reply::read_body(body.as_bytes(), ("S", domain))
+    }
+
+    fn twin(domain: &str) -> Result<Reply, Twin> {
+        let (stream, domain) = ("S".to_owned(), domain.to_owned());
+        Err(Twin { stream, domain })
     }
 
     fn stored(sequence: u64, together: u64) -> Reply {
@@ -105,9 +148,8 @@ mod tests {
     #[test]
     fn answers_of_every_server_version_are_told_apart() {
         assert_eq!(read(r#"{"stream":"S","seq":7}"#), stored(7, 1));
-        // 2.10 and 2.11 put a space there; a domain may follow.
-        let spaced = r#"{"stream":"S", "seq":7,"domain":"hub"}"#;
-        assert_eq!(read(spaced), stored(7, 1));
+        // 2.10 and 2.11 put a space there.
+        assert_eq!(read(r#"{"stream":"S", "seq":7}"#), stored(7, 1));
         let duplicate = r#"{"stream":"S","seq":2,"duplicate": true}"#;
         assert_eq!(read(duplicate), Reply::Duplicate(2));
         let refused = r#"{"error":{"code":400,"err_code":10071,
@@ -122,6 +164,36 @@ mod tests {
     fn an_ack_of_another_stream_is_none() {
         let other = read(r#"{"stream":"T","seq":7}"#);
         assert_eq!(other, Reply::Refused("stream \"T\" took it".to_owned()));
+    }
+
+    #[test]
+    fn an_ack_of_another_domain_is_none_of_ours() {
+        let (hub, none) = (Some("hub"), None);
+        let of_hub = r#"{"stream":"S", "domain":"hub", "seq":7}"#;
+        assert_eq!(read_in(hub, of_hub), Ok(stored(7, 1)));
+        assert_eq!(read_in(none, of_hub), twin("hub"));
+        assert_eq!(read_in(Some("hu"), of_hub), twin("hub"));
+        let of_none = r#"{"stream":"S","seq":7}"#;
+        assert_eq!(read_in(none, of_none), Ok(stored(7, 1)));
+        assert_eq!(read_in(hub, of_none), twin(""));
+    }
+
+    #[test]
+    fn what_another_domain_calls_a_duplicate_or_has_stored_together_is_none_of_ours() {
+        let duplicate = r#"{"stream":"S","domain":"leaf","seq":2,"duplicate": true}"#;
+        assert_eq!(read_in(Some("leaf"), duplicate), Ok(Reply::Duplicate(2)));
+        assert_eq!(read_in(Some("hub"), duplicate), twin("leaf"));
+        let batch = r#"{"stream":"S","domain":"leaf","seq":4,"batch":"b1","count":2}"#;
+        assert_eq!(read_in(Some("leaf"), batch), Ok(stored(4, 2)));
+        assert_eq!(read_in(Some("hub"), batch), twin("leaf"));
+    }
+
+    #[test]
+    fn an_error_is_everybodys_because_no_server_names_its_domain_there() {
+        let refused = r#"{"error":{"code":400,"err_code":10071,
+            "description":"wrong last sequence: 2"},"stream":"S","seq":0}"#;
+        let reply = Reply::Refused("wrong last sequence: 2 (10071)".to_owned());
+        assert_eq!(read_in(Some("hub"), refused), Ok(reply));
     }
 
     #[test]

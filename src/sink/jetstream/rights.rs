@@ -1,14 +1,18 @@
 //! Whether our user may do what publishing takes, found out by doing it: messages that no stream
 //! takes, and questions for a message. Only who subscribes to those subjects without JetStream sees
-//! anything, an empty message each.
+//! anything, an empty message each. And whether a single stream answers.
 
-use async_nats::HeaderMap;
+use std::time::Duration;
+
+use async_nats::{HeaderMap, Message};
 use bytes::Bytes;
+use futures_util::{FutureExt, StreamExt};
 
 use super::client::Connection;
 use super::error::Error;
 use super::messages::Messages;
 use super::options::{Options, StreamOptions};
+use super::reply::refusing_stream;
 use crate::route;
 
 const EXPECTED_STREAM: &str = "Nats-Expected-Stream";
@@ -18,6 +22,10 @@ const NO_STREAM: &str = "outjet.check";
 
 /// What stands for a wildcard.
 const TOKEN: &str = "outjet-check";
+
+/// How much later than the first a second stream may answer: it is behind a leaf node, and a round
+/// trip to the other side of the world takes less.
+const OTHERS_WITHIN: Duration = Duration::from_millis(500);
 
 /// Tries to publish to a subject of `pattern` and to that of its dead letter, and to read messages.
 /// The stream must exist. Returns the subjects that were tried.
@@ -38,14 +46,8 @@ pub async fn check_rights(options: &Options, pattern: &str) -> Result<Vec<String
         .map(|bucket| subject_in(bucket, "M"));
     let subjects = [Some(own), letter, chunks, names].into_iter().flatten();
     let subjects: Vec<String> = subjects.collect();
-    for subject in &subjects {
-        let message = (subject.clone(), unheeded(), Bytes::new());
-        denied(
-            connection
-                .request(message, options.nats.connect_timeout)
-                .await,
-        )?;
-    }
+    let within = options.nats.connect_timeout;
+    let answers = Box::pin(try_all(&connection, &subjects, within)).await?;
     let streams = [
         Some(&options.stream),
         options.dead_letters.as_ref(),
@@ -62,6 +64,16 @@ pub async fn check_rights(options: &Options, pattern: &str) -> Result<Vec<String
             denied(connection.unless_broken(Box::pin(purge)).await)?;
         }
     }
+    for (subject, messages) in answers {
+        let streams: Vec<String> = messages.iter().filter_map(refusing_stream).collect();
+        if streams.len() > 1 {
+            return Err(Error::Twins {
+                subject,
+                streams,
+                domain: connection.domain.clone(),
+            });
+        }
+    }
     Ok(subjects)
 }
 
@@ -71,6 +83,31 @@ pub(super) fn unheeded() -> HeaderMap {
         EXPECTED_STREAM.parse().expect("a header's name"),
         NO_STREAM.parse().expect("a header's value"),
     )])
+}
+
+/// Publishes to each subject what no stream takes, and returns what was answered.
+async fn try_all(
+    connection: &Connection,
+    subjects: &[String],
+    within: Duration,
+) -> Result<Vec<(String, Vec<Message>)>, Error> {
+    let mut asked = Vec::new();
+    for subject in subjects {
+        let message = (subject.clone(), unheeded(), Bytes::new());
+        let mut answers = connection.ask(message, within).await?;
+        let first = tokio::time::timeout(within, answers.next());
+        let first = connection.unless_broken(async { Ok(first.await) }).await?;
+        let first: Vec<Message> = first.ok().flatten().into_iter().collect();
+        asked.push((subject.clone(), first, answers));
+    }
+    tokio::time::sleep(OTHERS_WITHIN).await;
+    let all = asked.into_iter().map(|(subject, mut found, mut answers)| {
+        while let Some(Some(another)) = answers.next().now_or_never() {
+            found.push(another);
+        }
+        (subject, found)
+    });
+    Ok(all.collect())
 }
 
 /// Any other answer is one: that nobody listens, or that there is no such stream yet.

@@ -18,15 +18,16 @@ impl JetStream {
         self.options.stream.shared
     }
 
-    /// Whether the server has called the waiting event a duplicate, and of itself.
-    pub(super) async fn is_its_own_duplicate(&self) -> Result<bool, Error> {
+    /// Where the waiting event is, if the server has called it a duplicate, and of itself.
+    pub(super) async fn own_duplicate(&self) -> Result<Option<u64>, Error> {
         let waiting = self.chain.waiting().expect("an event waits");
         let Some(sequence) = waiting.duplicate_of else {
-            return Ok(false);
+            return Ok(None);
         };
         let connection = &self.epoch.as_ref().expect("an epoch runs").connection;
         let stands = tail::stands_at(&connection.stream, (sequence, &self.lineage), waiting.event);
-        connection.unless_broken(Box::pin(stands)).await
+        let stands = connection.unless_broken(Box::pin(stands)).await?;
+        Ok(stands.then_some(sequence))
     }
 }
 
@@ -119,7 +120,7 @@ mod tests {
             let own = waiting.duplicate_of.is_some();
             let stands = self.stream[self.seen.clone()].contains(&Some(event));
             if stands || own {
-                self.chain.settle(Passed::Known);
+                self.chain.settle(Passed::Known(None));
                 self.known.push(event);
             } else {
                 assert_eq!(self.chain.send().0, event as u64);
@@ -134,7 +135,7 @@ mod tests {
             let heard = heard && way + 1 == self.ways.len();
             let (number, place) = (event as u64, self.place_of(event));
             match (refused, place) {
-                (true, _) if heard => self.chain.refuse(number),
+                (true, _) if heard => assert!(self.chain.refuse(number)),
                 (true, _) => {}
                 (false, Some(place)) if heard => self.chain.refuse_duplicate(number, place),
                 (false, Some(_)) => {}

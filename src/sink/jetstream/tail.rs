@@ -92,25 +92,25 @@ impl Search {
         matches!(self, Self::Reading(tail) if tail.cut)
     }
 
-    /// Whether the stream holds the event. To be asked in commit order.
-    pub(super) async fn holds(
+    /// Where the stream holds the event. To be asked in commit order.
+    pub(super) async fn place_of(
         &mut self,
         stream: &Messages,
         lineage: &Lineage,
         start: impl FnOnce(Bounds) -> Start,
         event: &Event,
-    ) -> Result<bool, Error> {
+    ) -> Result<Option<u64>, Error> {
         if let Self::Pending(bounds) = *self {
             let tail = Tail::search(stream.clone(), lineage.clone(), start(bounds)).await?;
             *self = Self::Reading(Box::new(tail));
         }
         let Self::Reading(tail) = self else {
-            return Ok(false);
+            return Ok(None);
         };
-        let holds = tail.holds(event).await?;
+        let place = tail.place_of(event).await?;
         let finished = tail.guard.finished();
         tail.tell_strangers(finished);
-        Ok(holds)
+        Ok(place)
     }
 
     /// Takes note that nothing is left to be read.
@@ -157,12 +157,12 @@ impl Tail {
         })
     }
 
-    /// Whether the next event in commit order is stored.
-    async fn holds(&mut self, event: &Event) -> Result<bool, Error> {
+    /// Where the next event in commit order is stored.
+    async fn place_of(&mut self, event: &Event) -> Result<Option<u64>, Error> {
         loop {
             match self.guard.judge(event.position, &event.id) {
-                Verdict::Stored => return Ok(true),
-                Verdict::Absent => return Ok(false),
+                Verdict::Stored(sequence) => return Ok(Some(sequence)),
+                Verdict::Absent => return Ok(None),
                 Verdict::Unknown => match self.reader.next().await? {
                     Some(entry) => self.guard.offer(entry),
                     None => self.guard.end(),

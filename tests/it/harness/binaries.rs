@@ -1,12 +1,12 @@
 //! Finds the servers' binaries, and the user they may run as.
 //!
-//! Order: environment (`PG_BIN`, `NATS_SERVER`, `PROMETHEUS`, `CHROMIUM`), PATH, the distributions'
-//! directories, `.tools`.
+//! Order: environment (`PG_BIN`, `NATS_SERVER`, `PROMETHEUS`, `CHROMIUM`, `REDIS_SERVER`,
+//! `VALGRIND`), PATH, the distributions' directories, `.tools`.
 //! What is missing is fetched by `scripts/tools`; a test never skips for want of a server.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -82,12 +82,17 @@ pub(crate) fn nats_server(version: Option<&str>) -> PathBuf {
     staged(&found)
 }
 
-/// Prometheus; promtool stands beside it.
+/// Prometheus, one that has promtool.
 pub(crate) fn prometheus() -> PathBuf {
     let fetched = tools().join("prometheus/usr/bin/prometheus");
-    let with_promtool = |path: &PathBuf| path.with_file_name("promtool").is_file();
+    let with_promtool = |path: &PathBuf| beside(path, "promtool").is_some();
     let flag = ("--watchers", "PROMETHEUS");
     extra(flag, &["prometheus"], &fetched, with_promtool)
+}
+
+/// The promtool of `prometheus()`.
+pub(crate) fn promtool() -> PathBuf {
+    beside(&prometheus(), "promtool").expect("a Prometheus with promtool")
 }
 
 /// A browser that runs without a display.
@@ -107,6 +112,13 @@ pub(crate) fn redis_server() -> PathBuf {
     let fetched = tools().join("redis/redis-server");
     let names = ["redis-server", "valkey-server"];
     extra(("--redis", "REDIS_SERVER"), &names, &fetched, |_| true)
+}
+
+/// For `scripts/bench`, to count instructions.
+pub(crate) fn valgrind() -> PathBuf {
+    let fetched = tools().join("valgrind/valgrind");
+    let flag = ("--valgrind", "VALGRIND");
+    extra(flag, &["valgrind"], &fetched, |_| true)
 }
 
 /// What few tests need: from the environment, PATH, or fetched by a flag of `scripts/tools`.
@@ -185,7 +197,8 @@ pub(crate) fn lock(name: &str) -> File {
 
 fn postgres_directories() -> Vec<PostgresBuild> {
     let asked = std::env::var_os("PG_BIN").map(PathBuf::from);
-    let on_path = on_path("postgres").and_then(|path| path.parent().map(Path::to_owned));
+    let on_path = on_path("postgres").and_then(|postgres| beside(&postgres, "initdb"));
+    let on_path = on_path.and_then(|initdb| initdb.parent().map(Path::to_owned));
     let mut homes: Vec<PathBuf> = POSTGRES_HOMES.map(PathBuf::from).to_vec();
     homes.push(tools());
     let installed = homes.iter().flat_map(|home| {
@@ -237,11 +250,24 @@ fn suits(nats_server: &Path, version: Option<&str>) -> bool {
     }
 }
 
-fn on_path(binary: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    let mut found = std::env::split_paths(&path).map(|directory| directory.join(binary));
-    // Through links, because what belongs to a binary stands beside the real one.
-    found.find(|path| path.is_file())?.canonicalize().ok()
+fn on_path(program: &str) -> Option<PathBuf> {
+    first_in(&std::env::var_os("PATH")?, program)
+}
+
+/// The first program of this name in a list of directories like PATH. Links are not resolved: some
+/// programs do what the name says that they are called by. Debian's redis-server is a link to
+/// redis-check-rdb, and under that name it checks a file instead.
+pub(crate) fn first_in(path: &OsStr, program: &str) -> Option<PathBuf> {
+    let mut found = std::env::split_paths(path).map(|directory| directory.join(program));
+    // Absolute, because servers are started in directories of their own.
+    std::path::absolute(found.find(|path| path.is_file())?).ok()
+}
+
+/// What belongs to a program: beside the file that the program is a link to, or beside the link.
+pub(crate) fn beside(program: &Path, other: &str) -> Option<PathBuf> {
+    let real = program.canonicalize().ok()?;
+    let places = [&real, program].map(|place| place.with_file_name(other));
+    places.into_iter().find(|place| place.is_file())
 }
 
 fn tools() -> PathBuf {
@@ -291,10 +317,13 @@ fn numbers(version: &str) -> Option<(u32, u32)> {
 /// The binary at `path`, or, if the servers' user cannot get at it, a copy of its whole
 /// installation in the workshop.
 pub(crate) fn staged(path: &Path) -> PathBuf {
-    if enterable(path) {
+    let real = path.canonicalize().expect("a program that was found");
+    if enterable(path) && enterable(&real) {
         return path.to_owned();
     }
-    let (home, inner) = match path.parent() {
+    let linked = path.is_symlink();
+    let source = if linked { &real } else { path };
+    let (home, inner) = match source.parent() {
         Some(bin) if bin.ends_with("bin") => (bin.parent().expect("a home"), Path::new("bin")),
         Some(home) => (home, Path::new("")),
         None => unreachable!("a binary stands in a directory"),
@@ -310,8 +339,12 @@ pub(crate) fn staged(path: &Path) -> PathBuf {
         run(command);
         fs::rename(&partial, &copy).expect("rename a directory of ours");
     }
-    let name = path.file_name().expect("a binary has a name");
-    copy.join(inner).join(name)
+    let name = |path: &Path| path.file_name().expect("a binary has a name").to_owned();
+    let program = copy.join(inner).join(name(path));
+    if linked && !program.exists() {
+        symlink(name(source), &program).expect("link a program to its own name");
+    }
+    program
 }
 
 /// Whether the servers' user can reach this path: each directory above it lets others in.

@@ -50,7 +50,11 @@ impl Stage {
 
     /// On a server and with a configuration of the test.
     pub(crate) async fn on(nats: nats::Builder, yaml: &str) -> Self {
-        let world = World::with(Postgres::builder(), nats).await;
+        Self::with(World::with(Postgres::builder(), nats).await, yaml).await
+    }
+
+    /// On servers that run, and with a configuration of the test.
+    pub(crate) async fn with(world: World, yaml: &str) -> Self {
         let judge = Judge::appoint(&world.postgres).await;
         let session = world.postgres.connect().await;
         let proxy = Proxy::before_port(world.nats.port());

@@ -1,5 +1,7 @@
 //! The harness, tested: a tool that cannot fail proves nothing.
 
+use std::fs;
+use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -129,6 +131,32 @@ async fn a_paused_server_is_silent_and_goes_on_when_resumed() {
     jetstream.query_account().await.expect("an answer");
 }
 
+#[test]
+fn a_program_that_is_found_as_a_link_is_called_by_its_own_name() {
+    let directory = tempfile::tempdir().expect("a directory");
+    symlink("/bin/sh", directory.path().join("server")).expect("a link");
+    let found = binaries::first_in(directory.path().as_os_str(), "server").expect("the link");
+    let mut command = Command::new(found);
+    // The shell's own name.
+    command.args(["-c", r#"echo "${0##*/}""#]);
+    assert_eq!(process::run(command), "server\n");
+}
+
+#[test]
+fn what_belongs_to_a_program_is_found_beside_it_or_beside_what_it_is_a_link_to() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let root = directory.path().canonicalize().expect("the real path");
+    fs::write(root.join("real"), "").expect("a file");
+    fs::create_dir(root.join("bin")).expect("a directory");
+    symlink(root.join("real"), root.join("bin/server")).expect("a link");
+    let tool = || binaries::beside(&root.join("bin/server"), "tool");
+    assert_eq!(tool(), None);
+    for place in ["bin/tool", "tool"] {
+        fs::write(root.join(place), "").expect("a file");
+        assert_eq!(tool(), Some(root.join(place)));
+    }
+}
+
 #[tokio::test]
 async fn a_program_is_called_in_an_environment_of_its_own_and_its_log_is_read() {
     let script = r#"trap 'exit 7' TERM; echo "$GREETING $PGHOST"; cat outjet.yaml
@@ -190,8 +218,8 @@ async fn servers_and_their_directories_are_gone_soon_after_a_test_was_killed() {
         let homes = [postgres.host(), nats.home().display().to_string()];
         let words = format!("{} {} {} {}", ids[0], ids[1], homes[0], homes[1]);
         let partial = format!("{report}.partial");
-        std::fs::write(&partial, words).expect("write the report");
-        std::fs::rename(&partial, &report).expect("rename the report");
+        fs::write(&partial, words).expect("write the report");
+        fs::rename(&partial, &report).expect("rename the report");
         return std::future::pending().await;
     }
     let directory = tempfile::tempdir().expect("a temporary directory");
@@ -205,7 +233,7 @@ async fn servers_and_their_directories_are_gone_soon_after_a_test_was_killed() {
     let mut victim = process::Process::spawn("victim", victim, process::Signal::KILL, &home);
     let words = until_sync("the victim has started its servers", SOON, || {
         assert!(victim.exited().is_none(), "the victim died before its time");
-        match std::fs::read_to_string(&report) {
+        match fs::read_to_string(&report) {
             Ok(words) => Wait::Ready(words),
             Err(error) => Wait::NotYet(error.to_string()),
         }

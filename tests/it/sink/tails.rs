@@ -1,5 +1,6 @@
 //! A new leader, or a new connection, finds less in the stream than was stored: consumers and
-//! limits take messages away. What is gone was stored all the same.
+//! limits take messages away. What is gone may have been stored: as long as the server remembers
+//! its id, it is not stored again; later it is, and is counted.
 
 use async_nats::jetstream::{self, consumer, stream};
 use futures_util::StreamExt;
@@ -9,8 +10,14 @@ use tokio::task::JoinSet;
 
 use super::{cut_at_random, more_stored, swallow_acks};
 use crate::harness::drain;
-use crate::harness::stage::{SOON, STREAM, Stage};
-use crate::harness::{Direction, Mode, Nats, Outjet, Verdict, Wait, until};
+use crate::harness::stage::{QUICK, SOON, STREAM, Stage};
+use crate::harness::{Direction, Mode, Nats, Outjet, Verdict, Wait, nats, until};
+
+/// The stream remembers ids for as long as a test takes.
+async fn remembering(nats: nats::Builder) -> Stage {
+    let yaml = QUICK.replace("duplicate_window: 100ms", "duplicate_window: 2m");
+    Stage::on(nats, &yaml).await
+}
 
 /// Commits `numbers` and kills the leader when they are stored, before it can confirm them.
 async fn stored_unconfirmed(
@@ -47,7 +54,7 @@ async fn ends_with(stage: &Stage, more: std::ops::RangeInclusive<u32>) -> Vec<u3
 
 #[tokio::test]
 async fn deleted_messages_at_the_end_are_not_sent_again() {
-    let stage = Stage::ready().await;
+    let stage = remembering(Nats::builder()).await;
     let mut outjet = stage.lead().await;
     stage.commit(1..=10).await;
     stored_unconfirmed(&stage, &mut outjet, 11..=30).await;
@@ -63,9 +70,32 @@ async fn deleted_messages_at_the_end_are_not_sent_again() {
     assert_eq!(ends_with(&stage, 31..=35).await, expected);
 }
 
+/// Twice rather than lost: nobody remembers what the vacant numbers were, a stranger's perhaps.
+#[tokio::test]
+async fn deleted_messages_that_nobody_remembers_are_sent_again_and_counted() {
+    let stage = Stage::ready().await;
+    let mut outjet = stage.lead().await;
+    stage.commit(1..=10).await;
+    stored_unconfirmed(&stage, &mut outjet, 11..=30).await;
+    let stream = stage.stream().await;
+    for sequence in [15, 29, 30] {
+        let deleted = stream.delete_message(sequence).await;
+        assert!(deleted.expect("deleted"));
+    }
+    let mut outjet = stage.lead().await;
+    let uncertain = "an event was sent that may have been stored before: its message vanished, \
+                     or it never was";
+    outjet.logged(uncertain, SOON).await;
+    stage.commit(31..=32).await;
+    stage.confirmed().await;
+    let there = (1..=28).filter(|number| *number != 15);
+    let expected: Vec<u32> = there.chain([15, 29, 30, 31, 32]).collect();
+    assert_eq!(numbers(&stage).await, expected);
+}
+
 #[tokio::test]
 async fn stream_purged_but_for_its_end_gets_nothing_back() {
-    let stage = Stage::ready().await;
+    let stage = remembering(Nats::builder()).await;
     let mut outjet = stage.lead().await;
     stage.commit(1..=10).await;
     stored_unconfirmed(&stage, &mut outjet, 11..=300).await;
@@ -80,7 +110,7 @@ async fn stream_purged_but_for_its_end_gets_nothing_back() {
 
 #[tokio::test]
 async fn deleted_messages_of_a_lost_connection_are_not_sent_again() {
-    let stage = Stage::ready().await;
+    let stage = remembering(Nats::builder()).await;
     let _outjet = stage.lead().await;
     stage.commit(1..=10).await;
     stage.confirmed().await;
@@ -103,7 +133,7 @@ async fn deleted_messages_of_a_lost_connection_are_not_sent_again() {
 
 #[tokio::test]
 async fn what_was_not_sent_when_the_stream_was_emptied_is_sent() {
-    let stage = Stage::ready().await;
+    let stage = remembering(Nats::builder()).await;
     let _outjet = stage.lead().await;
     stage.commit(1..=10).await;
     stage.confirmed().await;
@@ -256,11 +286,7 @@ async fn stranger_whose_message_was_consumed_costs_no_event() {
 
 #[tokio::test]
 async fn leader_finds_its_place_on_the_oldest_server() {
-    let stage = Stage::on(
-        Nats::builder().version("2.10"),
-        crate::harness::stage::QUICK,
-    )
-    .await;
+    let stage = remembering(Nats::builder().version("2.10")).await;
     let mut outjet = stage.lead().await;
     stage.commit(1..=10).await;
     stored_unconfirmed(&stage, &mut outjet, 11..=300).await;

@@ -161,7 +161,7 @@ fn composition_gives_prometheus_a_configuration_that_it_takes() {
     let home = tempfile::tempdir().expect("a directory");
     let file = home.path().join("prometheus.yml");
     fs::write(&file, content).expect("write the configuration");
-    let mut promtool = Command::new(binaries::prometheus().with_file_name("promtool"));
+    let mut promtool = Command::new(binaries::promtool());
     promtool.args(["check", "config"]).arg(&file);
     run(promtool);
 }

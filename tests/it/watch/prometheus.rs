@@ -228,7 +228,7 @@ fn alerts_pass_their_tests_and_each_has_one_in_which_it_fires() {
         ["check", "rules", "alerts.yaml"],
         ["test", "rules", "alerts_test.yaml"],
     ] {
-        let mut promtool = Command::new(binaries::prometheus().with_file_name("promtool"));
+        let mut promtool = Command::new(binaries::promtool());
         promtool.args(arguments).current_dir(&deploy);
         run(promtool);
     }
@@ -252,7 +252,7 @@ fn configuration_that_is_documented_is_one_of_prometheus() {
     let directory = tempfile::tempdir().expect("a directory");
     fs::write(directory.path().join("alerts.yaml"), ALERTS).expect("write a file");
     fs::write(directory.path().join("prometheus.yaml"), yaml).expect("write a file");
-    let mut promtool = Command::new(binaries::prometheus().with_file_name("promtool"));
+    let mut promtool = Command::new(binaries::promtool());
     promtool.args(["check", "config", "prometheus.yaml"]);
     promtool.current_dir(directory.path());
     run(promtool);
