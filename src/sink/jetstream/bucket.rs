@@ -94,13 +94,18 @@ pub(super) fn permissions(options: &Options) -> String {
     };
     format!(
         "{}, {api}.STREAM.INFO.{name}, {api}.STREAM.MSG.GET.{name}{create}",
-        entrance(options, &keys)
+        entrance(options.nats.domain.as_deref(), &keys)
     )
 }
 
+/// What helps where they lack.
+pub(super) fn fix(options: &Options) -> String {
+    format!("allow our user to publish to {}", permissions(options))
+}
+
 /// Where to publish to a subject of a bucket.
-fn entrance(options: &Options, subject: &str) -> String {
-    match &options.nats.domain {
+fn entrance(domain: Option<&str>, subject: &str) -> String {
+    match domain {
         // No twin in another domain answers this (nats.go, kv.go: useJSPfx).
         Some(domain) => format!("$JS.{domain}.API.{subject}"),
         None => subject.to_owned(),
@@ -208,7 +213,7 @@ impl Bucket {
         Self {
             messages: Messages::new(connection.context.clone(), &stream_name(&stream.name)),
             stream: stream_name(&stream.name),
-            entrance: entrance(options, &subject),
+            entrance: entrance(options.nats.domain.as_deref(), &subject),
             subject,
             replicas,
         }
@@ -332,6 +337,14 @@ mod tests {
         let warned = warnings(&worse, &stream);
         assert_eq!(warned.len(), 3, "{warned:?}");
         assert_eq!(warned[0], "it has 1 of the 3 replicas that the stream has");
+    }
+
+    #[test]
+    fn record_is_written_to_the_bucket_of_the_domain_that_is_named() {
+        let subject = "$KV.OUTJET_S.outjet";
+        assert_eq!(entrance(None, subject), subject);
+        let there = entrance(Some("hub"), subject);
+        assert_eq!(there, "$JS.hub.API.$KV.OUTJET_S.outjet");
     }
 
     #[test]

@@ -430,12 +430,7 @@ impl Error {
             Self::StreamChanged { .. } => "nothing: what Postgres still has is sent again; \
                  `outjet verify` tells whether that is all"
                 .to_owned(),
-            Self::BucketDenied(_) => {
-                format!(
-                    "allow our user to publish to {}",
-                    bucket::permissions(options)
-                )
-            }
+            Self::BucketDenied(_) => bucket::fix(options),
             Self::Broken(_) => {
                 format!("nothing if it passes; else `nats stream info {name}` and the server's log")
             }

@@ -54,14 +54,25 @@ impl JetStream {
     }
 
     /// What is kept for our slot; or why nothing is.
-    pub async fn kept(&self) -> Result<Result<Option<Kept>, String>, Failure> {
+    pub async fn kept(&mut self) -> Result<Result<Option<Kept>, String>, Failure> {
+        let read = Box::pin(self.read_kept()).await;
+        match read.map_err(|error| self.without_bucket(error)) {
+            Err(Error::BucketDenied(why)) => {
+                let opened = Box::pin(self.open_epoch()).await;
+                opened.map_err(|error| error.failure(&self.options))?;
+                Ok(Err(why))
+            }
+            read => read.map_err(|error| error.failure(&self.options)),
+        }
+    }
+
+    async fn read_kept(&self) -> Result<Result<Option<Kept>, String>, Error> {
         let epoch = self.epoch.as_ref().expect("an epoch runs");
         match &epoch.bucket {
             Err(why) => Ok(Err(why.clone())),
             Ok(bucket) => {
                 let read = epoch.connection.unless_broken(Box::pin(bucket.read()));
-                let read = read.await;
-                Ok(Ok(read.map_err(|error| error.failure(&self.options))?))
+                Ok(Ok(read.await?))
             }
         }
     }

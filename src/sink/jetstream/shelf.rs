@@ -130,7 +130,7 @@ impl Shelf {
             Err(_) => Ok(None),
             Ok(bucket) => {
                 let read = Box::pin(bucket.read());
-                self.connection.unless_broken(read).await
+                bucket::unless_denied(&self.connection, read).await
             }
         }
     }

@@ -104,6 +104,26 @@ async fn user_without_rights_on_the_bucket_publishes_each_event_once_and_is_warn
 }
 
 #[tokio::test]
+async fn each_right_on_the_bucket_may_lack_and_no_event_is_lost_or_doubled() {
+    for right in BUCKET {
+        let allowed = all_but(&[right]).await;
+        let site = as_restricted(&allowed, "\"_INBOX_app.>\"").await;
+        for _ in 0..2 {
+            let mut outjet = site.outjet(["run", "--log-format", "json"]).spawn();
+            outjet.logged("leading", SOON).await;
+            site.commit().await;
+            site.confirmed().await;
+            let said = warnings(&outjet.stderr());
+            assert_eq!(said.len(), 1, "{right}: {said:?}");
+            outjet.kill().await;
+        }
+        assert_eq!(stored(&site).await, 1 + 2, "{right}");
+        let status = site.outjet(["status"]).output().await;
+        assert_eq!(status.code, Some(0), "{right}: {status:?}");
+    }
+}
+
+#[tokio::test]
 async fn rights_on_the_bucket_that_are_taken_away_end_the_term_and_it_goes_on_without_the_record() {
     let allowed = all_but(&[]).await;
     let mut site = as_restricted(&allowed, "\"_INBOX_app.>\"").await;
