@@ -383,7 +383,7 @@ fn halted(said: &str) -> (String, String, String) {
     let line = said
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .find(|line| line["fix"].is_string())
+        .find(|line| line["fix"].is_string() && line["level"] != "WARN")
         .or_else(|| {
             said.lines()
                 .find_map(|line| serde_json::from_str(line).ok())
