@@ -174,6 +174,12 @@ fn status(site: &Site, reading: &Reading) -> Value {
             "at": rfc3339(gap.at),
             "problem": problem(&gap.problem),
         })),
+        "record": reading.record.as_ref().map(|record| json!({
+            "kept": record.kept,
+            "term": record.term,
+            "settled": record.settled,
+            "confirmed": record.confirmed,
+        })),
         "slot": reading.slot.as_ref().map(slot),
         "events": {
             "decoded": metrics.events_decoded.get(),
@@ -182,6 +188,8 @@ fn status(site: &Site, reading: &Reading) -> Value {
             "in_flight_bytes": metrics.in_flight_bytes.get(),
             "published": metrics.events_published.get(),
             "known": metrics.events_known.get(),
+            "recorded": metrics.events_recorded.get(),
+            "uncertain": metrics.events_uncertain.get(),
             "dead_lettered": metrics.events_dead_lettered.get(),
             "delayed": metrics.events_delayed.get(),
         },

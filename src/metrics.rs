@@ -43,7 +43,7 @@ pub struct Metrics {
     pub events_uncertain: Counter,
     /// Whether what is settled is recorded before it is confirmed.
     pub record_kept: Gauge,
-    /// Whether a part of the log was confirmed that no outjet has read.
+    /// How much of the log was confirmed that no outjet has read.
     pub slot_gap_bytes: Gauge,
     /// Events that cannot be published.
     pub events_dead_lettered: Counter,
@@ -200,6 +200,8 @@ impl Metrics {
         self.held_wal_bytes.set(0);
         self.oldest_unpublished.set(0.0);
         self.nats_connected.set(0);
+        self.record_kept.set(0);
+        self.slot_gap_bytes.set(0);
     }
 
     /// Gives each its name and its line of help.

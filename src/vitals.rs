@@ -137,6 +137,20 @@ struct Inner {
     beat: Instant,
     slot: Option<SlotSample>,
     gap: Option<Gap>,
+    record: Option<Recorded>,
+}
+
+/// What a leader keeps beside the stream of what it has settled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recorded {
+    /// Whether anything is: without it nothing is known of the other fields but the term.
+    pub kept: bool,
+    /// Counts stints of leading.
+    pub term: u64,
+    /// The position up to which everything is settled, as text.
+    pub settled: Option<String>,
+    /// The highest LSN that may have been confirmed, as text.
+    pub confirmed: Option<String>,
 }
 
 /// Confirmed events that the stream has lost.
@@ -163,6 +177,8 @@ pub struct Reading {
     pub slot: Option<SlotSample>,
     /// What is lost, as far as this process knows.
     pub gap: Option<Gap>,
+    /// The record, while it leads.
+    pub record: Option<Recorded>,
     /// Whether the loop turns.
     pub alive: bool,
     /// Whether it does its part, or could.
@@ -205,6 +221,7 @@ impl Vitals {
             beat: Instant::now(),
             slot: None,
             gap: None,
+            record: None,
         };
         let vitals = Self {
             metrics: Metrics::default(),
@@ -264,6 +281,18 @@ impl Vitals {
             at: SystemTime::now(),
             problem,
         });
+    }
+
+    /// The record was written, or could not be.
+    pub fn recorded(&self, record: Recorded) {
+        self.metrics.record_kept.set(record.kept.into());
+        self.lock().record = Some(record);
+    }
+
+    /// Nothing is with the sink any more, and nothing is recorded.
+    pub fn end_of_term(&self) {
+        self.metrics.end_of_term();
+        self.lock().record = None;
     }
 
     /// The slot was looked at.
@@ -361,6 +390,7 @@ impl Vitals {
             problem: inner.problem.clone(),
             slot: inner.slot.clone(),
             gap: inner.gap.clone(),
+            record: inner.record.clone(),
             // Halted it looks as seldom as it was told, and a restart cures nothing.
             alive: inner.state == State::Halted || inner.beat.elapsed() < self.stall_max,
             ready: match inner.state {

@@ -1,6 +1,7 @@
 //! `outjet check`: every prerequisite in Postgres, passed or failed, each failure with its fix.
 
 use std::io;
+use std::time::Duration;
 
 use tokio_postgres::Client;
 
@@ -118,6 +119,17 @@ async fn beside(
     }
 }
 
+/// The stream of what is delayed. Whoever delays nothing needs none; but the leader must be allowed
+/// to see whether it is there.
+async fn delayed(all: &jetstream::Options) -> Check {
+    use jetstream::Error::{InboxDenied, PublishDenied};
+    let judge = |error: jetstream::Error| match error {
+        PublishDenied(_) | InboxDenied(_) => Verdict::Fail(error.failure(all)),
+        error => Verdict::Warn(error.failure(all).problem),
+    };
+    beside("delayed events", all.of_delayed(), judge).await
+}
+
 /// Whether the stream drops what has come to its end.
 fn expiring(found: &jetstream::Inspection) -> Check {
     let name = &found.name;
@@ -134,6 +146,85 @@ fn expiring(found: &jetstream::Inspection) -> Check {
         name: "expiring events",
         verdict,
     }
+}
+
+/// The bucket of the record. outjet works without it, so that nothing of it is a failure.
+async fn bucket(all: &jetstream::Options, source: Option<&Source>) -> Vec<Check> {
+    let mut options = all.of_stream();
+    let creates = std::mem::take(&mut options.stream.create);
+    let without = "without it outjet searches the stream after a restart, and what has vanished \
+                   from there may be stored twice";
+    let warn = |problem: String, fix: String| Verdict::Warn(Problem::new(problem, without, fix));
+    let denied = |error: jetstream::Error| {
+        let problem = error.failure(all).problem;
+        Verdict::Warn(Problem {
+            cause: format!("{}; {without}", problem.cause),
+            ..problem
+        })
+    };
+    let found = match jetstream::inspect_bucket(&options).await {
+        Ok(found) => found,
+        Err(error) => return vec![record_check(denied(error))],
+    };
+    let name = &found.name;
+    if let Err(why) = &found.created {
+        let verdict = match (found.denied, creates) {
+            (true, _) => denied(jetstream::Error::BucketDenied(why.clone())),
+            (false, true) => {
+                Verdict::Pass(format!("bucket {name} is missing; setup and run create it"))
+            }
+            (false, false) => warn(why.clone(), format!("`{}`", found.command)),
+        };
+        return vec![record_check(verdict)];
+    }
+    let warned = found.warnings.iter().map(|warning| {
+        let fix =
+            format!("`nats stream edit KV_{name}`, so that the record is as safe as the stream");
+        record_check(warn(format!("bucket {name}: {warning}"), fix))
+    });
+    let warned = warned.collect();
+    let Some(source) = source else {
+        return warned;
+    };
+    let tried = match Box::pin(jetstream::Shelf::open(&options, source)).await {
+        Ok(shelf) => shelf.try_rights().await,
+        Err(error) => Err(error),
+    };
+    let verdict = match tried {
+        Ok(()) => Verdict::Pass(format!("bucket {name}, may be written and read")),
+        Err(error) => denied(error),
+    };
+    [vec![record_check(verdict)], warned].concat()
+}
+
+fn record_check(verdict: Verdict) -> Check {
+    Check {
+        group: "stream",
+        name: "record",
+        verdict,
+    }
+}
+
+/// Whether the stream knows an id for as long as a leader that hangs may still deliver it.
+fn remembers(found: &jetstream::Inspection, wanted: Duration) -> Option<Check> {
+    let (name, window) = (&found.name, found.duplicate_window);
+    if !found.vanishing || window >= wanted {
+        return None;
+    }
+    let problem = Problem::new(
+        format!("stream {name} forgets the ids of messages after {window:?}"),
+        "its messages may vanish (they expire, are consumed, or fall to a limit); what a leader \
+         that hangs still delivers then is stored twice, unless its id is known",
+        format!(
+            "`nats stream edit {name} --dupe-window {}s`",
+            wanted.as_secs()
+        ),
+    );
+    Some(Check {
+        group: "stream",
+        name: "ids",
+        verdict: Verdict::Warn(problem),
+    })
 }
 
 /// NATS and the stream; `source` is who we would write as.
@@ -180,11 +271,11 @@ async fn nats(config: &Config, source: Option<Source>) -> Result<Vec<Check>, Fai
                 checks.push(beside("bodies", bodies, fail).await);
             }
             if all.delayed.is_some() {
-                // Whoever delays nothing needs none.
-                let warn = |error: jetstream::Error| Verdict::Warn(error.failure(&all).problem);
-                checks.push(beside("delayed events", all.of_delayed(), warn).await);
+                checks.push(delayed(&all).await);
             }
             checks.push(expiring(&found));
+            checks.extend(remembers(&found, config.duplicate_window_min()));
+            checks.extend(Box::pin(bucket(&all, source.as_ref())).await);
             checks
         }
         Err(jetstream::Error::StreamMissing(_)) if creates => {

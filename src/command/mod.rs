@@ -13,6 +13,7 @@ pub mod emit;
 mod handover;
 mod inspect;
 mod progress;
+pub mod record;
 mod recover;
 mod replay;
 mod retry;

@@ -81,7 +81,29 @@ async fn set_up_streams(
     if options.delayed.is_some() {
         set_up_stream(&options.of_delayed(), dry_run, out).await?;
     }
-    Ok(())
+    set_up_bucket(options, dry_run, out).await
+}
+
+/// The bucket of the record. outjet works without one, so that its lack stops nothing.
+async fn set_up_bucket(
+    options: &jetstream::Options,
+    dry_run: bool,
+    out: Out<'_>,
+) -> Result<(), Failure> {
+    if dry_run {
+        let (name, bucket) = jetstream::bucket_config(options);
+        let json = serde_json::to_string_pretty(&bucket).unwrap_or_default();
+        return writeln!(out, "-- bucket {name}, unless it exists\n{json}").map_err(unwritten);
+    }
+    let found = jetstream::inspect_bucket(options).await;
+    let found = found.map_err(|error| error.failure(&options.of_stream()))?;
+    let name = &found.name;
+    match &found.created {
+        Ok(true) => writeln!(out, "created  bucket {name}"),
+        Ok(false) => writeln!(out, "exists   bucket {name}"),
+        Err(why) => writeln!(out, "missing  bucket {name}: {why}; `{}`", found.command),
+    }
+    .map_err(unwritten)
 }
 
 async fn set_up_stream(

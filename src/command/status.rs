@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio_postgres::Client;
 
+use super::record::{Found, RecordStatus};
 use super::{Out, unwritten};
 use crate::cli;
 use crate::config::Config;
@@ -101,6 +102,10 @@ pub struct Report {
     pub problem: Option<String>,
     /// How many dead letters there are; null if their stream does not exist or cannot be read.
     pub dead_letters: Option<u64>,
+    /// What the leader keeps of what it has settled; null: there is none.
+    pub record: Option<RecordStatus>,
+    /// Why there is no record.
+    pub no_record: Option<String>,
 }
 
 /// The stream, for `status --json`.
@@ -143,15 +148,17 @@ struct Look {
     postgres: Status,
     stream: Result<StreamStatus, Problem>,
     dead_letters: Option<u64>,
+    record: Result<RecordStatus, String>,
 }
 
 impl Look {
     /// Connects to both, asks, and goes. Fails if Postgres cannot be asked.
     async fn take(config: &Config, params: &Params) -> Result<Self, Failure> {
         let control = super::connect(params).await?;
-        let postgres = status(control.client(), &config.preflight_options()).await;
+        let facts = facts(control.client(), &config.preflight_options()).await;
         control.close().await;
-        let postgres = postgres?;
+        let facts = facts?;
+        let postgres = Status::new(&facts, &config.preflight_options());
         let options = config.sink_options();
         let mut letters = options.of_dead_letters();
         letters.stream.create = false;
@@ -165,10 +172,15 @@ impl Look {
             Ok(_) => jetstream::inspect(&letters).await.ok(),
             Err(_) => None,
         };
+        let record = match stream {
+            Ok(_) => record(config, &facts.server.system_identifier).await,
+            Err(_) => Err("the stream cannot be read".to_owned()),
+        };
         Ok(Self {
             postgres,
             stream,
             dead_letters: dead_letters.map(|found| found.messages),
+            record,
         })
     }
 
@@ -180,6 +192,8 @@ impl Look {
             stream: self.stream.clone().ok(),
             problem: problem.map(|problem| format!("{}: {}", problem.problem, problem.cause)),
             dead_letters: self.dead_letters,
+            record: self.record.clone().ok(),
+            no_record: self.record.clone().err(),
         }
     }
 
@@ -191,10 +205,29 @@ impl Look {
             Err(problem) => writeln!(out, "stream        {problem}")?,
         }
         match self.dead_letters {
-            Some(0) | None => Ok(()),
+            Some(0) | None => {}
             Some(letters) => {
-                writeln!(out, "dead letters  {letters} (`outjet dead-letters list`)")
+                writeln!(out, "dead letters  {letters} (`outjet dead-letters list`)")?;
             }
+        }
+        match (&self.record, &self.stream) {
+            (Ok(record), _) => writeln!(out, "record        {record}"),
+            (Err(why), Ok(_)) => writeln!(out, "record        none: {why}"),
+            (Err(_), Err(_)) => Ok(()),
+        }
+    }
+}
+
+/// The record, or why there is none.
+async fn record(config: &Config, system: &str) -> Result<RecordStatus, String> {
+    match Box::pin(Found::read(config, system)).await {
+        Ok(found) => {
+            let slot = &config.postgres.slot;
+            found.record.map(|record| RecordStatus::new(&record, slot))
+        }
+        Err(failure) => {
+            let Problem { problem, cause, .. } = failure.problem;
+            Err(format!("{problem}: {cause}"))
         }
     }
 }
@@ -241,10 +274,12 @@ impl fmt::Display for StreamStatus {
 
 /// Reads the slot and what belongs to it.
 pub async fn status(client: &Client, options: &Options) -> Result<Status, Failure> {
-    let facts = Facts::read(client, &options.slot, &options.publication, &[])
-        .await
-        .map_err(|error| error.failure())?;
-    Ok(Status::new(&facts, options))
+    Ok(Status::new(&facts(client, options).await?, options))
+}
+
+async fn facts(client: &Client, options: &Options) -> Result<Facts, Failure> {
+    let facts = Facts::read(client, &options.slot, &options.publication, &[]).await;
+    facts.map_err(|error| error.failure())
 }
 
 impl Status {

@@ -12,11 +12,12 @@ use serde_json::json;
 use tokio::time::Instant;
 use tokio_postgres::{Client, Row};
 
+use super::record::{self, Found, RecordStatus};
 use super::stored::{self, NAMED_MAX, Outbox, Tally};
 use super::{Out, drop, unwritten};
 use crate::cli;
 use crate::config::Config;
-use crate::error::Failure;
+use crate::error::{Failure, Problem};
 use crate::event::lineage::Source;
 use crate::pg::catalog::{Error, Facts, Slot};
 use crate::pg::params::Params;
@@ -76,6 +77,9 @@ async fn compare(client: &Client, typed: &cli::Verify, config: &Config) -> Resul
         timeline: 0,
         slot: wanted.slot.clone(),
     };
+    let slot = record::confirmed(client, &wanted.slot).await?;
+    let found = Found::read(config, &ours.system).await?;
+    let contradictions = Box::pin(found.contradictions(client, slot)).await?;
     let tally = stored::load(client, &config.sink_options(), &ours).await?;
     let since = stored::horizon(&tally, typed.since.as_deref())?;
     let mut report = Report {
@@ -86,6 +90,10 @@ async fn compare(client: &Client, typed: &cli::Verify, config: &Config) -> Resul
         missing_count: 0,
         since,
         tally,
+        record: found
+            .record
+            .map(|record| RecordStatus::new(&record, &wanted.slot)),
+        contradictions,
     };
     for outbox in &outboxes {
         report.look_for(client, outbox).await?;
@@ -184,6 +192,10 @@ struct Report {
     duplicated: Duplicated,
     since: Option<String>,
     tally: Tally,
+    /// What the leader says of itself, or why it says nothing.
+    record: Result<RecordStatus, String>,
+    /// What of it does not agree with the servers.
+    contradictions: Vec<Problem>,
 }
 
 #[derive(serde::Serialize)]
@@ -244,10 +256,17 @@ impl Report {
     }
 
     fn is_exact(&self) -> bool {
-        self.missing_count == 0 && self.duplicated.count == 0 && self.tally.misplaced_count == 0
+        self.missing_count == 0
+            && self.duplicated.count == 0
+            && self.tally.misplaced_count == 0
+            && self.contradictions.is_empty()
     }
 
     fn json(&self) -> serde_json::Value {
+        let contradictions = self
+            .contradictions
+            .iter()
+            .map(|found| json!({"problem": found.problem, "cause": found.cause, "fix": found.fix}));
         json!({
             "exact": self.is_exact(),
             "confirmed": self.confirmed,
@@ -258,6 +277,8 @@ impl Report {
             "missing": {"count": self.missing_count, "first": self.missing},
             "duplicated": self.duplicated,
             "out_of_order": {"count": self.tally.misplaced_count, "first": self.tally.misplaced},
+            "record": self.record.as_ref().ok(),
+            "contradictions": contradictions.collect::<Vec<_>>(),
         })
     }
 
@@ -283,6 +304,13 @@ impl Report {
         for misplaced in &self.tally.misplaced {
             let (id, sequence) = (&misplaced.id, misplaced.sequence);
             writeln!(out, "late        {id}, at {sequence}").map_err(unwritten)?;
+        }
+        for problem in &self.contradictions {
+            let problem = problem.to_string().replace('\n', "\n            ");
+            writeln!(out, "record      {problem}").map_err(unwritten)?;
+        }
+        if let Err(why) = &self.record {
+            writeln!(out, "no record   {why}").map_err(unwritten)?;
         }
         let Tally {
             messages,

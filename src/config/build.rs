@@ -1,7 +1,9 @@
 //! From the checked configuration to what each subsystem is told: the one place that knows both.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use super::check::TAKEN_OVER_WITHIN;
 use super::{
     Column, Config, Delayed, Format, Ingress, Manage, OnOversize, OnReject, Published, Storage,
     Table, Transactions,
@@ -178,6 +180,11 @@ impl Config {
             hold: self.stream.hold,
             give_up_after: None,
         }
+    }
+
+    /// How long ids must be remembered where messages may vanish.
+    pub fn duplicate_window_min(&self) -> Duration {
+        self.postgres.takeover_after + TAKEN_OVER_WITHIN
     }
 
     fn stream_options(&self) -> jetstream::StreamOptions {

@@ -34,6 +34,11 @@ const DRAINS: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(36
 const HOLDS: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
 /// nats-server refuses shorter ones (`JSStreamDuplicateWindow`, minimum 100 ms).
 const STREAM_TIME_MIN: Duration = Duration::from_millis(100);
+/// What a connection that broke still delivers arrives within a few seconds.
+const WINDOW_MIN: Duration = Duration::from_secs(10);
+/// A leader that hangs is thrown out after `takeover_after`; what it has sent arrives and its
+/// successor has read the stream within this time.
+pub(super) const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(5);
 /// More than that in flight only waits in the server's queue.
 const IN_FLIGHT: RangeInclusive<u32> = 1..=16_384;
 /// Below, one ordinary event fills the window; above, memory is no longer small.
@@ -188,9 +193,15 @@ impl Check<'_> {
 
     fn stream(&self) -> Result<Stream, Failure> {
         let max_age = read!(self.stream.max_age).and(lasting)?;
+        let takeover_after = read!(self.postgres.takeover_after).required();
+        let unset = match read!(self.stream.shared).required() {
+            true => SHARED_WINDOW_MIN * 2,
+            false => WINDOW_MIN,
+        };
         let window = read!(self.stream.duplicate_window)
             .within(STREAM_TIME_MIN..=Duration::MAX)?
-            .required();
+            .optional()
+            .unwrap_or(unset.max(takeover_after + TAKEN_OVER_WITHIN));
         let max_age = max_age.and(|age| match !age.is_zero() && *age < window {
             // nats-server refuses it: "duplicates window can not be larger then max age".
             true => Err(Refusal::new(

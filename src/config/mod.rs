@@ -166,7 +166,7 @@ pub struct Stream {
     pub storage: Storage,
     /// What becomes of it at start-up.
     pub manage: Manage,
-    /// How long message ids are remembered.
+    /// How long message ids are remembered, also where that is not configured.
     pub duplicate_window: Duration,
     /// Age at which a message is dropped.
     pub max_age: Option<Duration>,

@@ -17,6 +17,7 @@ use crate::event::lineage::{Lineage, Place, Source};
 use crate::lsn::Lsn;
 use crate::sink::jetstream::{JetStream, Standing};
 use crate::sink::{At, Kept, Past, Settled, UNRECORDED_MAX, Write, Written};
+use crate::vitals::Recorded;
 
 /// What the server says when a term begins, and what this process knows of it.
 #[derive(Clone, Copy, Debug)]
@@ -75,8 +76,7 @@ pub async fn claim(
         Err(why) => Err(why),
     };
     if let Err(why) = claimed {
-        keeper = Keeper::new(blank, 0);
-        keeper.give_up(&why);
+        keeper = keeper.without_bucket(blank, &why);
     }
     let at_stored = match &keeper.record.stored {
         Some(place) => sink.found_at(place).await?,
@@ -142,6 +142,8 @@ pub struct Keeper {
     kept: bool,
     /// C of the newest that was stored.
     recorded: Lsn,
+    /// P of that one.
+    recorded_to: Option<Position>,
     /// Events of the term that were settled, now and when that one was written.
     settled: u64,
     recorded_events: u64,
@@ -150,6 +152,8 @@ pub struct Keeper {
     writing: Option<Writing>,
     /// Since when nothing was stored that was to be written.
     unwritten_since: Option<Instant>,
+    /// It was logged that nobody takes it.
+    told: bool,
     not_before: Option<Instant>,
 }
 
@@ -222,6 +226,7 @@ impl Keeper {
     fn new(record: Record, revision: u64) -> Self {
         Self {
             recorded: record.confirmed,
+            recorded_to: record.settled.as_ref().map(|settled| settled.position),
             record,
             revision,
             kept: true,
@@ -230,6 +235,7 @@ impl Keeper {
             moved: false,
             writing: None,
             unwritten_since: None,
+            told: false,
             not_before: None,
         }
     }
@@ -237,6 +243,17 @@ impl Keeper {
     /// Whether what is confirmed must be recorded.
     pub fn kept(&self) -> bool {
         self.kept
+    }
+
+    /// What the newest record says, for those who ask.
+    pub fn shown(&self) -> Recorded {
+        let settled = self.recorded_to.map(|position| position.to_string());
+        Recorded {
+            kept: self.kept,
+            term: self.record.term,
+            settled: settled.filter(|_| self.kept),
+            confirmed: self.kept.then(|| self.recorded.to_string()),
+        }
     }
 
     /// What may be confirmed of what is settled.
@@ -343,7 +360,7 @@ impl Keeper {
                 }
             }
             Written::Refused(why) => {
-                if self.kept {
+                if self.kept && !std::mem::replace(&mut self.told, true) {
                     warn!(
                         cause = why,
                         "the record is not written: nothing is confirmed"
@@ -374,17 +391,29 @@ impl Keeper {
         }
         self.revision = revision;
         self.recorded = writing.record.confirmed;
+        self.recorded_to = writing.record.settled.map(|settled| settled.position);
         self.recorded_events = writing.settled;
         self.unwritten_since = None;
+        self.told = false;
     }
 
     /// There is no record in this term, at least for now.
-    fn give_up(&mut self, why: &str) {
+    fn without_bucket(self, blank: Record, why: &str) -> Self {
         warn!(
             cause = why,
+            fix = "`outjet check` says what the bucket lacks",
             "what is settled is not recorded: after a restart it is searched for in the stream"
         );
-        self.kept = false;
+        let Record { term, instance, .. } = self.record;
+        let record = Record {
+            term,
+            instance,
+            ..blank
+        };
+        Self {
+            kept: false,
+            ..Self::new(record, 0)
+        }
     }
 
     /// Writes the record before the relay runs; or says why it cannot be.

@@ -165,6 +165,7 @@ impl Relay {
         (start, options, vitals): (Start, Options, Arc<Vitals>),
     ) -> Self {
         vitals.metrics.nats_connected.set(1);
+        vitals.recorded(start.keeper.shown());
         let now = Instant::now();
         let Start {
             confirmed,

@@ -183,7 +183,7 @@ impl Term<'_> {
         self.options.vitals.set(State::Streaming, None);
         let started = Instant::now();
         let end = Box::pin(self.stream(lead, begun)).await;
-        self.options.vitals.metrics.end_of_term();
+        self.options.vitals.end_of_term();
         // A term that ends as soon as it starts is one more failed attempt.
         if started.elapsed() >= self.options.relay.takeover_after {
             self.backoff.worked();
@@ -389,7 +389,7 @@ impl Term<'_> {
             }
         };
         let metrics = &self.options.vitals.metrics;
-        metrics.record_kept.set(begun.keeper.kept().into());
+        metrics.slot_gap_bytes.set(0);
         if let Some(gap) = &begun.gap {
             let Problem {
                 problem,

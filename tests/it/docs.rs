@@ -38,6 +38,29 @@ fn guarantees_name_tests_that_exist() {
     assert!(found > 8, "the table was not read: {found} tests");
 }
 
+/// Four words and more, joined: what nothing else between backticks looks like.
+#[test]
+fn tests_that_the_pages_name_exist() {
+    let mut code = String::new();
+    read_all(&root().join("src"), &mut code);
+    read_all(&root().join("tests"), &mut code);
+    for page in ["docs/losses.md", "docs/shared.md"] {
+        let text = fs::read_to_string(root().join(page)).expect("the page");
+        let is_name = |span: &&str| {
+            span.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
+                && span.matches('_').count() >= 3
+                && !span.starts_with("outjet_")
+                && !span.starts_with("pg_")
+        };
+        let prose = outside_blocks(&text);
+        let named: Vec<&str> = spans(&prose).filter(is_name).collect();
+        assert!(named.len() > 8, "{page} was not read: {named:?}");
+        for test in named {
+            assert!(code.contains(&format!("fn {test}(")), "{page}: {test}");
+        }
+    }
+}
+
 #[test]
 fn every_feature_of_a_poller_names_tests_that_exist() {
     let page = fs::read_to_string(root().join("docs/coming-from-a-poller.md")).expect("the page");

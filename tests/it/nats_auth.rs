@@ -1,5 +1,7 @@
 //! Signing in to NATS in every way it knows, and with as few permissions as possible.
 
+mod record;
+
 use async_nats::{Client, ConnectOptions, jetstream};
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -381,7 +383,7 @@ fn halted(said: &str) -> (String, String, String) {
     let line = said
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .find(|line| line["fix"].is_string())
+        .find(|line| line["fix"].is_string() && line["level"] != "WARN")
         .or_else(|| {
             said.lines()
                 .find_map(|line| serde_json::from_str(line).ok())
@@ -412,7 +414,8 @@ const EVERYTHING: &str = "\">\"";
 
 /// The requests about streams that publishing takes, but for one.
 fn requests_but(denied: &str) -> String {
-    let requests = ["OUTBOX", "OUTBOX_DLQ"].iter().flat_map(|name| {
+    let streams = ["OUTBOX", "OUTBOX_DLQ", "OUTBOX_DELAYED"];
+    let requests = streams.iter().flat_map(|name| {
         ["STREAM.INFO", "STREAM.MSG.GET"].map(|request| format!("{request}.{name}"))
     });
     let allowed = requests.filter(|request| request != denied);
@@ -467,6 +470,7 @@ async fn check_finds_each_permission_that_is_missing_and_leaves_no_message() {
         "\"dlq.events.>\", ",
         "\"$JS.API.STREAM.MSG.GET.OUTBOX\", ",
         "\"$JS.API.STREAM.MSG.GET.OUTBOX_DLQ\", ",
+        "\"$JS.API.STREAM.MSG.GET.OUTBOX_DELAYED\", ",
     ];
     let everything = everything + ", ";
     for missing in lacking.map(Some).into_iter().chain([None]) {

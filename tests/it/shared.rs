@@ -1,6 +1,7 @@
 //! `stream.shared`: others write into the stream, too. What holds then is asserted here, and what
 //! does not is allowed, no more.
 
+mod record;
 mod refusals;
 mod replay;
 pub(crate) mod strict;

@@ -3,6 +3,7 @@
 mod deploy;
 mod page;
 mod prometheus;
+mod record;
 mod status;
 
 use std::collections::BTreeMap;

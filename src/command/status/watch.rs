@@ -97,6 +97,8 @@ fn unseen(problem: &Problem) -> Report {
         stream: None,
         problem: Some(format!("{}: {}", problem.problem, problem.cause)),
         dead_letters: None,
+        record: None,
+        no_record: None,
     }
 }
 

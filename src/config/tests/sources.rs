@@ -33,6 +33,20 @@ fn without_any_source_every_key_has_the_default_of_the_documentation() {
 }
 
 #[test]
+fn ids_are_remembered_for_longer_than_a_takeover_takes_unless_configured_otherwise() {
+    for (configured, seconds) in [
+        ("", 15),
+        ("postgres: {takeover_after: 3s}", 10),
+        ("postgres: {takeover_after: 1m}", 65),
+        ("stream: {shared: true}", 120),
+        ("stream: {duplicate_window: 1s}", 1),
+    ] {
+        let window = yaml(configured).stream.duplicate_window;
+        assert_eq!(window, Duration::from_secs(seconds), "{configured}");
+    }
+}
+
+#[test]
 fn the_documented_file_changes_nothing() {
     let values = |config: &Config| {
         let mut values = Vec::new();

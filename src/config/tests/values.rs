@@ -164,7 +164,7 @@ fn both_sides_of_each_limit() {
         ("publish.ack_timeout", ["100ms", "10m"], ["99ms", "601s"]),
         ("publish.drain_timeout", ["0s", "1h"], ["x", "3601s"]),
         ("stream.duplicate_window", ["100ms", "1d"], ["99ms", "0s"]),
-        ("stream.max_age", ["10s", "0s"], ["9999ms", "1ms"]),
+        ("stream.max_age", ["15s", "0s"], ["14999ms", "1ms"]),
         ("stream.hold", ["0s", "1h"], ["x", "3601s"]),
         (
             "publish.claim_check.max_age",

@@ -52,7 +52,9 @@ impl Relay {
     /// What became of a write.
     pub(super) fn take_written(&mut self, written: Written) -> Result<(), Error> {
         let written = self.keeper.written(written);
-        written.map_err(|Superseded { term }| Error::Superseded(term))
+        written.map_err(|Superseded { term }| Error::Superseded(term))?;
+        self.vitals.recorded(self.keeper.shown());
+        Ok(())
     }
 
     /// Whether nothing is left to be recorded, or nothing can be.

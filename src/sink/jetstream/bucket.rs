@@ -1,10 +1,11 @@
-//! The bucket beside the stream, in which the leader keeps its record: a KV bucket as all clients of
-//! NATS know them (ADR-8), with one key for each slot. Every write is a compare-and-set
+//! The bucket beside the stream, in which the leader keeps its record: a KV bucket as all clients
+//! of NATS know them (ADR-8), with one key for each slot. Every write is a compare-and-set
 //! (`Nats-Expected-Last-Subject-Sequence`), and every read asks the bucket's leader: a follower
 //! gives stale answers (54 of 3000 reads of three replicas, nats-server 2.15.1).
 
 use std::time::Duration;
 
+use async_nats::jetstream::context::GetStreamErrorKind;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
 use async_nats::{HeaderMap, HeaderValue, Message};
 use bytes::Bytes;
@@ -12,10 +13,12 @@ use futures_util::StreamExt;
 use sha2::{Digest, Sha256};
 
 use super::client::Connection;
-use super::error::Error;
+use super::error::{Error, api};
 use super::messages::Messages;
 use super::options::Options;
 use super::reply::Reply;
+use super::rights;
+use crate::error::chain;
 use crate::event::lineage::Source;
 use crate::sink::{Kept, Write, Written};
 
@@ -81,6 +84,111 @@ pub(super) fn config(stream: &str, beside: &Config) -> Config {
     }
 }
 
+/// What the record takes, as the server's configuration spells it.
+pub(super) fn permissions(options: &Options) -> String {
+    let (stream, api) = (&options.stream.name, api(options));
+    let (keys, name) = (format!("$KV.{}.>", name(stream)), stream_name(stream));
+    let create = match options.stream.create {
+        true => format!(", {api}.STREAM.CREATE.{name}"),
+        false => String::new(),
+    };
+    format!(
+        "{}, {api}.STREAM.INFO.{name}, {api}.STREAM.MSG.GET.{name}{create}",
+        entrance(options.nats.domain.as_deref(), &keys)
+    )
+}
+
+/// What helps where they lack.
+pub(super) fn fix(options: &Options) -> String {
+    format!("allow our user to publish to {}", permissions(options))
+}
+
+/// Where to publish to a subject of a bucket.
+fn entrance(domain: Option<&str>, subject: &str) -> String {
+    match domain {
+        // No twin in another domain answers this (nats.go, kv.go: useJSPfx).
+        Some(domain) => format!("$JS.{domain}.API.{subject}"),
+        None => subject.to_owned(),
+    }
+}
+
+/// A bucket that exists.
+pub(super) struct Opened {
+    pub(super) config: Config,
+    /// It was missing and was created.
+    pub(super) created: bool,
+}
+
+/// Opens the bucket of the record, or creates it if told so; or says why there is none.
+pub(super) async fn open(
+    connection: &Connection,
+    options: &Options,
+) -> Result<Result<Opened, String>, Error> {
+    let stream = &options.stream.name;
+    let read = Box::pin(connection.context.get_stream(stream_name(stream)));
+    let found = unless_denied(connection, async { Ok(read.await) }).await?;
+    let missing = match found {
+        Ok(found) => {
+            let config = found.cached_info().config.clone();
+            let created = false;
+            return Ok(Ok(Opened { config, created }));
+        }
+        Err(error) => match error.kind() {
+            GetStreamErrorKind::JetStream(error) if error.code() == 404 => {
+                format!("bucket {} does not exist", name(stream))
+            }
+            GetStreamErrorKind::JetStream(error) => return Ok(Err(error.to_string())),
+            _ => return Err(Error::Broken(format!("read the bucket: {}", chain(&error)))),
+        },
+    };
+    if !options.stream.create {
+        return Ok(Err(format!("{missing}, and stream.manage is check")));
+    }
+    let config = config(stream, &connection.info.config);
+    let create = Box::pin(connection.context.create_stream(config));
+    let made = unless_denied(connection, async { Ok(create.await) }).await?;
+    Ok(match made {
+        Ok(made) => Ok(Opened {
+            config: made.cached_info().config.clone(),
+            created: true,
+        }),
+        Err(error) => Err(format!("{missing}, and is not created: {}", chain(&error))),
+    })
+}
+
+/// Does something with the bucket, which we may lack the right to.
+pub(super) async fn unless_denied<T>(
+    connection: &Connection,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    match connection.unless_broken(work).await {
+        Err(Error::PublishDenied(why)) => Err(Error::BucketDenied(why)),
+        done => done,
+    }
+}
+
+/// What keeps a bucket from keeping a record as safe as the stream is.
+pub(super) fn warnings(bucket: &Config, stream: &Config) -> Vec<String> {
+    let (kept, wanted) = (bucket.num_replicas, stream.num_replicas);
+    let memory = |config: &Config| config.storage == StorageType::Memory;
+    let warnings = [
+        (
+            kept < wanted,
+            format!("it has {kept} of the {wanted} replicas that the stream has"),
+        ),
+        (
+            memory(bucket) && !memory(stream),
+            "memory storage: lost with the servers".to_owned(),
+        ),
+        (
+            !bucket.max_age.is_zero(),
+            "max_age: what is not written again for so long is dropped".to_owned(),
+        ),
+    ];
+    let warnings = warnings.into_iter().filter(|(warned, _)| *warned);
+    warnings.map(|(_, warning)| warning).collect()
+}
+
 /// The key of our slot.
 #[derive(Clone, Debug)]
 pub(super) struct Bucket {
@@ -105,14 +213,26 @@ impl Bucket {
         Self {
             messages: Messages::new(connection.context.clone(), &stream_name(&stream.name)),
             stream: stream_name(&stream.name),
-            // No twin in another domain answers this (nats.go, kv.go: useJSPfx).
-            entrance: match &options.nats.domain {
-                Some(domain) => format!("$JS.{domain}.API.{subject}"),
-                None => subject.clone(),
-            },
+            entrance: entrance(options.nats.domain.as_deref(), &subject),
             subject,
             replicas,
         }
+    }
+
+    /// Tries to write, and to read, and changes nothing.
+    pub(super) async fn try_rights(
+        &self,
+        connection: &Connection,
+        within: Duration,
+    ) -> Result<(), Error> {
+        let message = (self.entrance.clone(), rights::unheeded(), Bytes::new());
+        let written = unless_denied(
+            connection,
+            connection.request(message, (&self.stream, within)),
+        )
+        .await;
+        rights::denied(written)?;
+        rights::denied(unless_denied(connection, Box::pin(self.read())).await)
     }
 
     /// What is kept.
@@ -198,6 +318,33 @@ mod tests {
         assert_eq!(odd[1], "OUTJET_gr__e");
         assert!(odd[0].starts_with("OUTJET_gr__e") && odd[0].len() == odd[1].len() + 8);
         assert_ne!(odd[2], odd[3]);
+    }
+
+    #[test]
+    fn bucket_is_at_least_as_safe_as_its_stream_or_it_is_said() {
+        let stream = Config {
+            num_replicas: 3,
+            ..Config::default()
+        };
+        let made = config("S", &stream);
+        assert_eq!(warnings(&made, &stream), Vec::<String>::new());
+        let worse = Config {
+            num_replicas: 1,
+            storage: StorageType::Memory,
+            max_age: Duration::from_secs(60),
+            ..made
+        };
+        let warned = warnings(&worse, &stream);
+        assert_eq!(warned.len(), 3, "{warned:?}");
+        assert_eq!(warned[0], "it has 1 of the 3 replicas that the stream has");
+    }
+
+    #[test]
+    fn record_is_written_to_the_bucket_of_the_domain_that_is_named() {
+        let subject = "$KV.OUTJET_S.outjet";
+        assert_eq!(entrance(None, subject), subject);
+        let there = entrance(Some("hub"), subject);
+        assert_eq!(there, "$JS.hub.API.$KV.OUTJET_S.outjet");
     }
 
     #[test]

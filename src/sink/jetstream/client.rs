@@ -16,7 +16,6 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio::sync::watch;
 
-use super::bucket;
 use super::error::Error;
 use super::messages::Messages;
 use super::options::{NatsOptions, Options, SignIn, Storage, StreamOptions};
@@ -108,52 +107,6 @@ impl Connection {
     pub(super) async fn open_stream(&self, stream: &StreamOptions) -> Result<Info, Error> {
         check_version(&self.client, stream)?;
         Ok(read_usable(&self.context, stream).await?.0)
-    }
-
-    /// Opens the bucket of the record, or creates it if told so: how many copies it has, or why
-    /// there is none.
-    pub(super) async fn open_bucket(
-        &self,
-        options: &Options,
-    ) -> Result<Result<usize, String>, Error> {
-        let name = bucket::stream_name(&options.stream.name);
-        let read = Box::pin(self.context.get_stream(&name));
-        let found = self.unless_bucket_denied(async { Ok(read.await) }).await?;
-        let missing = match found {
-            Ok(found) => return Ok(Ok(found.cached_info().config.num_replicas)),
-            Err(error) => match error.kind() {
-                GetStreamErrorKind::JetStream(error) if error.code() == 404 => {
-                    format!(
-                        "bucket {} does not exist",
-                        bucket::name(&options.stream.name)
-                    )
-                }
-                GetStreamErrorKind::JetStream(error) => return Ok(Err(error.to_string())),
-                _ => return Err(Error::Broken(format!("read the bucket: {}", chain(&error)))),
-            },
-        };
-        if !options.stream.create {
-            return Ok(Err(format!("{missing}, and stream.manage is check")));
-        }
-        let config = bucket::config(&options.stream.name, &self.info.config);
-        let create = Box::pin(self.context.create_stream(config));
-        let created = self
-            .unless_bucket_denied(async { Ok(create.await) })
-            .await?;
-        Ok(match created {
-            Ok(created) => Ok(created.cached_info().config.num_replicas),
-            Err(error) => Err(format!("{missing}, and is not created: {}", chain(&error))),
-        })
-    }
-
-    async fn unless_bucket_denied<T>(
-        &self,
-        work: impl Future<Output = Result<T, Error>>,
-    ) -> Result<T, Error> {
-        match self.unless_broken(work).await {
-            Err(Error::PublishDenied(why)) => Err(Error::BucketDenied(why)),
-            done => done,
-        }
     }
 
     /// The server's id, which is that of its process, and its name.
@@ -599,6 +552,17 @@ pub fn warnings(config: &Config, shared: bool) -> Vec<&'static str> {
         .filter(|(warned, _)| *warned)
         .map(|(_, warning)| warning)
         .collect()
+}
+
+/// Whether messages may vanish before anybody says so: what arrives late is then known by its id
+/// alone.
+pub(super) fn vanishing(config: &Config) -> bool {
+    let limited = config.max_messages > 0 || config.max_bytes > 0;
+    config.allow_message_ttl
+        || !config.max_age.is_zero()
+        || config.retention != RetentionPolicy::Limits
+        || config.max_messages_per_subject > 0
+        || config.discard == DiscardPolicy::Old && limited
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::error::Error as _;
 
 use async_nats::jetstream::stream::SubjectTransform;
 
+use super::bucket;
 use super::ingress::Ingress;
 use super::options::{Buries, Options, StreamOptions};
 use crate::error::{Disposition, Exit, Failure, Problem, chain};
@@ -289,8 +290,11 @@ impl Error {
             | Self::Twins { .. }
             | Self::Uncovered { .. }
             | Self::Unsendable { .. }
-            | Self::BucketDenied(_)
             | Self::StreamChanged { .. } => self.to_string(),
+            Self::BucketDenied(_) => format!(
+                "NATS at {servers} does not let us use bucket {}",
+                bucket::name(&options.stream.name)
+            ),
             Self::Broken(_) => format!("events do not get through to NATS at {servers}"),
         }
     }
@@ -398,10 +402,7 @@ impl Error {
                  publish.delayed to now"
             ),
             Self::NoBucket { .. } => "name another in publish.claim_check.bucket".to_owned(),
-            Self::BodyRefused { name, .. } => format!(
-                "nothing if it passes; else make room: `nats stream edit {name} --max-bytes`, or \
-                 delete objects that nobody needs"
-            ),
+            Self::BodyRefused { name, .. } => make_room(name),
             Self::NotAtomic { .. } => format!(
                 "`nats stream edit {name} --allow-batch`, or set publish.transactions to pipelined"
             ),
@@ -429,11 +430,19 @@ impl Error {
             Self::StreamChanged { .. } => "nothing: what Postgres still has is sent again; \
                  `outjet verify` tells whether that is all"
                 .to_owned(),
-            Self::BucketDenied(_) | Self::Broken(_) => {
+            Self::BucketDenied(_) => bucket::fix(options),
+            Self::Broken(_) => {
                 format!("nothing if it passes; else `nats stream info {name}` and the server's log")
             }
         }
     }
+}
+
+fn make_room(bucket: &str) -> String {
+    format!(
+        "nothing if it passes; else make room: `nats stream edit {bucket} --max-bytes`, or delete \
+         objects that nobody needs"
+    )
 }
 
 fn uncovered_fix(ours: &StreamOptions, (name, subjects): (&str, &str), subject: &str) -> String {
@@ -536,6 +545,7 @@ fn permissions(options: &Options) -> String {
         };
         format!("{subjects}, {api}.STREAM.INFO.{name}, {api}.STREAM.MSG.GET.{name}{purge}")
     });
-    let subjects = subjects.collect::<Vec<_>>().join(", ");
+    let bucket = options.record.then(|| bucket::permissions(options));
+    let subjects = subjects.chain(bucket).collect::<Vec<_>>().join(", ");
     format!("allow our user to publish to {subjects} and to subscribe to {inbox}.>")
 }

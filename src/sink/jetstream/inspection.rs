@@ -1,5 +1,7 @@
 //! A look at the stream before anything is appended to it: what it is, and who has written it.
 
+use std::time::Duration;
+
 use super::client::{self, Connection};
 use super::error::Error;
 use super::options::{Options, StreamOptions};
@@ -21,6 +23,10 @@ pub struct Inspection {
     pub created: bool,
     /// Its messages may have an end.
     pub expires: bool,
+    /// How long its server remembers ids.
+    pub duplicate_window: Duration,
+    /// Its messages may vanish.
+    pub vanishing: bool,
     /// What is worth knowing.
     pub warnings: Vec<&'static str>,
     /// The newest event of an outjet, if one was found near the end; of each, if it is shared.
@@ -61,6 +67,8 @@ pub async fn inspect(options: &Options) -> Result<Inspection, Error> {
         last_sequence: found.state.last_sequence,
         created: connection.created,
         expires: found.config.allow_message_ttl,
+        duplicate_window: found.config.duplicate_window,
+        vanishing: client::vanishing(&found.config),
         warnings: client::warnings(&found.config, options.stream.shared),
         newest,
         shared: options.stream.shared,

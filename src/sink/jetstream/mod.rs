@@ -76,7 +76,7 @@ pub use self::record::Standing;
 use self::reply::Reply;
 pub use self::rights::check_rights;
 pub use self::schedules::{Schedule, Schedules};
-pub use self::shelf::Shelf;
+pub use self::shelf::{BucketFound, Shelf, bucket_config, inspect_bucket};
 use self::tail::{Bounds, Search};
 pub use self::transcript::{Message as StoredMessage, Transcript};
 use crate::backoff::{self, Backoff};

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::bucket::{self, Answer, Bucket};
 use super::client::Connection;
 use super::error::Error;
-use super::messages::Messages;
+use super::messages::{Messages, Stored};
 use super::options::Options;
 use super::{JetStream, epoch_mut, inspection, tail};
 use crate::error::Failure;
@@ -54,14 +54,25 @@ impl JetStream {
     }
 
     /// What is kept for our slot; or why nothing is.
-    pub async fn kept(&self) -> Result<Result<Option<Kept>, String>, Failure> {
+    pub async fn kept(&mut self) -> Result<Result<Option<Kept>, String>, Failure> {
+        let read = Box::pin(self.read_kept()).await;
+        match read.map_err(|error| self.without_bucket(error)) {
+            Err(Error::BucketDenied(why)) => {
+                let opened = Box::pin(self.open_epoch()).await;
+                opened.map_err(|error| error.failure(&self.options))?;
+                Ok(Err(why))
+            }
+            read => read.map_err(|error| error.failure(&self.options)),
+        }
+    }
+
+    async fn read_kept(&self) -> Result<Result<Option<Kept>, String>, Error> {
         let epoch = self.epoch.as_ref().expect("an epoch runs");
         match &epoch.bucket {
             Err(why) => Ok(Err(why.clone())),
             Ok(bucket) => {
                 let read = epoch.connection.unless_broken(Box::pin(bucket.read()));
-                let read = read.await;
-                Ok(Ok(read.map_err(|error| error.failure(&self.options))?))
+                Ok(Ok(read.await?))
             }
         }
     }
@@ -85,17 +96,7 @@ impl JetStream {
         let read = Box::pin(connection.stream.at(place.sequence));
         let found = connection.unless_broken(read).await;
         let found = found.map_err(|error| error.failure(&self.options))?;
-        Ok(match found.map(|message| tail::mark(&message)) {
-            None => At::Nothing,
-            Some(Some(mark))
-                if mark.source.same_slot(self.lineage.source())
-                    && mark.position == place.position
-                    && mark.id == place.id =>
-            {
-                At::Same
-            }
-            Some(_) => At::Other,
-        })
+        Ok(compare(found.as_ref(), place, self.lineage.source()))
     }
 
     /// Says what is known of the events that come. Once, before the sink runs.
@@ -221,6 +222,17 @@ impl JetStream {
         }
     }
 
+    /// There may be a bucket by now. Writes come seldom while there is none.
+    async fn search_bucket(&mut self) -> Result<(), Error> {
+        let epoch = self.epoch.as_ref().expect("an epoch runs");
+        if epoch.bucket.is_ok() {
+            return Ok(());
+        }
+        let opened = Box::pin(self.open_bucket(&epoch.connection)).await?;
+        epoch_mut(&mut self.epoch).bucket = opened;
+        Ok(())
+    }
+
     /// Sends a write; its answer comes among the others.
     pub(super) async fn send_write(
         &mut self,
@@ -228,6 +240,7 @@ impl JetStream {
         reports: &mpsc::Sender<Report>,
     ) -> Result<(), Error> {
         assert!(self.writing.is_none(), "one write at a time");
+        self.search_bucket().await?;
         let epoch = epoch_mut(&mut self.epoch);
         let bucket = match &epoch.bucket {
             Ok(bucket) => bucket,
@@ -301,8 +314,26 @@ pub(super) async fn open(
     options: &Options,
     source: &Source,
 ) -> Result<Result<Bucket, String>, Error> {
-    let opened = connection.open_bucket(options).await?;
-    Ok(opened.map(|replicas| Bucket::new(connection, (options, source), replicas)))
+    let opened = bucket::open(connection, options).await?;
+    Ok(opened.map(|opened| {
+        let replicas = opened.config.num_replicas;
+        Bucket::new(connection, (options, source), replicas)
+    }))
+}
+
+/// Whether a message is the one that had this place.
+pub(super) fn compare(found: Option<&Stored>, place: &Place, source: &Source) -> At {
+    match found.map(tail::mark) {
+        None => At::Nothing,
+        Some(Some(mark))
+            if mark.source.same_slot(source)
+                && mark.position == place.position
+                && mark.id == place.id =>
+        {
+            At::Same
+        }
+        Some(_) => At::Other,
+    }
 }
 
 /// When a stream was created.

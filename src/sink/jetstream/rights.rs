@@ -52,6 +52,8 @@ pub async fn check_rights(options: &Options, pattern: &str) -> Result<Vec<String
         Some(&options.stream),
         options.dead_letters.as_ref(),
         options.bodies.as_ref(),
+        // The leader reads what is delayed when its term begins.
+        options.delayed.as_ref(),
     ];
     for stream in streams.into_iter().flatten() {
         let messages = Messages::new(connection.context.clone(), &stream.name);
@@ -75,6 +77,14 @@ pub async fn check_rights(options: &Options, pattern: &str) -> Result<Vec<String
     Ok(subjects)
 }
 
+/// What no stream takes.
+pub(super) fn unheeded() -> HeaderMap {
+    HeaderMap::from_iter([(
+        EXPECTED_STREAM.parse().expect("a header's name"),
+        NO_STREAM.parse().expect("a header's value"),
+    )])
+}
+
 /// Publishes to each subject what no stream takes, and returns what was answered.
 async fn try_all(
     connection: &Connection,
@@ -83,11 +93,7 @@ async fn try_all(
 ) -> Result<Vec<(String, Vec<Message>)>, Error> {
     let mut asked = Vec::new();
     for subject in subjects {
-        let headers = HeaderMap::from_iter([(
-            EXPECTED_STREAM.parse().expect("a header's name"),
-            NO_STREAM.parse().expect("a header's value"),
-        )]);
-        let message = (subject.clone(), headers, Bytes::new());
+        let message = (subject.clone(), unheeded(), Bytes::new());
         let mut answers = connection.ask(message, within).await?;
         let first = tokio::time::timeout(within, answers.next());
         let first = connection.unless_broken(async { Ok(first.await) }).await?;
@@ -105,9 +111,10 @@ async fn try_all(
 }
 
 /// Any other answer is one: that nobody listens, or that there is no such stream yet.
-fn denied<T>(tried: Result<T, Error>) -> Result<(), Error> {
+pub(super) fn denied<T>(tried: Result<T, Error>) -> Result<(), Error> {
+    use Error::{BucketDenied, InboxDenied, PublishDenied};
     match tried {
-        Err(error @ (Error::PublishDenied(_) | Error::InboxDenied(_))) => Err(error),
+        Err(error @ (PublishDenied(_) | InboxDenied(_) | BucketDenied(_))) => Err(error),
         Ok(_) | Err(_) => Ok(()),
     }
 }

@@ -1,12 +1,62 @@
 //! The record, as a command that does not lead reads, writes or removes it.
 
+use async_nats::jetstream::stream::Config;
+
 use super::bucket::Bucket;
-use super::client::Connection;
+use super::client::{self, Connection};
 use super::error::Error;
 use super::options::Options;
 use super::{bucket, record};
-use crate::event::lineage::Source;
-use crate::sink::{Kept, Write, Written};
+use crate::event::lineage::{Place, Source};
+use crate::sink::{At, Kept, Write, Written};
+
+/// The bucket that is created beside a missing stream, and its name.
+pub fn bucket_config(options: &Options) -> (String, Config) {
+    let stream = &options.stream;
+    let config = bucket::config(&stream.name, &client::config(stream));
+    (bucket::name(&stream.name), config)
+}
+
+/// The bucket beside the stream, which must exist.
+pub struct BucketFound {
+    /// Its name.
+    pub name: String,
+    /// Whether it was created just now; or why there is none.
+    pub created: Result<bool, String>,
+    /// There is none because we lack the rights.
+    pub denied: bool,
+    /// What is worth knowing of it.
+    pub warnings: Vec<String>,
+    /// The command that creates it.
+    pub command: String,
+}
+
+/// Inspects the bucket beside the stream; creates it if `stream.create` says so. Without the rights
+/// there is none.
+pub async fn inspect_bucket(options: &Options) -> Result<BucketFound, Error> {
+    let options = options.of_stream();
+    let connection = Box::pin(Connection::open(&options)).await?;
+    let stream = &connection.info.config;
+    let name = bucket::name(&options.stream.name);
+    let command = format!(
+        "nats kv add {name} --history 1 --replicas {}",
+        stream.num_replicas
+    );
+    let opened = Box::pin(bucket::open(&connection, &options)).await;
+    let denied = matches!(opened, Err(Error::BucketDenied(_)));
+    let (created, warnings) = match opened {
+        Ok(Ok(found)) => (Ok(found.created), bucket::warnings(&found.config, stream)),
+        Ok(Err(why)) | Err(Error::BucketDenied(why)) => (Err(why), Vec::new()),
+        Err(error) => return Err(error),
+    };
+    Ok(BucketFound {
+        name,
+        created,
+        denied,
+        warnings,
+        command,
+    })
+}
 
 /// What is kept for a slot, outside of a term.
 pub struct Shelf {
@@ -33,6 +83,11 @@ impl Shelf {
         bucket::name(&self.options.stream.name)
     }
 
+    /// The stream's, for messages.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
     /// Why nothing is kept; `None`: it can be.
     pub fn missing(&self) -> Option<&str> {
         self.bucket.as_ref().err().map(String::as_str)
@@ -49,13 +104,33 @@ impl Shelf {
         (created, self.connection.server().0)
     }
 
+    /// Tries to write, and to read, and changes nothing.
+    pub async fn try_rights(&self) -> Result<(), Error> {
+        match &self.bucket {
+            Err(_) => Ok(()),
+            Ok(bucket) => {
+                let within = self.options.nats.connect_timeout;
+                Box::pin(bucket.try_rights(&self.connection, within)).await
+            }
+        }
+    }
+
+    /// What is found at the place of an event in the stream, and the stream's last sequence number.
+    pub async fn found_at(&self, place: &Place, source: &Source) -> Result<(At, u64), Error> {
+        let read = Box::pin(self.connection.stream.at(place.sequence));
+        let found = self.connection.unless_broken(read).await?;
+        let last = Box::pin(self.connection.stream.last_sequence());
+        let last = self.connection.unless_broken(last).await?;
+        Ok((record::compare(found.as_ref(), place, source), last))
+    }
+
     /// What is kept, if there is a bucket and a key.
     pub async fn read(&self) -> Result<Option<Kept>, Error> {
         match &self.bucket {
             Err(_) => Ok(None),
             Ok(bucket) => {
                 let read = Box::pin(bucket.read());
-                self.connection.unless_broken(read).await
+                bucket::unless_denied(&self.connection, read).await
             }
         }
     }

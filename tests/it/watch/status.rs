@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use outjet::command::record::GapStatus;
 use outjet::error::Problem;
 use outjet::http::{self, Site};
 use outjet::vitals::{State, Vitals};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Copy, ask};
 use crate::delivery::{Delivery, SOON};
@@ -71,7 +72,16 @@ async fn every_field_of_both_answers_is_documented() {
         "{status}"
     );
     assert_eq!(status["stream"]["name"], "OUTBOX");
-    assert_documented("\n## `outjet status --json`\n", &[status]);
+    let gap = GapStatus {
+        from_lsn: "0/1".to_owned(),
+        to_lsn: "0/2".to_owned(),
+        bytes: 1,
+        problem: "moved".to_owned(),
+        cause: "why".to_owned(),
+        fix: "fix".to_owned(),
+    };
+    let moved = json!({"record": {"gap": serde_json::to_value(gap).expect("JSON")}});
+    assert_documented("\n## `outjet status --json`\n", &[status, moved]);
     // What a copy says that is halted and has met a loss.
     let vitals = Arc::new(Vitals::new(SOON));
     vitals.gap(7, Problem::new("lost", "why", "fix"));
