@@ -53,38 +53,35 @@ pub async fn claim(
     server: Server,
     instance: &str,
 ) -> Result<Begun, Failure> {
-    let history: Vec<Switch> = lineage.ended().iter().map(Switch::from).collect();
     let kept = sink.kept().await?;
-    let found = kept.as_ref().ok().and_then(Option::as_ref).and_then(read);
+    let there = kept.as_ref().ok().and_then(Option::as_ref);
+    let revision = there.map_or(0, |kept| kept.revision);
+    let found = there.and_then(read);
     let reached = found.as_ref().and_then(|found| found.stored.as_ref());
     let reached = reached.map_or(0, |place| place.sequence);
     let delayed = found.as_ref().is_some_and(|found| found.delayed > 0);
     let standing = sink.standing(reached, delayed).await?;
-    let last_writer = found.as_ref().map(|found| found.server_id.clone());
     let blank = blank(lineage, &standing, server.start);
-    let revision = kept.as_ref().ok().and_then(Option::as_ref);
-    let revision = revision.map_or(0, |kept| kept.revision);
-    let mut keeper = Keeper::new(found.unwrap_or_else(|| blank.clone()), revision);
-    keeper.record.term += 1;
-    instance.clone_into(&mut keeper.record.instance);
-    keeper.record.server_id.clone_from(&standing.server_id);
+    let claimant = (instance, standing.server_id.as_str());
+    let found = found.unwrap_or_else(|| blank.clone());
+    let last_writer = found.server_id.clone();
+    let mut keeper = Keeper::claim(found, revision, claimant);
     let kept = match kept {
         Ok(_) => keeper.store(sink).await?,
         Err(why) => Err(why),
     };
     if let Err(why) = kept {
-        keeper = Keeper::new(blank, 0);
+        keeper = Keeper::new(blank.clone(), 0);
         keeper.give_up(&why);
     }
     let at_stored = match &keeper.record.stored {
         Some(place) => sink.found_at(place).await?,
         None => At::Nothing,
     };
-    let same_process =
-        last_writer.is_some_and(|last| !last.is_empty() && last == standing.server_id);
+    let same_process = !last_writer.is_empty() && last_writer == standing.server_id;
     let facts = Facts {
         source: lineage.source(),
-        history: &history,
+        history: &blank.history,
         start: server.start,
         flush: server.flush,
         standby: server.standby,
@@ -107,32 +104,15 @@ pub async fn claim(
     if let Some(void) = void {
         warn!(cause = %void, "the record does not hold: the stream is searched instead");
     }
-    let changed = std::mem::replace(&mut keeper.record, record) != keeper.record;
-    if changed
+    if keeper.adopt(record)
         && keeper.kept
         && let Err(why) = keeper.store(sink).await?
     {
         return Err(not_written(&why));
     }
-    let Record {
-        base,
-        letters,
-        delayed,
-        gap: open_gap,
-        ..
-    } = &keeper.record;
     Ok(Begun {
-        past: Past {
-            new_from: Position {
-                commit: server.flush.as_u64(),
-                index: 0,
-            },
-            settled_to: watermark.settled_to(),
-            stored: *base,
-            letters: *letters,
-            delayed: *delayed,
-        },
-        gap: gap.or(*open_gap),
+        past: keeper.past(&watermark, server.flush),
+        gap: gap.or(keeper.record.gap),
         watermark,
         keeper,
     })
@@ -205,6 +185,42 @@ impl Keeper {
             writing: None,
             unwritten_since: None,
             not_before: None,
+        }
+    }
+
+    /// Takes the next term of what was found, for an instance that writes through this server.
+    pub(super) fn claim(found: Record, revision: u64, (instance, server_id): (&str, &str)) -> Self {
+        let record = Record {
+            term: found.term + 1,
+            instance: instance.to_owned(),
+            server_id: server_id.to_owned(),
+            ..found
+        };
+        Self::new(record, revision)
+    }
+
+    /// Takes what was judged. Whether that is to be written before the first publish.
+    pub(super) fn adopt(&mut self, record: Record) -> bool {
+        std::mem::replace(&mut self.record, record) != self.record
+    }
+
+    /// Where the sink begins, if the server has flushed so much.
+    pub(super) fn past(&self, watermark: &Watermark, flush: Lsn) -> Past {
+        let Record {
+            base,
+            letters,
+            delayed,
+            ..
+        } = self.record;
+        Past {
+            new_from: Position {
+                commit: flush.as_u64(),
+                index: 0,
+            },
+            settled_to: watermark.settled_to(),
+            stored: base,
+            letters,
+            delayed,
         }
     }
 
