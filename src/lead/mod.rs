@@ -1,5 +1,6 @@
 //! Leading: taking the slot ([`term`]), streaming from it ([`relay`]), what is under way
-//! ([`window`]), what is known of it later ([`record`], [`watermark`]), and looking after the partitions meanwhile ([`retention`]).
+//! ([`window`]), what is known of it later ([`record`], [`watermark`]), and looking after the
+//! partitions meanwhile ([`retention`]).
 
 pub mod record;
 pub mod relay;

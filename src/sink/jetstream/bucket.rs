@@ -1,5 +1,5 @@
-//! The bucket beside the stream, in which the leader keeps its record: a KV bucket as all clients of
-//! NATS know them (ADR-8), with one key for each slot. Every write is a compare-and-set
+//! The bucket beside the stream, in which the leader keeps its record: a KV bucket as all clients
+//! of NATS know them (ADR-8), with one key for each slot. Every write is a compare-and-set
 //! (`Nats-Expected-Last-Subject-Sequence`), and every read asks the bucket's leader: a follower
 //! gives stale answers (54 of 3000 reads of three replicas, nats-server 2.15.1).
 
