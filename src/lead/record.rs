@@ -55,22 +55,21 @@ pub async fn claim(
     instance: &str,
 ) -> Result<Begun, Failure> {
     let kept = sink.kept().await?;
-    let found = kept.as_ref().ok().and_then(Option::as_ref).and_then(read);
+    let there = kept.as_ref().ok().and_then(Option::as_ref);
+    let revision = there.map_or(0, |kept| kept.revision);
+    let found = there.and_then(read);
     let reached = found.as_ref().and_then(|found| found.stored.as_ref());
     let reached = reached.map_or(0, |place| place.sequence);
     let delayed = found.as_ref().is_some_and(|found| found.delayed > 0);
     let standing = sink.standing(reached, delayed).await?;
     refuse_other_house(found.as_ref(), &standing, lineage.source())?;
-    let last_writer = found.as_ref().map(|found| found.server_id.clone());
     let history: Vec<Switch> = lineage.ended().iter().map(Switch::from).collect();
     let mut blank = Record::blank(lineage.source(), &history, server.start);
     blank.stream_created.clone_from(&standing.created);
-    let revision = kept.as_ref().ok().and_then(Option::as_ref);
-    let revision = revision.map_or(0, |kept| kept.revision);
-    let mut keeper = Keeper::new(found.unwrap_or_else(|| blank.clone()), revision);
-    keeper.record.term += 1;
-    instance.clone_into(&mut keeper.record.instance);
-    keeper.record.server_id.clone_from(&standing.server_id);
+    let claimant = (instance, standing.server_id.as_str());
+    let found = found.unwrap_or_else(|| blank.clone());
+    let last_writer = found.server_id.clone();
+    let mut keeper = Keeper::claim(found, revision, claimant);
     let claimed = match kept {
         Ok(_) => keeper.store(sink).await?,
         Err(why) => Err(why),
@@ -82,7 +81,7 @@ pub async fn claim(
         Some(place) => sink.found_at(place).await?,
         None => At::Nothing,
     };
-    let same = |last: String| !last.is_empty() && last == standing.server_id;
+    let same_process = !last_writer.is_empty() && last_writer == standing.server_id;
     let facts = Facts {
         source: lineage.source(),
         history: &history,
@@ -95,7 +94,7 @@ pub async fn claim(
         letters: standing.letters,
         delayed: standing.delayed,
         at_stored,
-        current: standing.record_replicas >= SAFE_REPLICAS || last_writer.is_some_and(same),
+        current: standing.record_replicas >= SAFE_REPLICAS || same_process,
         void: server.void,
     };
     let verdict = watermark::judge(&keeper.record, &facts);
@@ -191,33 +190,15 @@ impl Keeper {
         if let Some(void) = void {
             warn!(cause = %void, "the record does not hold: the stream is searched instead");
         }
-        let changed = std::mem::replace(&mut self.record, record) != self.record;
-        if changed
+        if self.adopt(record)
             && self.kept
             && let Err(why) = self.store(sink).await?
         {
             return Err(not_written(&why));
         }
-        let Record {
-            base,
-            letters,
-            delayed,
-            gap: open_gap,
-            ..
-        } = &self.record;
-        let new_from = Position {
-            commit: flush.as_u64(),
-            index: 0,
-        };
         Ok(Begun {
-            past: Past {
-                new_from,
-                settled_to: watermark.settled_to(),
-                stored: *base,
-                letters: *letters,
-                delayed: *delayed,
-            },
-            gap: gap.or(*open_gap),
+            past: self.past(&watermark, flush),
+            gap: gap.or(self.record.gap),
             watermark,
             keeper: self,
         })
@@ -237,6 +218,42 @@ impl Keeper {
             unwritten_since: None,
             told: false,
             not_before: None,
+        }
+    }
+
+    /// Takes the next term of what was found, for an instance that writes through this server.
+    pub(super) fn claim(found: Record, revision: u64, (instance, server_id): (&str, &str)) -> Self {
+        let record = Record {
+            term: found.term + 1,
+            instance: instance.to_owned(),
+            server_id: server_id.to_owned(),
+            ..found
+        };
+        Self::new(record, revision)
+    }
+
+    /// Takes what was judged. Whether that is to be written before the first publish.
+    pub(super) fn adopt(&mut self, record: Record) -> bool {
+        std::mem::replace(&mut self.record, record) != self.record
+    }
+
+    /// Where the sink begins, if the server has flushed so much.
+    pub(super) fn past(&self, watermark: &Watermark, flush: Lsn) -> Past {
+        let Record {
+            base,
+            letters,
+            delayed,
+            ..
+        } = self.record;
+        Past {
+            new_from: Position {
+                commit: flush.as_u64(),
+                index: 0,
+            },
+            settled_to: watermark.settled_to(),
+            stored: base,
+            letters,
+            delayed,
         }
     }
 

@@ -2,9 +2,9 @@
 //! one judges it ([`judge`]) and knows of each event that Postgres sends again whether it is
 //! settled ([`Watermark`]). Pure: facts in, verdict out; [`super::record`] reads and writes.
 //!
-//! P is the position up to which everything is settled, with its event's id; S the newest message of
-//! those events in the stream; C the highest LSN that may have been confirmed. Invariant: C is written before it is confirmed, and P only once everything up to it
-//! is settled.
+//! P is the position up to which everything is settled, with its event's id; S the newest message
+//! of those events in the stream; C the highest LSN that may have been confirmed. Invariant: C is
+//! written before it is confirmed, and P only once everything up to it is settled.
 //!
 //! ```text
 //!  WAL     ──e1──e2──e3──e4──e5──e6──►     slot ≤ C: e2 … is sent again
@@ -408,14 +408,14 @@ fn shared_up_to(found: &Record, facts: &Facts<'_>) -> Lsn {
         };
         history.iter().copied().chain([last]).collect::<Vec<_>>()
     };
-    let before = steps(&found.history, found.source.timeline);
-    let now = steps(facts.history, facts.source.timeline);
-    for (before, now) in before.iter().zip(&now) {
-        if before.timeline != now.timeline {
+    let theirs = steps(&found.history, found.source.timeline);
+    let ours = steps(facts.history, facts.source.timeline);
+    for (theirs, ours) in theirs.iter().zip(&ours) {
+        if theirs.timeline != ours.timeline {
             return Lsn::ZERO;
         }
-        if before.ended_at != now.ended_at {
-            return before.ended_at.min(now.ended_at);
+        if theirs.ended_at != ours.ended_at {
+            return theirs.ended_at.min(ours.ended_at);
         }
     }
     ENDLESS

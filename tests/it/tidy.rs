@@ -126,6 +126,10 @@ const BORDERS: &[(&str, Border)] = &[
 const PURE: &[&str] = &[
     "lsn",
     "lead::window",
+    "lead::watermark",
+    "sink::jetstream::chain",
+    "sink::jetstream::memory",
+    "sink::jetstream::places",
     "guard",
     "event",
     "route",

@@ -176,8 +176,8 @@ async fn stranger_that_takes_an_events_place_and_vanishes_costs_no_event() {
     assert_eq!(numbers(&stage).await, (1..=8).collect::<Vec<_>>());
 }
 
-/// attacks.md 10d. A stranger displaces an event, those behind it are stored; the stranger vanishes,
-/// and the leader dies before the event goes out again.
+/// attacks.md 10d. A stranger displaces an event, those behind it are stored; the stranger
+/// vanishes, and the leader dies before the event goes out again.
 #[tokio::test]
 async fn displaced_event_is_sent_when_the_stranger_vanishes_before_it_goes_again() {
     let stage = Stage::ready().await;
@@ -212,7 +212,8 @@ async fn displaced_event_is_sent_when_the_stranger_vanishes_before_it_goes_again
     assert_eq!(there, (1..=6).collect::<Vec<_>>());
 }
 
-/// attacks.md 10e. The server remembers the id of a message that is gone: another event has it, too.
+/// attacks.md 10e. The server remembers the id of a message that is gone: another event has it,
+/// too.
 #[tokio::test]
 async fn id_of_a_message_that_vanished_hides_no_other_event_with_it() {
     let yaml = QUICK.replace("duplicate_window: 100ms", "duplicate_window: 2m");

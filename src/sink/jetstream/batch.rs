@@ -53,8 +53,7 @@ impl JetStream {
             return true;
         };
         let followers = waiting.event.followers;
-        let careful = self.chain.head() < self.careful_until || self.is_odd();
-        let room = if careful {
+        let room = if self.memory.is_careful(&self.chain) {
             1
         } else {
             self.options.in_flight_max

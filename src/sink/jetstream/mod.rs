@@ -21,7 +21,7 @@ mod answers;
 mod batch;
 mod bodies;
 mod bucket;
-mod chain;
+pub(crate) mod chain;
 pub mod client;
 mod delayed;
 mod error;
@@ -33,6 +33,7 @@ mod inspection;
 mod ledger;
 mod letterbox;
 mod letters;
+pub(crate) mod memory;
 mod messages;
 mod options;
 mod past;
@@ -70,8 +71,9 @@ pub use self::inspection::{Inspection, inspect};
 pub use self::ledger::{Ledger, Line, Past};
 pub use self::letterbox::{DeadLetter, Letterbox};
 use self::letters::{Buried, Letter, Letters};
+use self::memory::Memory;
 pub use self::options::{Buries, NatsOptions, Options, Storage, StreamOptions};
-use self::past::Memory;
+use self::past::Doubts;
 pub use self::record::Standing;
 use self::reply::Reply;
 pub use self::rights::check_rights;
@@ -117,9 +119,7 @@ pub struct JetStream {
     seen_letters: Seen,
     hold: Hold,
     buried: Buried,
-    /// Until the event before this number is settled, only one is in flight: the culprit of a
-    /// refusal shows itself, and what an old connection still delivers displaces nothing.
-    careful_until: u64,
+    doubts: Doubts,
 }
 
 /// One connection with its chain.
@@ -147,7 +147,7 @@ impl JetStream {
     pub async fn open(options: Options, lineage: Lineage) -> Result<Self, Failure> {
         let mut sink = Self {
             source: lineage.source().to_string(),
-            memory: Memory::new(&lineage),
+            memory: Memory::new(&lineage, options.stream.shared),
             lineage,
             chain: Chain::new(options.stream.shared),
             backoff: Backoff::new(backoff::Options::default()),
@@ -158,7 +158,7 @@ impl JetStream {
             seen_letters: Seen::default(),
             hold: Hold::new(options.hold),
             buried: Buried::default(),
-            careful_until: 0,
+            doubts: Doubts::default(),
             options,
         };
         sink.open_epoch()
@@ -377,7 +377,7 @@ impl JetStream {
         down: &mut bool,
     ) {
         self.book(&settled);
-        self.recall(&mut settled);
+        self.memory.settle(&mut settled, &self.chain);
         let _ = reports.send(Report::Settled(settled)).await;
         if self.hold.close() {
             let _ = reports.send(Report::Held).await;
@@ -419,7 +419,7 @@ impl JetStream {
                 }
                 return Ok(true);
             }
-            if self.is_uncertain() && self.chain.staged() == 0 {
+            if self.memory.is_uncertain(&self.chain) && self.chain.staged() == 0 {
                 if self.chain.in_flight() > 0 {
                     break;
                 }
@@ -458,9 +458,7 @@ impl JetStream {
         if self.chain.in_flight() == 0 {
             epoch_mut(&mut self.epoch).progress_at = Instant::now();
         }
-        if self.is_odd() {
-            self.careful_until = self.chain.next_number() + 1;
-        }
+        self.memory.send(&self.chain);
         fault::point("judged");
         let (number, _) = self.chain.send();
         let connection = &epoch_mut(&mut self.epoch).connection;
@@ -630,7 +628,7 @@ impl JetStream {
             Reply::Unclear(reason) => reason,
         };
         if !copy {
-            self.careful_until = self.chain.next_number();
+            self.memory.refused(&self.chain);
         }
         Err(Error::Broken(format!(
             "an event was not acknowledged as expected: {reason}"

@@ -1,17 +1,9 @@
-//! What may be stored already when an event is to be sent: by a leader before us, or by a connection
-//! of ours that broke. Behind the record it is found in a set ([`Found`]); where there is none, by
-//! a merge with the stream's tail ([`super::tail::Search`]), until that has come to its end.
-//!
-//! A sequence number without a message proves nothing. Where there is one, an event that is not
-//! found and that somebody may have sent before is *uncertain*: it goes out alone, with its id. The
-//! server's answer `duplicate` settles it only if it names such a number that settled no other
-//! event; otherwise the event is stored, perhaps for the second time: twice rather than lost.
-//!
-//! A dead connection that still delivers follows the plan of its time. Where that may not be ours,
-//! because the stream holds anything but our events in order, one event is in flight at a time: or
-//! the old connection could take the place of one of ours, and the next of ours be stored twice.
+//! What may be stored already when an event is to be sent: by a leader before us, or by a
+//! connection of ours that broke. Behind the record it is read into a set
+//! ([`crate::guard::Found`]); where there is none, it is found by a merge with the stream's tail
+//! ([`super::tail::Search`]), until that has come to its end. What follows from it says
+//! [`Memory`](super::memory::Memory).
 
-use std::collections::HashSet;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -21,152 +13,48 @@ use super::chain::{Passed, Waiting};
 use super::client::Connection;
 use super::error::Error;
 use super::letters::Letters;
+use super::memory::{Ends, Memory, Merge};
 use super::messages::Messages;
 use super::options::Options;
 use super::reply::Reply;
 use super::tail::{self, Bounds, Search, Start};
 use super::{JetStream, epoch_mut};
-use crate::event::lineage::Lineage;
-use crate::event::{Event, Position};
-use crate::guard::{Found, Stream};
-use crate::sink::{Past, Settled, UNRECORDED_MAX};
-
-/// What is known of the past of a term.
-pub(super) struct Memory {
-    past: Past,
-    found: Found,
-    /// Nothing but `found` has to be asked; before, the tail of the stream is merged.
-    complete: bool,
-    /// What lies beyond `settled_to` is stored behind these sequence numbers.
-    base: u64,
-    letters: u64,
-    delayed: u64,
-    settled_to: Option<Position>,
-    /// Where the stream ended when the term began: what others have sent stands there or before it.
-    began_at: u64,
-    /// A sequence number holds no message, and an event of ours may have stood there.
-    vacant: bool,
-    /// `base` stays until this is settled: what comes before may stand at a vacant number.
-    vacant_until: Option<Position>,
-    /// Vacant numbers that have settled an event.
-    used: HashSet<u64>,
-    /// Below this number, events in the ring may have been found by the merge.
-    merged_until: u64,
-    /// From this number on, an event was not handed to a sink before.
-    past_until: u64,
-    /// The past may hold events that follow another plan.
-    odd: bool,
-    doubts: Doubts,
-}
-
-impl Memory {
-    pub(super) fn new(lineage: &Lineage) -> Self {
-        Self {
-            past: Past::NONE,
-            found: Found::new(lineage.clone()),
-            complete: false,
-            base: 0,
-            letters: 0,
-            delayed: 0,
-            settled_to: None,
-            began_at: 0,
-            vacant: false,
-            vacant_until: None,
-            used: HashSet::new(),
-            merged_until: 0,
-            past_until: u64::MAX,
-            odd: false,
-            doubts: Doubts::default(),
-        }
-    }
-
-    /// Whether the merge is over, or was never needed.
-    pub(super) fn complete(&self) -> bool {
-        self.complete
-    }
-
-    /// Event number `number` was handed over.
-    pub(super) fn handed_over(&mut self, number: u64, event: &Event) {
-        if self.past.settled_to.is_some() && !event.known && self.past_until == u64::MAX {
-            self.past_until = number + UNRECORDED_MAX;
-        }
-    }
-
-    /// Whether anything beyond what is settled was found in a stream, or may still be.
-    fn left(&self, stream: Stream) -> bool {
-        !self.complete || self.found.left_in(stream)
-    }
-
-    fn is_past(&self, number: u64, position: Position) -> bool {
-        position < self.past.new_from && number < self.past_until
-    }
-}
+use crate::guard::Stream;
+use crate::sink::Past;
 
 impl JetStream {
     /// Says what is known of the events that come. Before the first of them.
     pub(super) async fn remember(&mut self, past: Past) -> Result<(), Error> {
-        self.memory.past = past;
-        self.memory.settled_to = past.settled_to;
-        self.memory.complete = past.settled_to.is_some();
-        self.memory.base = past.stored;
-        self.memory.letters = past.letters;
-        self.memory.delayed = past.delayed;
+        self.memory.begin(past);
         let epoch = epoch_mut(&mut self.epoch);
         epoch.refresh().await?;
         let last = epoch.last_sequence;
-        self.memory.began_at = last;
+        self.memory.begins_at(last);
         self.chain.restart(last);
         self.reconcile(true).await
     }
 
     /// Finds out what a new connection must know; `first` of the term.
     pub(super) async fn reconcile(&mut self, first: bool) -> Result<(), Error> {
-        let shared = self.shared();
         let epoch = epoch_mut(&mut self.epoch);
         let connection = &epoch.connection;
-        let bounds = Bounds {
-            first: 0,
-            last: epoch.last_sequence,
-        };
-        if !self.memory.complete {
+        if !self.memory.complete() {
             epoch.tail = Search::new(Bounds::of(&connection.info));
             let deleted = connection.info.state.deleted_count.unwrap_or(0) > 0;
-            self.memory.vacant |= deleted && !shared;
+            self.memory.search(deleted);
             return Ok(());
         }
         epoch.tail = Search::Finished;
         let memory = &mut self.memory;
-        // Whatever others have stored there: what was never sent is not there.
-        let base = match shared && !first {
-            true => self
-                .chain
-                .floor()
-                .map_or(bounds.last, |floor| floor.min(bounds.last)),
-            false => memory.base,
-        };
+        let last = epoch.last_sequence;
+        let base = memory.base(first, (&self.chain, last));
         // Some may have been stored before publish.delayed was changed.
-        let delays = self.options.delayed.is_some() || memory.delayed > 0;
+        let delays = self.options.delayed.is_some() || memory.delayed() > 0;
         let delayed = delays.then(|| self.options.stream.delayed().name);
-        let range = (base, bounds.last);
+        let range = (base, last);
         let read = Box::pin(read_all(connection, memory, range, delayed.as_deref()));
         connection.unless_broken(read).await?;
-        if shared {
-            return Ok(());
-        }
-        if memory.found.vacant() {
-            memory.vacant = true;
-            let sent = self.chain.newest();
-            let until = if first {
-                Some(memory.past.new_from)
-            } else {
-                sent
-            };
-            memory.vacant_until = memory.vacant_until.max(until);
-        }
-        if memory.found.odd() {
-            memory.odd |= first;
-            self.careful_until = self.careful_until.max(self.chain.next_number());
-        }
+        memory.read(first, &self.chain);
         Ok(())
     }
 
@@ -174,8 +62,8 @@ impl JetStream {
     pub(super) async fn find(&mut self) -> Result<Option<(Stream, u64)>, Error> {
         let waiting = self.chain.waiting().expect("an event waits");
         let event = waiting.event;
-        if self.memory.complete {
-            let place = self.memory.found.place_of(event.position, &event.id);
+        if self.memory.complete() {
+            let place = self.memory.place_of(event);
             if place.is_some() || !self.options.stream.shared {
                 return Ok(place);
             }
@@ -203,52 +91,30 @@ impl JetStream {
         let stream = &epoch.connection.stream;
         let place = epoch.tail.place_of(stream, &self.lineage, start, event);
         let place = epoch.connection.unless_broken(Box::pin(place)).await?;
-        if !self.options.stream.shared {
-            self.memory.odd |= epoch.tail.odd();
-            self.memory.vacant |= epoch.tail.cut();
-        }
-        self.memory.merged_until = self.chain.next_number() + 1;
+        let (odd, cut) = (epoch.tail.odd(), epoch.tail.cut());
         epoch.tail.finish();
         let letters = epoch.letters.as_ref();
-        if epoch.tail.is_finished() && letters.is_none_or(Letters::is_searched) {
-            self.memory.complete = true;
-            self.memory.base = epoch.last_sequence;
-            self.memory.letters = letters.map_or(0, Letters::last_sequence);
-            if self.options.delayed.is_some() {
+        let ended = epoch.tail.is_finished() && letters.is_none_or(Letters::is_searched);
+        let ended = match ended {
+            true => Some(Ends {
+                main: epoch.last_sequence,
+                letters: letters.map_or(0, Letters::last_sequence),
                 // What was kept there before is known by its marks.
-                let name = self.options.stream.delayed().name;
-                let delayed = Messages::new(epoch.connection.context.clone(), &name);
-                let last = Box::pin(delayed.last_sequence());
-                self.memory.delayed = epoch.connection.unless_broken(last).await?;
-            }
-        }
+                delayed: last_delayed(&epoch.connection, &self.options).await?,
+            }),
+            false => None,
+        };
+        self.memory.merged(Merge { odd, cut, ended }, &self.chain);
         Ok(place.map(|sequence| (Stream::Main, sequence)))
-    }
-
-    /// Whether the waiting event, which was not found, may have been stored all the same.
-    pub(super) fn is_uncertain(&self) -> bool {
-        let waiting = self.chain.waiting().expect("an event waits");
-        let past = self
-            .memory
-            .is_past(self.chain.next_number(), waiting.event.position);
-        self.memory.vacant && (past || !waiting.places.is_empty())
-    }
-
-    /// Whether an old connection may follow another plan for the waiting event.
-    pub(super) fn is_odd(&self) -> bool {
-        let waiting = self.chain.waiting().expect("an event waits");
-        let number = self.chain.next_number();
-        self.memory.odd && self.memory.is_past(number, waiting.event.position)
     }
 
     /// Sends the waiting event, which is uncertain and alone.
     pub(super) async fn send_uncertain(&mut self) -> Result<(), Error> {
         let waiting = self.chain.waiting().expect("an event waits");
         if let Some(sequence) = waiting.duplicate_of
-            && self.may_have_been(waiting, sequence)
-            && self.is_gone(sequence).await?
+            && self.was_stored_at(waiting, sequence).await?
         {
-            self.memory.used.insert(sequence);
+            self.memory.use_up(sequence);
             return self.pass(|chain| chain.settle(Passed::Known(None))).await;
         }
         let (subject, headers, payload) = match self.compose(false) {
@@ -265,7 +131,7 @@ impl JetStream {
             Reply::Stored { sequence, together } => {
                 match self.chain.acknowledge(number, (sequence, together)) {
                     Ok(()) => {
-                        self.memory.doubts.log(sequence);
+                        self.doubts.log(sequence);
                         return Ok(());
                     }
                     Err(mismatch) => mismatch.to_string(),
@@ -283,72 +149,34 @@ impl JetStream {
             }
             Reply::Unclear(reason) => reason,
         };
-        self.careful_until = self.chain.next_number();
+        self.memory.refused(&self.chain);
         Err(Error::Broken(format!(
             "an event was not acknowledged as expected: {reason}"
         )))
     }
 
-    /// Whether the server's `duplicate` can mean the waiting event: its sequence number lies where
-    /// that may have been stored, and settled no other event. On three replicas, servers before
-    /// 2.12 call a duplicate what they have refused.
-    fn may_have_been(&self, waiting: Waiting<'_>, sequence: u64) -> bool {
+    /// Whether the server's `duplicate` proves that the waiting event was stored: its sequence
+    /// number holds no message, lies where it may have been stored, and settled no other event.
+    /// On three replicas, servers before 2.12 call a duplicate what they have refused.
+    async fn was_stored_at(&self, waiting: Waiting<'_>, sequence: u64) -> Result<bool, Error> {
         let connection = &self.epoch.as_ref().expect("an epoch runs").connection;
-        let memory = &self.memory;
-        let believed =
-            connection.info.config.num_replicas == 1 || connection.is_compatible(2, 12, 0);
-        let place = sequence <= memory.began_at || waiting.places.contains(&sequence);
-        believed && place && sequence > memory.base && !memory.used.contains(&sequence)
-    }
-
-    async fn is_gone(&self, sequence: u64) -> Result<bool, Error> {
-        let connection = &self.epoch.as_ref().expect("an epoch runs").connection;
+        let proves = connection.info.config.num_replicas == 1 || connection.is_compatible(2, 12, 0);
+        if !proves || !self.memory.proves(sequence, waiting.places) {
+            return Ok(false);
+        }
         let gone = tail::is_gone(&connection.stream, sequence);
         connection.unless_broken(Box::pin(gone)).await
     }
+}
 
-    /// Takes note of what was settled, and of how far nothing has to be looked for any more.
-    pub(super) fn recall(&mut self, settled: &mut Settled) {
-        let Some((to, _)) = settled.to else {
-            return;
-        };
-        let memory = &mut self.memory;
-        memory.settled_to = Some(to);
-        memory.found.forget(to);
-        memory.vacant_until = memory.vacant_until.filter(|until| to < *until);
-        // Out of order only after a refusal, on a new connection, and where it was found by a merge.
-        let odd_until = self.careful_until.max(memory.merged_until);
-        let in_order = self.chain.head() >= odd_until && !self.options.stream.shared;
-        let newest = settled.stored_at.as_ref().map_or(0, |place| place.sequence);
-        let base = memory.base.max(newest);
-        let alone = in_order
-            || self
-                .chain
-                .lowest_beyond()
-                .is_none_or(|lowest| lowest > base);
-        if memory.left(Stream::Main) || memory.vacant_until.is_some() || !alone {
-            settled.base = 0;
-        } else {
-            memory.base = base;
-            settled.base = base;
-        }
-        let beside = [
-            (Stream::Letters, &mut settled.letters),
-            (Stream::Delayed, &mut settled.delayed),
-        ];
-        for (stream, reached) in beside {
-            if memory.left(stream) {
-                *reached = 0;
-                continue;
-            }
-            let known = match stream {
-                Stream::Letters => &mut memory.letters,
-                _ => &mut memory.delayed,
-            };
-            *known = (*known).max(*reached);
-            *reached = *known;
-        }
-    }
+/// Where what is delayed ends; 0 if nothing is.
+async fn last_delayed(connection: &Connection, options: &Options) -> Result<u64, Error> {
+    let Some(stream) = &options.delayed else {
+        return Ok(0);
+    };
+    let delayed = Messages::new(connection.context.clone(), &stream.name);
+    let last = Box::pin(delayed.last_sequence());
+    connection.unless_broken(last).await
 }
 
 /// Reads the stream, the dead letters and what is delayed.
@@ -358,26 +186,25 @@ async fn read_all(
     (base, last): (u64, u64),
     delayed: Option<&str>,
 ) -> Result<(), Error> {
-    let Memory {
-        found, settled_to, ..
-    } = memory;
+    let (letters_base, delayed_base) = (memory.letters(), memory.delayed());
+    let (found, settled_to) = memory.reading();
     let main = (&connection.stream, Stream::Main);
-    tail::find(found, main, (base + 1, last), *settled_to).await?;
+    tail::find(found, main, (base + 1, last), settled_to).await?;
     if let Some((letters, info)) = &connection.letters {
-        let range = (memory.letters + 1, info.state.last_sequence);
-        tail::find(found, (letters, Stream::Letters), range, *settled_to).await?;
+        let range = (letters_base + 1, info.state.last_sequence);
+        tail::find(found, (letters, Stream::Letters), range, settled_to).await?;
     }
     if let Some(name) = delayed {
         let delayed = Messages::new(connection.context.clone(), name);
-        let range = (memory.delayed + 1, delayed.last_sequence().await?);
-        tail::find(found, (&delayed, Stream::Delayed), range, *settled_to).await?;
+        let range = (delayed_base + 1, delayed.last_sequence().await?);
+        tail::find(found, (&delayed, Stream::Delayed), range, settled_to).await?;
     }
     Ok(())
 }
 
 /// Says that events are uncertain: at once, then now and then.
 #[derive(Default)]
-struct Doubts {
+pub(super) struct Doubts {
     events: u64,
     logged_at: Option<Instant>,
 }

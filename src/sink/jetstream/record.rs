@@ -128,15 +128,12 @@ impl JetStream {
             }
             false => None,
         };
-        let info = &connection.info;
-        let leader = info
-            .cluster
-            .as_ref()
-            .and_then(|cluster| cluster.leader.clone());
+        let cluster = connection.info.cluster.as_ref();
+        let leader = cluster.and_then(|cluster| cluster.leader.clone());
         let (server_id, server_name) = connection.server();
         let letters = connection.letters.as_ref();
         Ok(Standing {
-            created: created(info),
+            created: created(&connection.info),
             last_sequence: epoch.last_sequence,
             letters: letters.map(|(_, info)| info.state.last_sequence),
             delayed,

@@ -1,0 +1,283 @@
+//! What is known of the past of a term: which events may be stored already when they are to be
+//! sent, and how carefully they go out. Pure: [`super::past`] reads the streams.
+//!
+//! A sequence number without a message proves nothing. Where there is one, an event that is not
+//! found and that somebody may have sent before is *uncertain*: it goes out alone, with its id. The
+//! server's answer `duplicate` settles it only if it names such a number that settled no other
+//! event; otherwise the event is stored, perhaps for the second time: twice rather than lost.
+//!
+//! A dead connection that still delivers follows the plan of its time. Where that may not be ours,
+//! because the stream holds anything but our events in order, one event is in flight at a time: or
+//! the old connection could take the place of one of ours, and the next of ours be stored twice.
+
+use std::collections::HashSet;
+
+use super::chain::{Chain, Waiting};
+use crate::event::lineage::Lineage;
+use crate::event::{Event, Position};
+use crate::guard::{Found, Stream};
+use crate::sink::{Past, Settled, UNRECORDED_MAX};
+
+/// What is known of the past of a term.
+pub(crate) struct Memory {
+    past: Past,
+    found: Found,
+    /// Others write into the stream, too.
+    shared: bool,
+    /// Nothing but `found` has to be asked; before, the tail of the stream is merged.
+    complete: bool,
+    /// What lies beyond `settled_to` is stored behind these sequence numbers.
+    base: u64,
+    letters: u64,
+    delayed: u64,
+    settled_to: Option<Position>,
+    /// Where the stream ended when the term began: what others have sent is stored there or before.
+    began_at: u64,
+    /// A sequence number holds no message, and an event of ours may have stood there.
+    vacant: bool,
+    /// `base` stays until this is settled: what comes before may stand at a vacant number.
+    vacant_until: Option<Position>,
+    /// Vacant numbers that have settled an event.
+    used: HashSet<u64>,
+    /// Below this number, events in the ring may have been found by the merge.
+    merged_until: u64,
+    /// From this number on, an event was not handed to a sink before.
+    past_until: u64,
+    /// The past may hold events that follow another plan.
+    odd: bool,
+    /// Until the event before this number is settled, only one is in flight: the culprit of a
+    /// refusal shows itself, and what an old connection still delivers displaces nothing.
+    careful_until: u64,
+}
+
+/// What a merge with the tail of the stream has shown.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Merge {
+    /// Anything but our own events, in order and without a gap, was read.
+    pub(crate) odd: bool,
+    /// Where it begins, messages are gone that may have been the events that come.
+    pub(crate) cut: bool,
+    /// It has come to its end, and the streams to these.
+    pub(crate) ended: Option<Ends>,
+}
+
+/// The last sequence numbers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ends {
+    /// Of the stream.
+    pub(crate) main: u64,
+    /// Of the dead letters.
+    pub(crate) letters: u64,
+    /// Of what is delayed.
+    pub(crate) delayed: u64,
+}
+
+impl Memory {
+    /// Of a stream that others write, too, or not.
+    pub(crate) fn new(lineage: &Lineage, shared: bool) -> Self {
+        Self {
+            past: Past::NONE,
+            found: Found::new(lineage.clone()),
+            shared,
+            complete: false,
+            base: 0,
+            letters: 0,
+            delayed: 0,
+            settled_to: None,
+            began_at: 0,
+            vacant: false,
+            vacant_until: None,
+            used: HashSet::new(),
+            merged_until: 0,
+            past_until: u64::MAX,
+            odd: false,
+            careful_until: 0,
+        }
+    }
+
+    /// A term begins, of which so much is known.
+    pub(crate) fn begin(&mut self, past: Past) {
+        self.past = past;
+        self.settled_to = past.settled_to;
+        self.complete = past.settled_to.is_some();
+        self.base = past.stored;
+        self.letters = past.letters;
+        self.delayed = past.delayed;
+    }
+
+    /// The stream ends at this sequence number when it begins.
+    pub(crate) fn begins_at(&mut self, last: u64) {
+        self.began_at = last;
+    }
+
+    /// Whether the merge is over, or was never needed.
+    pub(crate) fn complete(&self) -> bool {
+        self.complete
+    }
+
+    /// Behind which sequence number the stream is read, which ends at `last`: at the beginning of a
+    /// term (`first`), or on a new connection.
+    pub(crate) fn base(&self, first: bool, (chain, last): (&Chain, u64)) -> u64 {
+        // Whatever others have stored there: what was never sent is not there.
+        match self.shared && !first {
+            true => chain.floor().map_or(last, |floor| floor.min(last)),
+            false => self.base,
+        }
+    }
+
+    /// Behind which sequence number the dead letters are read.
+    pub(crate) fn letters(&self) -> u64 {
+        self.letters
+    }
+
+    /// Behind which sequence number what is delayed is read.
+    pub(crate) fn delayed(&self) -> u64 {
+        self.delayed
+    }
+
+    /// To be offered what is read, and up to where nothing of it is needed.
+    pub(crate) fn reading(&mut self) -> (&mut Found, Option<Position>) {
+        (&mut self.found, self.settled_to)
+    }
+
+    /// All that lies behind the [`base`](Self::base) was read.
+    pub(crate) fn read(&mut self, first: bool, chain: &Chain) {
+        if self.shared {
+            return;
+        }
+        if self.found.vacant() {
+            self.vacant = true;
+            let until = match first {
+                true => Some(self.past.new_from),
+                false => chain.newest(),
+            };
+            self.vacant_until = self.vacant_until.max(until);
+        }
+        if self.found.odd() {
+            self.odd |= first;
+            self.careful_until = self.careful_until.max(chain.next_number());
+        }
+    }
+
+    /// A new connection begins the merge anew; `deleted`: some sequence numbers hold no message.
+    pub(crate) fn search(&mut self, deleted: bool) {
+        self.vacant |= deleted && !self.shared;
+    }
+
+    /// The merge has come to the waiting event.
+    pub(crate) fn merged(&mut self, merge: Merge, chain: &Chain) {
+        if !self.shared {
+            self.odd |= merge.odd;
+            self.vacant |= merge.cut;
+        }
+        self.merged_until = chain.next_number() + 1;
+        if let Some(ends) = merge.ended {
+            self.complete = true;
+            self.base = ends.main;
+            self.letters = ends.letters;
+            self.delayed = ends.delayed;
+        }
+    }
+
+    /// Where an event was found.
+    pub(crate) fn place_of(&self, event: &Event) -> Option<(Stream, u64)> {
+        self.found.place_of(event.position, &event.id)
+    }
+
+    /// Event number `number` was handed over.
+    pub(crate) fn handed_over(&mut self, number: u64, event: &Event) {
+        if self.past.settled_to.is_some() && !event.known && self.past_until == u64::MAX {
+            self.past_until = number + UNRECORDED_MAX;
+        }
+    }
+
+    /// Whether the waiting event, which was not found, may have been stored all the same.
+    pub(crate) fn is_uncertain(&self, chain: &Chain) -> bool {
+        let (number, waiting) = waiting(chain);
+        let past = self.is_past(number, waiting.event.position);
+        self.vacant && (past || !waiting.places.is_empty())
+    }
+
+    /// Whether an old connection may follow another plan for the waiting event.
+    pub(crate) fn is_odd(&self, chain: &Chain) -> bool {
+        let (number, waiting) = waiting(chain);
+        self.odd && self.is_past(number, waiting.event.position)
+    }
+
+    /// Whether only one event may be in flight.
+    pub(crate) fn is_careful(&self, chain: &Chain) -> bool {
+        chain.head() < self.careful_until || self.is_odd(chain)
+    }
+
+    /// The waiting event goes out.
+    pub(crate) fn send(&mut self, chain: &Chain) {
+        if self.is_odd(chain) {
+            self.careful_until = chain.next_number() + 1;
+        }
+    }
+
+    /// One of the events in flight was not stored as expected.
+    pub(crate) fn refused(&mut self, chain: &Chain) {
+        self.careful_until = chain.next_number();
+    }
+
+    /// Whether the server's `duplicate` can mean an event that is not found: it names a sequence
+    /// number where that may have been stored, by a leader before us or at one of its own `places`,
+    /// and that has settled no other. If it holds no message, the event was stored there.
+    pub(crate) fn proves(&self, sequence: u64, places: &[u64]) -> bool {
+        let possible = sequence <= self.began_at || places.contains(&sequence);
+        possible && sequence > self.base && !self.used.contains(&sequence)
+    }
+
+    /// It has settled one.
+    pub(crate) fn use_up(&mut self, sequence: u64) {
+        self.used.insert(sequence);
+    }
+
+    /// Takes note of what was settled, and of how far nothing has to be looked for any more.
+    pub(crate) fn settle(&mut self, settled: &mut Settled, chain: &Chain) {
+        let Some((to, _)) = settled.to else {
+            return;
+        };
+        self.settled_to = Some(to);
+        self.found.forget(to);
+        self.vacant_until = self.vacant_until.filter(|until| to < *until);
+        // Out of order only after a refusal, on a new connection, and where a merge has found it.
+        let odd_until = self.careful_until.max(self.merged_until);
+        let in_order = chain.head() >= odd_until && !self.shared;
+        let newest = settled.stored_at.as_ref().map_or(0, |place| place.sequence);
+        let base = self.base.max(newest);
+        let alone = in_order || chain.lowest_beyond().is_none_or(|lowest| lowest > base);
+        if !self.left(Stream::Main) && self.vacant_until.is_none() && alone {
+            self.base = base;
+            settled.base = base;
+        }
+        if !self.left(Stream::Letters) {
+            self.letters = self.letters.max(settled.letters);
+            settled.letters = self.letters;
+        } else {
+            settled.letters = 0;
+        }
+        if !self.left(Stream::Delayed) {
+            self.delayed = self.delayed.max(settled.delayed);
+            settled.delayed = self.delayed;
+        } else {
+            settled.delayed = 0;
+        }
+    }
+
+    /// Whether anything beyond what is settled was found in a stream, or may still be.
+    fn left(&self, stream: Stream) -> bool {
+        !self.complete || self.found.left_in(stream)
+    }
+
+    fn is_past(&self, number: u64, position: Position) -> bool {
+        position < self.past.new_from && number < self.past_until
+    }
+}
+
+/// The waiting event, with its number.
+fn waiting(chain: &Chain) -> (u64, Waiting<'_>) {
+    let waiting = chain.waiting().expect("an event waits");
+    (chain.next_number(), waiting)
+}
