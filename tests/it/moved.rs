@@ -291,6 +291,9 @@ async fn recover_killed_at_every_step_before_a_slot_that_is_kept_loses_and_repea
 async fn recover_goes_on_without_a_bucket_and_says_so_once() {
     let mut stage = Stage::ready().await;
     stage.configure(&QUICK.replace("stream: {", "stream: {manage: check, "));
+    let jetstream = stage.jetstream().await;
+    let deleted = jetstream.delete_stream("KV_OUTJET_OUTBOX").await;
+    deleted.expect("deleted");
     stage.drop_slot("outjet").await;
     commit_each(&stage, 1..=3).await;
     let recovered = types(&stage, "recover").await;
