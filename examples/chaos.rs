@@ -49,6 +49,9 @@ struct Asked {
     /// Events are held back (stream.hold), and the broker loses what it has just stored
     #[arg(long, conflicts_with = "cluster")]
     hold: bool,
+    /// Others write into the stream, copy messages of ours and delete some
+    #[arg(long, conflicts_with_all = ["cluster", "atomic", "hold"])]
+    strangers: bool,
     /// Major version of Postgres [default: the preferred one]
     #[arg(long, value_name = "MAJOR")]
     postgres: Option<u32>,
@@ -94,14 +97,17 @@ async fn rounds(asked: &Asked) -> bool {
         let plan = Plan {
             replicas: if asked.cluster { 3 } else { 1 },
             atomic: asked.atomic,
-            ..if asked.hold {
-                Plan::holding(seed, ROUND)
-            } else {
-                Plan::new(seed, ROUND)
+            ..match asked {
+                Asked { hold: true, .. } => Plan::holding(seed, ROUND),
+                Asked {
+                    strangers: true, ..
+                } => Plan::among_strangers(seed, ROUND),
+                _ => Plan::new(seed, ROUND),
             }
         };
         let servers = (asked.postgres(), asked.nats());
-        let report = chaos::play(plan, servers, |struck| println!("{struck}")).await;
+        let played = chaos::play(plan, servers, |struck| println!("{struck}"));
+        let report = Box::pin(played).await;
         println!("\n{report}");
         if asked.keep || !report.is_perfect() {
             println!("logs: {}", keep(&report).display());
@@ -142,6 +148,7 @@ impl Asked {
             (self.cluster, " --cluster"),
             (self.atomic, " --atomic"),
             (self.hold, " --hold"),
+            (self.strangers, " --strangers"),
         ];
         for (asked, flag) in flags {
             command += if asked { flag } else { "" };

@@ -389,12 +389,18 @@ fn configuration(plan: &Plan) -> String {
         "
 postgres: {{takeover_after: {}s, connect_timeout: 2s}}
 nats: {{connect_timeout: 2s}}
-stream: {{name: {STREAM}, replicas: {}, duplicate_window: 100ms, hold: {}s}}
+stream: {{name: {STREAM}, replicas: {}, duplicate_window: {}, hold: {}s}}
 publish: {{transactions: {}, ack_timeout: 1s, drain_timeout: 3s, in_flight_max: {},
   in_flight_bytes_max: {}}}
 ",
         TAKEOVER_AFTER.as_secs(),
         plan.replicas,
+        // What vanishes leaves nothing behind but its id.
+        if plan.strangers.is_empty() {
+            "100ms"
+        } else {
+            "2m"
+        },
         if plan.hold { plan::HOLD.as_secs() } else { 0 },
         if plan.atomic { "atomic" } else { "pipelined" },
         plan.in_flight_max,

@@ -12,6 +12,7 @@ mod arena;
 mod contents;
 pub(crate) mod plan;
 pub(crate) mod report;
+mod strangers;
 mod watch;
 
 use std::cell::{Cell, RefCell};
@@ -29,6 +30,7 @@ use arena::{Broker, Copy, Database, Links};
 use contents::Writers;
 use plan::{LinkFault, Plan, Planned, Whom};
 use report::{Report, Struck};
+use strangers::Strangers;
 use watch::Watch;
 
 const STREAM: &str = "OUTBOX";
@@ -68,12 +70,14 @@ pub(crate) async fn play(
     let writers = Writers::start(&url, plan.seed);
 
     let stage = Stage::new(&plan, &watch, &show);
+    let mut strangers = Strangers::default();
     let to_postgres = |copy: usize| std::slice::from_ref(&links[copy].postgres);
     let to_nats = |copy: usize| links[copy].nats.as_slice();
     tokio::join!(
         stage.postgres(&plan, &mut database),
         stage.nats(&plan, &mut broker),
         stage.copies(&plan, &mut copies),
+        stage.strangers(&plan, &jetstream, &mut strangers),
         stage.links(&plan.postgres_link, "to Postgres", to_postgres),
         stage.links(&plan.nats_link, "to NATS", to_nats),
     );
@@ -83,10 +87,13 @@ pub(crate) async fn play(
     let takeovers = watch.takeovers();
     let mut problems = call_roll(&session, &mut copies).await;
 
-    let committed = judge.committed().await;
+    let mut committed = judge.committed().await;
     let table = table(&session).await;
-    let stored = drain::messages(&jetstream, STREAM).await;
+    let stored = strangers.ours(drain::messages(&jetstream, STREAM).await);
     problems.extend(report::disagreements(&committed, &table, &known));
+    committed.retain(|id| !strangers.may_lack(id));
+    let mut ids = report::ids(&stored);
+    ids.retain(|id| !strangers.may_lack(id));
     let mut logs = vec![
         ("faults".to_owned(), stage.log()),
         ("postgres".to_owned(), database.log()),
@@ -102,7 +109,7 @@ pub(crate) async fn play(
         takeovers,
         forgotten: stage.forgotten.get(),
         drained_in,
-        verdict: Verdict::of(&committed, &report::ids(&stored)),
+        verdict: Verdict::of(&committed, &ids),
         differing: report::differing(&stored),
         batches: report::batches(&stored),
         rolled_back: known.rolled_back.len(),
@@ -218,6 +225,21 @@ impl<'a> Stage<'a> {
             let whom = self.whom(whom);
             self.note(fault.to_string(), lasting(planned.lasts), Some(whom));
             copies[whom].strike(fault, planned.lasts).await;
+        }
+    }
+
+    async fn strangers(
+        &self,
+        plan: &Plan,
+        jetstream: &async_nats::jetstream::Context,
+        strangers: &mut Strangers,
+    ) {
+        for planned in &plan.strangers {
+            if self.is_over_before(planned).await {
+                break;
+            }
+            self.note(planned.fault.to_string(), String::new(), None);
+            strangers.strike(jetstream, planned.fault).await;
         }
     }
 
@@ -348,6 +370,17 @@ mod tests {
         let plan = |seed| Plan::new(seed, LENGTH);
         let oldest = Nats::builder().version("2.10");
         play_short(2, plan, oldest, |reports| hits(reports) >= HITS_MIN).await;
+    }
+
+    /// Order apart: what a stranger displaces goes out behind what was under way with it.
+    #[tokio::test]
+    async fn each_event_is_stored_once_while_strangers_write_copy_and_delete_and_everything_fails()
+    {
+        let plan = |seed| Plan::among_strangers(seed, LENGTH);
+        play_short(5, plan, Nats::builder(), |reports| {
+            hits(reports) >= HITS_MIN
+        })
+        .await;
     }
 
     #[tokio::test]

@@ -40,6 +40,8 @@ pub(crate) struct Plan {
     pub(crate) atomic: bool,
     /// Whether events are held back, which is what makes [`NatsFault::Forget`] harmless.
     pub(crate) hold: bool,
+    /// What others do to the stream; with it events may stand where they did not belong.
+    pub(crate) strangers: Vec<Planned<StrangerFault>>,
     /// What happens to the database server.
     pub(crate) postgres: Vec<Planned<PostgresFault>>,
     /// What happens to the broker.
@@ -104,6 +106,19 @@ pub(crate) enum NatsFault {
     Forget,
 }
 
+/// What can be done to the stream by others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StrangerFault {
+    /// They publish into it.
+    Write,
+    /// They publish into it, and the message vanishes.
+    WriteAndVanish,
+    /// They publish one of our newest messages again, with its headers.
+    Copy,
+    /// One of our newest messages vanishes.
+    Delete,
+}
+
 /// What can happen to outjet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CopyFault {
@@ -151,6 +166,7 @@ impl Plan {
             replicas: 1,
             atomic: false,
             hold: false,
+            strangers: Vec::new(),
             postgres: track(source(2), (500, 4_000), length, &mut postgres_faults()),
             nats: track(source(3), (500, 4_000), length, &mut nats_faults(&[])),
             copy: track(source(4), (300, 3_000), length, &mut copy_faults(copies)),
@@ -174,6 +190,15 @@ impl Plan {
         plan
     }
 
+    /// The same, with others that write into the stream and delete from it.
+    pub(crate) fn among_strangers(seed: u64, length: Duration) -> Self {
+        let random = Self::source(seed, 7);
+        Self {
+            strangers: track(random, (50, 600), length, &mut stranger_faults()),
+            ..Self::new(seed, length)
+        }
+    }
+
     /// One source of choices for each track, so that no track moves another.
     fn source(seed: u64, track: u64) -> Random {
         Random(seed.wrapping_mul(1_000_003).wrapping_add(track << 32))
@@ -183,6 +208,7 @@ impl Plan {
     pub(crate) fn faults(&self) -> usize {
         self.postgres.len()
             + self.nats.len()
+            + self.strangers.len()
             + self.copy.len()
             + self.postgres_link.len()
             + self.nats_link.len()
@@ -270,6 +296,12 @@ fn nats_faults(more: &[NatsFault]) -> impl FnMut(&mut Random) -> (NatsFault, Dur
         };
         (fault, lasts)
     }
+}
+
+fn stranger_faults() -> impl FnMut(&mut Random) -> (StrangerFault, Duration) {
+    use StrangerFault::*;
+    let mut deck = Deck::of(&[Write, WriteAndVanish, Copy, Delete]);
+    move |random| (deck.deal(random), Duration::ZERO)
 }
 
 fn copy_faults(copies: usize) -> impl FnMut(&mut Random) -> ((Whom, CopyFault), Duration) {
@@ -371,6 +403,17 @@ impl fmt::Display for NatsFault {
             Self::Stop => "nats-server: stop",
             Self::Pause => "nats-server: SIGSTOP",
             Self::Forget => "nats-server: kill -9, its store rolled back",
+        })
+    }
+}
+
+impl fmt::Display for StrangerFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Write => "stranger: writes",
+            Self::WriteAndVanish => "stranger: writes, and it vanishes",
+            Self::Copy => "stranger: copies one of ours",
+            Self::Delete => "stranger: deletes one of ours",
         })
     }
 }

@@ -61,7 +61,7 @@ pub(crate) struct Report {
 impl Report {
     /// Whether the stream is what was committed, and nobody had to act.
     pub(crate) fn is_perfect(&self) -> bool {
-        self.verdict.is_exact()
+        self.is_complete()
             && self.verdict.committed > 0
             && self.differing.is_empty()
             && self.problems.is_empty()
@@ -70,6 +70,21 @@ impl Report {
                 .as_ref()
                 .is_ok_and(|whole| (*whole > 0) == self.plan.atomic)
             && self.drained_in.is_some()
+    }
+
+    /// Whether each event is there once, and in commit order unless strangers displaced some.
+    fn is_complete(&self) -> bool {
+        let Verdict {
+            missing,
+            duplicated,
+            uncommitted,
+            ..
+        } = &self.verdict;
+        let once = missing.is_empty() && duplicated.is_empty() && uncommitted.is_empty();
+        match self.plan.strangers.is_empty() {
+            true => self.verdict.is_exact(),
+            false => once,
+        }
     }
 
     /// Faults that hit a running stream.
@@ -128,7 +143,7 @@ impl fmt::Display for Report {
             self.verdict.uncommitted.len(),
             self.differing.len(),
         )?;
-        if !self.verdict.is_exact() {
+        if !self.is_complete() {
             write!(f, "{}", self.verdict)?;
         }
         match &self.batches {

@@ -1,0 +1,114 @@
+//! What others do to the stream, and what a judge has to know of it.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::{self, message::StreamMessage, stream::Stream};
+use tokio::time::timeout;
+
+use super::STREAM;
+use super::plan::StrangerFault;
+use crate::harness::drain::Stored;
+
+/// A broker that is away takes nothing from strangers, either.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// What they have done.
+#[derive(Debug, Default)]
+pub(crate) struct Strangers {
+    /// How often they have copied the message of an id, at most.
+    copied: HashMap<String, usize>,
+    /// Ids of messages that they have deleted, or may have.
+    deleted: Vec<String>,
+}
+
+impl Strangers {
+    /// Does it, if the broker lets them.
+    pub(crate) async fn strike(&mut self, jetstream: &jetstream::Context, fault: StrangerFault) {
+        let _ = timeout(PATIENCE, self.try_to(jetstream, fault)).await;
+    }
+
+    /// What of the stream is to be compared with what was committed: the first message of each id,
+    /// and what cannot be explained by copies.
+    pub(crate) fn ours(&self, stored: Vec<Stored>) -> Vec<Stored> {
+        let mut copies = self.copied.clone();
+        let mut seen = HashMap::new();
+        let ours = stored.into_iter().filter(|message| {
+            if message.header("Outjet-Source").is_none() {
+                return false;
+            }
+            let id = message.row_id();
+            let before = seen.insert(id.clone(), ()).is_some();
+            let copy = before && copies.get(&id).is_some_and(|left| *left > 0);
+            if copy {
+                copies.entry(id).and_modify(|left| *left -= 1);
+            }
+            !copy
+        });
+        ours.collect()
+    }
+
+    /// Whether a message of this id was deleted: then it need not be there, and may come back.
+    pub(crate) fn may_lack(&self, id: &str) -> bool {
+        self.deleted.iter().any(|deleted| deleted == id)
+    }
+
+    async fn try_to(&mut self, jetstream: &jetstream::Context, fault: StrangerFault) -> Option<()> {
+        let stream = jetstream.get_stream(STREAM).await.ok()?;
+        match fault {
+            StrangerFault::Write => drop(write(jetstream).await?),
+            StrangerFault::WriteAndVanish => {
+                let sequence = write(jetstream).await?;
+                stream.delete_message(sequence).await.ok()?;
+            }
+            StrangerFault::Copy => {
+                let message = newest(&stream).await?;
+                let id = row_id(&message)?;
+                *self.copied.entry(id).or_default() += 1;
+                let mut headers = HeaderMap::new();
+                for (name, values) in message.headers.iter() {
+                    let name: &str = name.as_ref();
+                    let values = values.iter().filter(|_| !name.starts_with("Nats-"));
+                    values.for_each(|value| headers.append(name, value.clone()));
+                }
+                headers.insert("Outjet-Id", message_id(&message)?);
+                let subject = message.subject.to_string();
+                let body = message.payload;
+                let sent = jetstream.publish_with_headers(subject, headers, body).await;
+                sent.ok()?.await.ok()?;
+            }
+            StrangerFault::Delete => {
+                let message = newest(&stream).await?;
+                self.deleted.push(row_id(&message)?);
+                stream.delete_message(message.sequence).await.ok()?;
+            }
+        }
+        Some(())
+    }
+}
+
+async fn write(jetstream: &jetstream::Context) -> Option<u64> {
+    let sent = jetstream
+        .publish("events.stranger", "stranger".into())
+        .await;
+    Some(sent.ok()?.await.ok()?.sequence)
+}
+
+/// The last message, if it is one of outjet's.
+async fn newest(stream: &Stream) -> Option<StreamMessage> {
+    let last = stream.cached_info().state.last_sequence;
+    let message = stream.get_raw_message(last).await.ok()?;
+    message.headers.get("Outjet-Source")?;
+    Some(message)
+}
+
+fn message_id(message: &StreamMessage) -> Option<&str> {
+    let headers = &message.headers;
+    let id = headers.get("Nats-Msg-Id").or(headers.get("Outjet-Id"))?;
+    Some(id.as_str())
+}
+
+fn row_id(message: &StreamMessage) -> Option<String> {
+    Some(message_id(message)?.to_owned())
+}
