@@ -225,6 +225,7 @@ impl Config {
                 bytes_max: self.publish.in_flight_bytes_max,
             },
             takeover_after: self.postgres.takeover_after,
+            record_timeout: self.postgres.takeover_after.max(self.publish.ack_timeout),
             drain_timeout: self.publish.drain_timeout,
             dead_letters: self.buries_rejected(),
             holds: !self.stream.hold.is_zero(),

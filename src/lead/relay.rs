@@ -47,6 +47,9 @@ pub struct Options {
     /// The session's `wal_sender_timeout`; status updates go out three times as often. Without NATS
     /// for this long, the slot is given up for a copy that has it.
     pub takeover_after: Duration,
+    /// How long the record may stay unwritten. No less than a publish may stay unacknowledged: a
+    /// connection that stalls has both waiting.
+    pub record_timeout: Duration,
     /// How long a stop waits for outstanding acknowledgements.
     pub drain_timeout: Duration,
     /// Whether the sink takes events that cannot be published; they end the relay otherwise.

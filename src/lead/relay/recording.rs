@@ -66,14 +66,14 @@ impl Relay {
     /// Until when the record must be written, or the term ends.
     pub(super) fn unwritten_until(&self) -> Option<Instant> {
         let since = self.keeper.unwritten_since()?;
-        Some(since + self.options.takeover_after)
+        Some(since + self.options.record_timeout)
     }
 
     /// Ends the stint if nothing can be recorded.
     pub(super) fn check_record(&self) -> Result<(), Error> {
         match self.unwritten_until() {
             Some(until) if until <= Instant::now() => {
-                Err(Error::Unrecorded(self.options.takeover_after))
+                Err(Error::Unrecorded(self.options.record_timeout))
             }
             _ => Ok(()),
         }
