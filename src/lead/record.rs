@@ -160,6 +160,8 @@ pub struct Keeper {
 struct Writing {
     record: Record,
     settled: u64,
+    /// Events that were handed over before it, and go first.
+    behind: u64,
 }
 
 /// How urgent a write is.
@@ -284,6 +286,7 @@ impl Keeper {
     /// Events were settled.
     pub fn settle(&mut self, settled: &Settled) {
         self.settled += settled.events() as u64;
+        self.wait();
         let Settled {
             to,
             stored_at,
@@ -335,11 +338,11 @@ impl Keeper {
         self.not_before.filter(|_| self.writing.is_none())
     }
 
-    /// The record as it is now, with what is to be confirmed.
-    pub fn write(&mut self, confirmed: Lsn) -> Write {
+    /// The record as it is now, with what is to be confirmed. It goes out behind so many events of
+    /// the term.
+    pub fn write(&mut self, confirmed: Lsn, handed_over: u64) -> Write {
         assert!(self.writing.is_none(), "one write at a time");
         self.record.confirmed = self.record.confirmed.max(confirmed);
-        self.unwritten_since.get_or_insert_with(Instant::now);
         self.moved = false;
         self.not_before = None;
         let write = Write {
@@ -349,8 +352,19 @@ impl Keeper {
         self.writing = Some(Writing {
             record: self.record.clone(),
             settled: self.settled,
+            behind: handed_over,
         });
+        self.wait();
         write
+    }
+
+    /// The write waits for its answer, once everything before it on the connection has its own: on
+    /// a slow network that may be much.
+    fn wait(&mut self) {
+        let due = |writing: &Writing| self.settled >= writing.behind;
+        if self.writing.as_ref().is_some_and(due) {
+            self.unwritten_since.get_or_insert_with(Instant::now);
+        }
     }
 
     /// What became of the write.
@@ -358,6 +372,7 @@ impl Keeper {
         let Some(writing) = self.writing.take() else {
             return Ok(());
         };
+        self.unwritten_since.get_or_insert_with(Instant::now);
         match written {
             Written::Stored(revision) => self.stored(writing, revision),
             Written::Found(found) => {
@@ -436,7 +451,7 @@ impl Keeper {
     /// Writes the record before the relay runs; or says why it cannot be.
     async fn store(&mut self, sink: &mut JetStream) -> Result<Result<(), String>, Failure> {
         for _ in 0..CLAIMS_MAX {
-            let write = self.write(self.record.confirmed);
+            let write = self.write(self.record.confirmed, 0);
             let written = sink.keep(write).await?;
             if let Written::Refused(why) = written {
                 self.writing = None;

@@ -45,7 +45,7 @@ impl Relay {
         self.written_at = now;
         self.write_due = None;
         fault::point("record_written");
-        let write = self.keeper.write(confirmed);
+        let write = self.keeper.write(confirmed, self.handed_over);
         self.order(Order::Keep(write))
     }
 
