@@ -26,9 +26,10 @@ impl Relay {
         }
     }
 
-    /// Writes the record if it is time for it.
+    /// Writes the record if it is time for it. What is held back is recorded like all that is
+    /// stored: when it is confirmed, the record has been there as long as the events, and a broker
+    /// that forgets one has forgotten the other.
     pub(super) fn keep_record(&mut self) -> Result<(), Error> {
-        let confirmed = self.window.confirmed().lsn();
         let now = Instant::now();
         let pause = match self.urgency() {
             _ if self.watermark.pending() => None,
@@ -45,7 +46,7 @@ impl Relay {
         self.written_at = now;
         self.write_due = None;
         fault::point("record_written");
-        let write = self.keeper.write(confirmed, self.handed_over);
+        let write = self.keeper.write(self.window.stored(), self.handed_over);
         self.order(Order::Keep(write))
     }
 
@@ -59,7 +60,7 @@ impl Relay {
 
     /// Whether nothing is left to be recorded, or nothing can be.
     pub(super) fn is_recorded(&self) -> bool {
-        let settled = self.window.confirmed().lsn();
+        let settled = self.window.stored();
         self.watermark.pending() || self.down.is_some() || self.keeper.is_current(settled)
     }
 
@@ -80,7 +81,7 @@ impl Relay {
     }
 
     fn urgency(&self) -> Urgency {
-        self.keeper.urgency(self.window.confirmed().lsn())
+        self.keeper.urgency(self.window.stored())
     }
 
     /// Whether somebody waits for what is confirmed: a server that asks, or commits.
