@@ -53,7 +53,8 @@ pub(crate) struct Memory {
 pub(crate) struct Merge {
     /// Anything but our own events, in order and without a gap, was read.
     pub(crate) odd: bool,
-    /// Where it begins, messages are gone that may have been the events that come.
+    /// Messages are gone that may have been the events that come: where it begins, or among what
+    /// was read.
     pub(crate) cut: bool,
     /// It has come to its end: the last sequence numbers of the stream and of the dead letters.
     pub(crate) ended: Option<(u64, u64)>,
@@ -136,13 +137,17 @@ impl Memory {
         }
         if self.found.odd() {
             self.odd |= first;
-            self.careful_until = self.careful_until.max(chain.next_number());
+            self.careful_until = self.careful_until.max(chain.end());
         }
     }
 
     /// A new connection begins the merge anew; `deleted`: some sequence numbers hold no message.
-    pub(crate) fn search(&mut self, deleted: bool) {
-        self.vacant |= deleted && !self.shared;
+    pub(crate) fn search(&mut self, deleted: bool, chain: &Chain) {
+        if !self.shared {
+            self.vacant |= deleted;
+            // Whether the tail is in order is not known before it was read.
+            self.careful_until = self.careful_until.max(chain.end());
+        }
     }
 
     /// The merge has come to the waiting event.

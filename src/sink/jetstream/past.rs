@@ -40,7 +40,7 @@ impl JetStream {
         if !self.memory.complete() {
             epoch.tail = Search::new(Bounds::of(&connection.info));
             let deleted = connection.info.state.deleted_count.unwrap_or(0) > 0;
-            self.memory.search(deleted);
+            self.memory.search(deleted, &self.chain);
             return Ok(());
         }
         epoch.tail = Search::Finished;
