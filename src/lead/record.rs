@@ -199,6 +199,12 @@ impl Keeper {
         Self::new(record, revision)
     }
 
+    /// As it would be written now.
+    #[cfg(test)]
+    pub(super) fn record(&self) -> &Record {
+        &self.record
+    }
+
     /// Takes what was judged. Whether that is to be written before the first publish.
     pub(super) fn adopt(&mut self, record: Record) -> bool {
         std::mem::replace(&mut self.record, record) != self.record
@@ -415,7 +421,7 @@ pub fn not_written(why: &str) -> Failure {
 }
 
 /// A record for a slot that has none.
-fn blank(lineage: &Lineage, standing: &Standing, start: Lsn) -> Record {
+pub(super) fn blank(lineage: &Lineage, standing: &Standing, start: Lsn) -> Record {
     Record {
         version: watermark::VERSION,
         source: lineage.source().clone(),

@@ -493,3 +493,6 @@ mod text {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod world;
