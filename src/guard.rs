@@ -62,6 +62,8 @@ pub struct Guard {
     ours: u64,
     /// Something else than our own events, in order, was offered.
     odd: bool,
+    /// A sequence number held no message.
+    vacant: bool,
     ended: bool,
     /// Entries that were read and are not passed: each lies above the one before it.
     ahead: VecDeque<Ahead>,
@@ -91,6 +93,7 @@ impl Guard {
             foreign: 0,
             ours: 0,
             odd: false,
+            vacant: false,
             ended: false,
             ahead: VecDeque::new(),
             late: Vec::new(),
@@ -108,8 +111,7 @@ impl Guard {
             sequence >= self.next_sequence,
             "entries come in stream order"
         );
-        self.odd |= sequence > self.next_sequence;
-        self.next_sequence = sequence + 1;
+        self.leave_vacant_up_to(sequence);
         let Some(Mark { position, id, .. }) = mark.filter(|mark| self.lineage.holds(mark)) else {
             self.odd = true;
             self.ours += u64::from(!foreign);
@@ -133,8 +135,9 @@ impl Guard {
         }
     }
 
-    /// There are no entries left.
-    pub fn end(&mut self) {
+    /// There are no entries left up to this sequence number, the last.
+    pub fn end(&mut self, last: u64) {
+        self.leave_vacant_up_to(last + 1);
         self.ended = true;
     }
 
@@ -168,9 +171,21 @@ impl Guard {
         self.odd
     }
 
+    /// Whether a sequence number held no message.
+    pub fn vacant(&self) -> bool {
+        self.vacant
+    }
+
     /// Whether every further event is absent without asking.
     pub fn finished(&self) -> bool {
         self.ended && self.ahead.is_empty() && self.late.is_empty()
+    }
+
+    fn leave_vacant_up_to(&mut self, sequence: u64) {
+        let vacant = sequence > self.next_sequence;
+        self.vacant |= vacant;
+        self.odd |= vacant;
+        self.next_sequence = self.next_sequence.max(sequence + 1);
     }
 
     /// Whether an event that does not come next may still turn up late.

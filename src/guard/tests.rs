@@ -48,7 +48,7 @@ fn sent(guard: &mut Guard, tail: &[Entry], events: &[u64]) -> Vec<u64> {
             Verdict::Absent => return true,
             Verdict::Unknown => match tail.next() {
                 Some(entry) => guard.offer(entry.clone()),
-                None => guard.end(),
+                None => guard.end(0),
             },
         }
     };
@@ -95,7 +95,7 @@ fn what_stands_in_the_tail_is_not_sent_again() {
 #[test]
 fn an_empty_stream_holds_nothing() {
     let mut guard = guard();
-    guard.end();
+    guard.end(0);
     assert!(guard.finished());
     assert_eq!(sent(&mut guard, &[], &[10]), [10]);
 }
@@ -257,7 +257,7 @@ fn the_same_position_with_another_id_is_another_event() {
     let mut guard = guard();
     assert_eq!(guard.judge(at(10), "other"), Verdict::Unknown);
     guard.offer(ours(1, 10));
-    guard.end();
+    guard.end(0);
     assert_eq!(guard.judge(at(10), "other"), Verdict::Absent);
 }
 

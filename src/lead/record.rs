@@ -234,6 +234,12 @@ impl Keeper {
         Self::new(record, revision)
     }
 
+    /// As it would be written now.
+    #[cfg(test)]
+    pub(super) fn record(&self) -> &Record {
+        &self.record
+    }
+
     /// Takes what was judged. Whether that is to be written before the first publish.
     pub(super) fn adopt(&mut self, record: Record) -> bool {
         std::mem::replace(&mut self.record, record) != self.record

@@ -518,3 +518,6 @@ mod text {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod world;

@@ -55,21 +55,11 @@ pub(crate) struct Memory {
 pub(crate) struct Merge {
     /// Anything but our own events, in order and without a gap, was read.
     pub(crate) odd: bool,
-    /// Where it begins, messages are gone that may have been the events that come.
+    /// Messages are gone that may have been the events that come: where it begins, or among what
+    /// was read.
     pub(crate) cut: bool,
-    /// It has come to its end, and the streams to these.
-    pub(crate) ended: Option<Ends>,
-}
-
-/// The last sequence numbers.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Ends {
-    /// Of the stream.
-    pub(crate) main: u64,
-    /// Of the dead letters.
-    pub(crate) letters: u64,
-    /// Of what is delayed.
-    pub(crate) delayed: u64,
+    /// It has come to its end: the last sequence numbers of the stream and of the dead letters.
+    pub(crate) ended: Option<(u64, u64)>,
 }
 
 impl Memory {
@@ -95,19 +85,15 @@ impl Memory {
         }
     }
 
-    /// A term begins, of which so much is known.
-    pub(crate) fn begin(&mut self, past: Past) {
+    /// A term begins, of which so much is known, where the stream ends at a sequence number.
+    pub(crate) fn begin(&mut self, past: Past, last: u64) {
+        self.began_at = last;
         self.past = past;
         self.settled_to = past.settled_to;
         self.complete = past.settled_to.is_some();
         self.base = past.stored;
         self.letters = past.letters;
         self.delayed = past.delayed;
-    }
-
-    /// The stream ends at this sequence number when it begins.
-    pub(crate) fn begins_at(&mut self, last: u64) {
-        self.began_at = last;
     }
 
     /// Whether the merge is over, or was never needed.
@@ -155,13 +141,22 @@ impl Memory {
         }
         if self.found.odd() {
             self.odd |= first;
-            self.careful_until = self.careful_until.max(chain.next_number());
+            self.careful_until = self.careful_until.max(chain.end());
         }
     }
 
+    /// What is delayed ends here when a merge begins: what was kept before is known by its marks.
+    pub(crate) fn delayed_ends(&mut self, last: u64) {
+        self.delayed = self.delayed.max(last);
+    }
+
     /// A new connection begins the merge anew; `deleted`: some sequence numbers hold no message.
-    pub(crate) fn search(&mut self, deleted: bool) {
-        self.vacant |= deleted && !self.shared;
+    pub(crate) fn search(&mut self, deleted: bool, chain: &Chain) {
+        if !self.shared {
+            self.vacant |= deleted;
+            // Whether the tail is in order is not known before it was read.
+            self.careful_until = self.careful_until.max(chain.end());
+        }
     }
 
     /// The merge has come to the waiting event.
@@ -171,11 +166,10 @@ impl Memory {
             self.vacant |= merge.cut;
         }
         self.merged_until = chain.next_number() + 1;
-        if let Some(ends) = merge.ended {
+        if let Some((last, letters)) = merge.ended {
             self.complete = true;
-            self.base = ends.main;
-            self.letters = ends.letters;
-            self.delayed = ends.delayed;
+            self.base = last;
+            self.letters = letters;
         }
     }
 

@@ -13,7 +13,7 @@ use super::chain::{Passed, Waiting};
 use super::client::Connection;
 use super::error::Error;
 use super::letters::Letters;
-use super::memory::{Ends, Memory, Merge};
+use super::memory::{Memory, Merge};
 use super::messages::Messages;
 use super::options::Options;
 use super::reply::Reply;
@@ -25,11 +25,10 @@ use crate::sink::Past;
 impl JetStream {
     /// Says what is known of the events that come. Before the first of them.
     pub(super) async fn remember(&mut self, past: Past) -> Result<(), Error> {
-        self.memory.begin(past);
         let epoch = epoch_mut(&mut self.epoch);
         epoch.refresh().await?;
         let last = epoch.last_sequence;
-        self.memory.begins_at(last);
+        self.memory.begin(past, last);
         self.chain.restart(last);
         self.reconcile(true).await
     }
@@ -41,7 +40,13 @@ impl JetStream {
         if !self.memory.complete() {
             epoch.tail = Search::new(Bounds::of(&connection.info));
             let deleted = connection.info.state.deleted_count.unwrap_or(0) > 0;
-            self.memory.search(deleted);
+            self.memory.search(deleted, &self.chain);
+            if first && let Some(stream) = &self.options.delayed {
+                let delayed = Messages::new(connection.context.clone(), &stream.name);
+                let last = Box::pin(delayed.last_sequence());
+                let last = connection.unless_broken(last).await?;
+                self.memory.delayed_ends(last);
+            }
             return Ok(());
         }
         epoch.tail = Search::Finished;
@@ -95,15 +100,10 @@ impl JetStream {
         epoch.tail.finish();
         let letters = epoch.letters.as_ref();
         let ended = epoch.tail.is_finished() && letters.is_none_or(Letters::is_searched);
-        let ended = match ended {
-            true => Some(Ends {
-                main: epoch.last_sequence,
-                letters: letters.map_or(0, Letters::last_sequence),
-                // What was kept there before is known by its marks.
-                delayed: last_delayed(&epoch.connection, &self.options).await?,
-            }),
-            false => None,
-        };
+        let ended = ended.then(|| {
+            let letters = letters.map_or(0, Letters::last_sequence);
+            (epoch.last_sequence, letters)
+        });
         self.memory.merged(Merge { odd, cut, ended }, &self.chain);
         Ok(place.map(|sequence| (Stream::Main, sequence)))
     }
@@ -167,16 +167,6 @@ impl JetStream {
         let gone = tail::is_gone(&connection.stream, sequence);
         connection.unless_broken(Box::pin(gone)).await
     }
-}
-
-/// Where what is delayed ends; 0 if nothing is.
-async fn last_delayed(connection: &Connection, options: &Options) -> Result<u64, Error> {
-    let Some(stream) = &options.delayed else {
-        return Ok(0);
-    };
-    let delayed = Messages::new(connection.context.clone(), &stream.name);
-    let last = Box::pin(delayed.last_sequence());
-    connection.unless_broken(last).await
 }
 
 /// Reads the stream, the dead letters and what is delayed.

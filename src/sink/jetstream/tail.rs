@@ -89,7 +89,7 @@ impl Search {
 
     /// Whether messages are gone that may have been the events at hand.
     pub(super) fn cut(&self) -> bool {
-        matches!(self, Self::Reading(tail) if tail.cut)
+        matches!(self, Self::Reading(tail) if tail.cut || tail.guard.vacant())
     }
 
     /// Where the stream holds the event. To be asked in commit order.
@@ -165,7 +165,7 @@ impl Tail {
                 Verdict::Absent => return Ok(None),
                 Verdict::Unknown => match self.reader.next().await? {
                     Some(entry) => self.guard.offer(entry),
-                    None => self.guard.end(),
+                    None => self.guard.end(self.reader.last_sequence),
                 },
             }
         }

@@ -38,7 +38,7 @@ impl Strangers {
             if message.header("Outjet-Source").is_none() {
                 return false;
             }
-            let id = message.row_id();
+            let id = message.id().expect("an id").to_owned();
             let before = seen.insert(id.clone(), ()).is_some();
             let copy = before && copies.get(&id).is_some_and(|left| *left > 0);
             if copy {

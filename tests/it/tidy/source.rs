@@ -241,7 +241,8 @@ pub(super) fn sources(directory: &str) -> Vec<Source> {
     let mut sources: Vec<Source> = paths.into_iter().map(read).collect();
     let for_tests: Vec<String> = sources.iter().flat_map(Source::test_modules).collect();
     for source in &mut sources {
-        source.is_test = for_tests.contains(&source.module());
+        let module = source.module();
+        source.is_test = for_tests.iter().any(|test| within(&module, test));
     }
     sources
 }
