@@ -259,7 +259,8 @@ impl Found {
             self.leave_vacant_up_to(sequence);
             self.foreign += u64::from(foreign);
             let position = ours.as_ref().map(|mark| mark.position);
-            self.odd |= position <= self.highest;
+            // What is settled lies before; a copy of it may be all that is read.
+            self.odd |= position <= self.highest.max(settled_to);
             self.highest = self.highest.max(position);
         }
         let Some(mark) = ours.filter(|mark| Some(mark.position) > settled_to) else {

@@ -73,6 +73,14 @@ enum Step {
     /// The connection to Postgres is lost; the process lives on.
     TermEnds,
     ConnectionLost,
+    /// The leader hangs, and its slot is free: it goes on with what it has, until it sees that.
+    Pause,
+    PausedPumps,
+    PausedArrives,
+    PausedHears,
+    PausedRecords,
+    PausedReconnects,
+    PausedDies,
     Vanish(usize),
     Stranger,
     Copy(usize),
@@ -119,6 +127,9 @@ struct World {
     bucket: Option<Kept>,
     backup: Option<Kept>,
     leader: Option<Leader>,
+    /// One that Postgres has given up, and that does not know it.
+    paused: Option<Leader>,
+    hung: bool,
     /// What the process remembers from one term to the next.
     instance: u32,
     confirmed_here: Option<(u32, u64)>,
@@ -153,6 +164,8 @@ impl World {
             bucket: None,
             backup: None,
             leader: None,
+            paused: None,
+            hung: false,
             instance: 1,
             confirmed_here: None,
             void: false,
@@ -201,10 +214,45 @@ impl World {
             Step::Forget => self.ids = self.ids.as_ref().map(|_| HashMap::new()),
             Step::Snapshot => self.snapshot = Some(self.postgres.clone()),
             Step::Backup if self.bucket.is_some() => self.backup.clone_from(&self.bucket),
+            Step::Pause if self.paused.is_none() && self.leader.is_some() => {
+                self.paused = self.leader.take();
+                self.hung = true;
+                self.instance += 1;
+                (self.confirmed_here, self.void) = (None, false);
+            }
+            Step::PausedPumps => return self.apply_to_paused(Step::Pump),
+            Step::PausedArrives => return self.apply_to_paused(Step::Arrive),
+            Step::PausedHears => return self.apply_to_paused(Step::Hear),
+            Step::PausedRecords => return self.apply_to_paused(Step::Record),
+            Step::PausedReconnects => return self.apply_to_paused(Step::ConnectionLost),
+            Step::PausedDies => return self.apply_to_paused(Step::TermEnds),
+            Step::Rollback => return self.move_by_hand(step),
+            Step::PostgresCrash
+            | Step::Failover(..)
+            | Step::Advance
+            | Step::Recreate
+            | Step::Restore => {
+                // The slot is free then.
+                if self.leader.is_some() {
+                    self.end_term();
+                }
+                return self.move_by_hand(step);
+            }
             _ if self.leader.is_some() => return self.apply_to_leader(step),
-            _ => return self.move_by_hand(step),
+            _ => return false,
         }
         true
+    }
+
+    /// Does it with one that is no leader any more, and does not know it.
+    fn apply_to_paused(&mut self, step: Step) -> bool {
+        if self.paused.is_none() {
+            return false;
+        }
+        std::mem::swap(&mut self.leader, &mut self.paused);
+        let applied = self.apply_to_leader(step);
+        std::mem::swap(&mut self.leader, &mut self.paused);
+        applied
     }
 
     fn apply_to_leader(&mut self, step: Step) -> bool {

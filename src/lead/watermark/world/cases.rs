@@ -3,8 +3,8 @@
 use super::random::play;
 use super::{Rule, Step, World};
 use Step::{
-    Advance, Arrive, Commit, ConnectionLost, Crash, Failover, Hear, Keepalive, Lead, Noise, Old,
-    Pump, Read, Record, Restore, Snapshot, Status, Stranger, Vanish,
+    Advance, Arrive, Commit, ConnectionLost, Copy, Crash, Failover, Hear, Keepalive, Lead, Noise,
+    Old, Pump, Read, Record, Restore, Snapshot, Status, Stranger, Vanish,
 };
 
 const LEAD: Step = Lead(0);
@@ -121,6 +121,34 @@ fn behind_a_stranger_a_lost_connection_displaces_nothing() {
         let mut world = World::new(None, false);
         assert_eq!(play(&mut world, &history), Ok(()), "{history:?}");
     }
+}
+
+/// A copy of what is settled is odd, too, even if nothing else is read.
+#[test]
+fn behind_a_copy_a_lost_connection_displaces_nothing() {
+    let settled = [
+        Commit, Commit, LEAD, Read, Read, Pump, Pump, Arrive, Arrive, Hear,
+    ];
+    let displaced = [
+        Commit,
+        Commit,
+        Read,
+        Read,
+        Pump,
+        Pump,
+        Copy(0),
+        Arrive,
+        ConnectionLost,
+        Pump,
+        Pump,
+        Old(0),
+        Arrive,
+        Arrive,
+        Hear,
+    ];
+    let history = [&settled[..], &displaced].concat();
+    let mut world = World::new(None, false);
+    assert_eq!(play(&mut world, &history), Ok(()));
 }
 
 /// It is not among the deleted ones that the server counts when the connection is made.

@@ -13,8 +13,8 @@ const ROWS_MAX: usize = 12;
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         40 => progress(),
-        6 => fault(),
-        1 => by_hand(),
+        10 => fault(),
+        2 => by_hand(),
     ]
 }
 
@@ -39,6 +39,7 @@ fn progress() -> impl Strategy<Value = Step> {
 fn fault() -> impl Strategy<Value = Step> {
     prop_oneof![
         2 => Just(Step::Crash),
+        6 => paused(),
         2 => Just(Step::TermEnds),
         3 => Just(Step::ConnectionLost),
         3 => (0..12_usize).prop_map(Step::Vanish),
@@ -48,6 +49,18 @@ fn fault() -> impl Strategy<Value = Step> {
         1 => Just(Step::PostgresCrash),
         1 => (0..3_usize, 0..3_usize).prop_map(|(lost, back)| Step::Failover(lost, back)),
         1 => (1..3_u8).prop_map(Step::Lead),
+    ]
+}
+
+fn paused() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        2 => Just(Step::Pause),
+        3 => Just(Step::PausedPumps),
+        3 => Just(Step::PausedArrives),
+        2 => Just(Step::PausedHears),
+        1 => Just(Step::PausedRecords),
+        2 => Just(Step::PausedReconnects),
+        1 => Just(Step::PausedDies),
     ]
 }
 
