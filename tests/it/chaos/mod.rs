@@ -87,13 +87,10 @@ pub(crate) async fn play(
     let takeovers = watch.takeovers();
     let mut problems = call_roll(&session, &mut copies).await;
 
-    let mut committed = judge.committed().await;
+    let committed = judge.committed().await;
     let table = table(&session).await;
     let stored = strangers.ours(drain::messages(&jetstream, STREAM).await);
     problems.extend(report::disagreements(&committed, &table, &known));
-    committed.retain(|id| !strangers.may_lack(id));
-    let mut ids = report::ids(&stored);
-    ids.retain(|id| !strangers.may_lack(id));
     let mut logs = vec![
         ("faults".to_owned(), stage.log()),
         ("postgres".to_owned(), database.log()),
@@ -109,7 +106,7 @@ pub(crate) async fn play(
         takeovers,
         forgotten: stage.forgotten.get(),
         drained_in,
-        verdict: Verdict::of(&committed, &ids),
+        verdict: strangers.verdict(committed, report::ids(&stored)),
         differing: report::differing(&stored),
         batches: report::batches(&stored),
         rolled_back: known.rolled_back.len(),

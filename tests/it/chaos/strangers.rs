@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use super::STREAM;
 use super::plan::StrangerFault;
+use crate::harness::Verdict;
 use crate::harness::drain::Stored;
 
 /// A broker that is away takes nothing from strangers, either.
@@ -49,9 +50,13 @@ impl Strangers {
         ours.collect()
     }
 
-    /// Whether a message of this id was deleted: then it need not be there, and may come back.
-    pub(crate) fn may_lack(&self, id: &str) -> bool {
-        self.deleted.iter().any(|deleted| deleted == id)
+    /// Table and stream, but for events whose messages were deleted: they need not be there, and
+    /// may come back.
+    pub(crate) fn verdict(&self, mut committed: Vec<String>, mut stored: Vec<String>) -> Verdict {
+        let stayed = |id: &String| !self.deleted.contains(id);
+        committed.retain(stayed);
+        stored.retain(stayed);
+        Verdict::of(&committed, &stored)
     }
 
     async fn try_to(&mut self, jetstream: &jetstream::Context, fault: StrangerFault) -> Option<()> {
