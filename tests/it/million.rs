@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::delivery::Delivery;
+use crate::delivery::{Delivery, STREAM};
 use crate::harness::outbox;
+use crate::harness::postgres::Stop;
 use crate::harness::process::run;
 
 const EVENTS: u64 = 100_000;
@@ -98,4 +99,39 @@ async fn one_transaction_of_many_events_is_published_within_64_mib() {
     let delivery = Delivery::ready().await;
     outbox::one_transaction(&delivery.session, events()).await;
     publish_within_64_mib(delivery, "one transaction").await;
+}
+
+/// What the record knows is not looked for: the stream is emptied, and nothing is sent again. Prints
+/// how long it takes until all is confirmed again.
+#[tokio::test]
+async fn events_that_the_record_knows_are_passed_without_a_look_at_the_stream() {
+    let mut delivery = Delivery::ready().await;
+    delivery.session.run("CHECKPOINT").await;
+    outbox::backlog(&delivery.session, events()).await;
+    let run = |delivery: &Delivery| {
+        let run = delivery.outjet(["run", "--log-format", "json"]);
+        run.binary(release()).spawn()
+    };
+    let mut outjet = run(&delivery);
+    delivery.confirmed_within(EVENTUALLY).await;
+    outjet.kill().await;
+    let jetstream = delivery.world.nats.jetstream().await;
+    let stream = jetstream.get_stream(STREAM).await.expect("the stream");
+    stream.purge().await.expect("purged");
+    // The slot is where it was at the checkpoint.
+    delivery.world.postgres.restart(Stop::Immediate).await;
+    delivery.session = delivery.world.postgres.connect().await;
+    let started = Instant::now();
+    let outjet = run(&delivery);
+    delivery.confirmed_within(EVENTUALLY).await;
+    let took = started.elapsed();
+    let resident = outjet.resident_bytes_max();
+    eprintln!(
+        "{} events sent again: {took:?}, VmHWM {} KiB",
+        events(),
+        resident / 1024
+    );
+    let stream = jetstream.get_stream(STREAM).await.expect("the stream");
+    assert_eq!(stream.cached_info().state.last_sequence, events());
+    assert!(resident <= RESIDENT_BYTES_MAX, "{resident} bytes");
 }

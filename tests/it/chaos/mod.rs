@@ -25,7 +25,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::harness::drain;
 use crate::harness::outbox::Random;
 use crate::harness::postgres::{self, Session};
-use crate::harness::{Judge, Proxy, Verdict, nats};
+use crate::harness::{Judge, Proxy, nats};
 use arena::{Broker, Copy, Database, Links};
 use contents::Writers;
 use plan::{LinkFault, Plan, Planned, Whom};
