@@ -41,6 +41,8 @@ pub(crate) struct Memory {
     used: HashSet<u64>,
     /// Below this number, events in the ring may have been found by the merge.
     merged_until: u64,
+    /// Behind which sequence number it has read.
+    merged_behind: u64,
     /// From this number on, an event was not handed to a sink before.
     past_until: u64,
     /// The past may hold events that follow another plan.
@@ -58,6 +60,8 @@ pub(crate) struct Merge {
     /// Messages are gone that may have been the events that come: where it begins, or among what
     /// was read.
     pub(crate) cut: bool,
+    /// Behind which sequence number it reads, if it still does.
+    pub(crate) behind: Option<u64>,
     /// It has come to its end: the last sequence numbers of the stream and of the dead letters.
     pub(crate) ended: Option<(u64, u64)>,
 }
@@ -79,6 +83,7 @@ impl Memory {
             vacant_until: None,
             used: HashSet::new(),
             merged_until: 0,
+            merged_behind: 0,
             past_until: u64::MAX,
             odd: false,
             careful_until: 0,
@@ -166,10 +171,17 @@ impl Memory {
             self.vacant |= merge.cut;
         }
         self.merged_until = chain.next_number() + 1;
+        self.merged_behind = merge.behind.unwrap_or(self.merged_behind);
         if let Some((last, letters)) = merge.ended {
             self.complete = true;
             self.base = last;
             self.letters = letters;
+            if self.vacant {
+                // An event that comes later may have stood there.
+                self.base = self.merged_behind;
+                let until = Some(self.past.new_from).max(chain.newest());
+                self.vacant_until = self.vacant_until.max(until);
+            }
         }
     }
 

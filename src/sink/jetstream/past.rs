@@ -96,7 +96,7 @@ impl JetStream {
         let stream = &epoch.connection.stream;
         let place = epoch.tail.place_of(stream, &self.lineage, start, event);
         let place = epoch.connection.unless_broken(Box::pin(place)).await?;
-        let (odd, cut) = (epoch.tail.odd(), epoch.tail.cut());
+        let (odd, cut, behind) = (epoch.tail.odd(), epoch.tail.cut(), epoch.tail.behind());
         epoch.tail.finish();
         let letters = epoch.letters.as_ref();
         let ended = epoch.tail.is_finished() && letters.is_none_or(Letters::is_searched);
@@ -104,7 +104,13 @@ impl JetStream {
             let letters = letters.map_or(0, Letters::last_sequence);
             (epoch.last_sequence, letters)
         });
-        self.memory.merged(Merge { odd, cut, ended }, &self.chain);
+        let merge = Merge {
+            odd,
+            cut,
+            behind,
+            ended,
+        };
+        self.memory.merged(merge, &self.chain);
         Ok(place.map(|sequence| (Stream::Main, sequence)))
     }
 

@@ -39,6 +39,8 @@ const STRANGERS_MAX: u64 = 16 * 1024;
 pub(super) struct Tail {
     reader: Reader,
     guard: Guard,
+    /// All that is looked for is stored behind this sequence number.
+    behind: u64,
     /// Where it begins, messages are gone that may have been events at hand.
     cut: bool,
     /// So many strangers' messages were logged.
@@ -90,6 +92,14 @@ impl Search {
     /// Whether messages are gone that may have been the events at hand.
     pub(super) fn cut(&self) -> bool {
         matches!(self, Self::Reading(tail) if tail.cut || tail.guard.vacant())
+    }
+
+    /// Behind which sequence number it reads.
+    pub(super) fn behind(&self) -> Option<u64> {
+        match self {
+            Self::Reading(tail) => Some(tail.behind),
+            Self::Pending(_) | Self::Finished => None,
+        }
     }
 
     /// Where the stream holds the event. To be asked in commit order.
@@ -149,7 +159,14 @@ impl Tail {
         let reader = reader.unwrap_or_else(|| Reader::new(stream, first.max(1), last));
         let guard = Guard::new(lineage, reader.begins_at(), start.events_max as u64);
         let told = 0;
+        // What may be late may have been so by as much, and have vanished.
+        let late_max = late_max(start.events_max as u64);
+        let behind = match cut {
+            true => 0,
+            false => reader.begins_at().saturating_sub(1 + late_max),
+        };
         Ok(Self {
+            behind,
             reader,
             guard,
             cut,

@@ -4,7 +4,7 @@ use super::random::play;
 use super::{Rule, Step, World};
 use Step::{
     Advance, Arrive, Commit, ConnectionLost, Copy, Crash, Failover, Hear, Keepalive, Lead, Noise,
-    Old, Pump, Read, Record, Restore, Snapshot, Status, Stranger, Vanish,
+    Old, Pause, PostgresCrash, Pump, Read, Record, Restore, Snapshot, Status, Stranger, Vanish,
 };
 
 const LEAD: Step = Lead(0);
@@ -75,19 +75,20 @@ fn history_for(rule: Rule) -> Vec<Step> {
     }
 }
 
+const RULES: [Rule; 8] = [
+    Rule::RecordFirst,
+    Rule::SlotAboveC,
+    Rule::IdOfP,
+    Rule::Keepalive,
+    Rule::Slow,
+    Rule::Vacant,
+    Rule::Base,
+    Rule::Timeline,
+];
+
 #[test]
 fn each_rule_is_needed() {
-    use Rule::{Base, IdOfP, Keepalive, RecordFirst, SlotAboveC, Slow, Timeline, Vacant};
-    for rule in [
-        RecordFirst,
-        SlotAboveC,
-        IdOfP,
-        Keepalive,
-        Slow,
-        Vacant,
-        Base,
-        Timeline,
-    ] {
+    for rule in RULES {
         let history = history_for(rule);
         let with = play(&mut World::new(None, false), &history);
         let without = play(&mut World::new(Some(rule), false), &history);
@@ -151,6 +152,36 @@ fn behind_a_copy_a_lost_connection_displaces_nothing() {
     assert_eq!(play(&mut world, &history), Ok(()));
 }
 
+/// A successor must see that number, too, as long as an event may have stood there.
+#[test]
+fn what_vanished_before_a_merge_is_uncertain_for_the_next_leader() {
+    let displaced = [
+        Commit,
+        Commit,
+        LEAD,
+        Read,
+        Read,
+        Pump,
+        Pump,
+        Crash,
+        Stranger,
+        Old(0),
+        Old(0),
+        Vanish(1),
+    ];
+    let first_again = [LEAD, Read, Pump, Arrive, Hear];
+    let history = [
+        &displaced[..],
+        &first_again,
+        &RECORD,
+        &[Status, Crash, LEAD],
+    ]
+    .concat();
+    let mut world = World::new(None, false);
+    assert_eq!(play(&mut world, &history), Ok(()));
+    assert_eq!(world.uncertain.len(), 2);
+}
+
 /// It is not among the deleted ones that the server counts when the connection is made.
 #[test]
 fn what_vanishes_before_the_merge_reads_it_is_uncertain() {
@@ -162,5 +193,37 @@ fn what_vanishes_before_the_merge_reads_it_is_uncertain() {
         let mut world = World::new(None, false);
         assert_eq!(play(&mut world, &history), Ok(()), "{history:?}");
         assert_eq!(world.uncertain.len(), 1, "{history:?}");
+    }
+}
+
+/// Each history, with each fault at each of its places.
+#[test]
+fn one_more_fault_anywhere_does_no_harm() {
+    let faults = [
+        Crash,
+        ConnectionLost,
+        Vanish(0),
+        Vanish(1),
+        Stranger,
+        Copy(0),
+        PostgresCrash,
+        Failover(0, 1),
+        Failover(1, 0),
+        Pause,
+    ];
+    for history in RULES.map(history_for) {
+        for at in 0..=history.len() {
+            for fault in faults {
+                let turned = history.contains(&Restore) && matches!(fault, Failover(..));
+                if turned {
+                    // Two turns of Postgres without an outjet between them cannot be told apart.
+                    continue;
+                }
+                let (before, behind) = history.split_at(at);
+                let whole = [before, &[fault], behind].concat();
+                let played = play(&mut World::new(None, false), &whole);
+                assert_eq!(played, Ok(()), "{fault:?} at {at} of {history:?}");
+            }
+        }
     }
 }

@@ -53,6 +53,7 @@ enum Search {
     Pending,
     Reading {
         guard: Box<Guard>,
+        begin: u64,
         next: u64,
         cut: bool,
     },
@@ -495,8 +496,17 @@ impl World {
         }
         let leader = self.leader.as_mut().expect("somebody leads");
         let waiting = leader.chain.waiting().expect("an event waits").event;
-        let (mut place, mut odd, mut cut_off) = (None, false, false);
-        if let Search::Reading { guard, next, cut } = &mut leader.search {
+        let (mut place, mut odd, mut cut_off, mut behind) = (None, false, false, None);
+        if let Search::Reading {
+            guard,
+            begin,
+            next,
+            cut,
+        } = &mut leader.search
+        {
+            let late_max = late_max(IN_FLIGHT_MAX as u64);
+            let begins_behind = begin.saturating_sub(1 + late_max);
+            behind = Some(if *cut { 0 } else { begins_behind });
             place = loop {
                 match guard.judge(waiting.position, &waiting.id) {
                     Verdict::Stored(sequence) => break Some(sequence),
@@ -522,6 +532,7 @@ impl World {
         let merge = Merge {
             odd,
             cut: cut_off,
+            behind,
             ended: finished.then_some((leader.last, 0)),
         };
         leader.memory.merged(merge, &leader.chain);
@@ -561,7 +572,12 @@ impl World {
             next,
             IN_FLIGHT_MAX as u64,
         ));
-        Search::Reading { guard, next, cut }
+        Search::Reading {
+            guard,
+            begin: next,
+            next,
+            cut,
+        }
     }
 
     /// `Reader::look_back`: further for each stranger.
