@@ -101,8 +101,8 @@ async fn one_transaction_of_many_events_is_published_within_64_mib() {
     publish_within_64_mib(delivery, "one transaction").await;
 }
 
-/// What the record knows is not looked for: the stream is emptied, and nothing is sent again. Prints
-/// how long it takes until all is confirmed again.
+/// What the record knows is not looked for: the stream is emptied, and nothing is sent again.
+/// Prints how long it takes until all is confirmed again.
 #[tokio::test]
 async fn events_that_the_record_knows_are_passed_without_a_look_at_the_stream() {
     let mut delivery = Delivery::ready().await;
