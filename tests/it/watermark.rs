@@ -38,6 +38,19 @@ async fn numbers(stage: &Stage) -> Vec<u32> {
     messages.iter().map(number).collect()
 }
 
+/// Waits until Postgres has sent all that was committed.
+async fn until_read(stage: &Stage) {
+    let flushed = stage
+        .session
+        .text("SELECT pg_current_wal_flush_lsn()")
+        .await;
+    let sent = format!(
+        "SELECT sent_lsn >= '{flushed}' FROM pg_stat_replication
+         WHERE application_name = 'outjet'"
+    );
+    stage.session.until_text(&sent, "t", SOON).await;
+}
+
 /// A message of somebody else; its sequence number.
 async fn stray(stage: &Stage) -> u64 {
     let jetstream = stage.jetstream().await;
@@ -97,7 +110,7 @@ async fn deleted(stage: &Stage, sequences: impl IntoIterator<Item = u64>) {
     }
 }
 
-/// attacks.md 10a. Events that died with a timeline vanish from the stream, and their vacant
+/// Events that died with a timeline vanish from the stream, and their vacant
 /// numbers were taken for new events of the next timeline.
 #[tokio::test]
 async fn vacant_numbers_of_a_dead_timeline_hide_no_new_event() {
@@ -128,7 +141,7 @@ async fn vacant_numbers_of_a_dead_timeline_hide_no_new_event() {
     assert_eq!(numbers(&stage).await, expected);
 }
 
-/// attacks.md 10b. A stranger's message that vanishes was taken for an event.
+/// A stranger's message that vanishes was taken for an event.
 #[tokio::test]
 async fn stranger_that_vanishes_hides_no_event_after_a_restart_of_postgres() {
     let mut stage = Stage::ready().await;
@@ -149,7 +162,7 @@ async fn stranger_that_vanishes_hides_no_event_after_a_restart_of_postgres() {
     assert_eq!(numbers(&stage).await, (1..=8).collect::<Vec<_>>());
 }
 
-/// attacks.md 10c. Without any restart: the stranger takes the place of what is under way.
+/// Without any restart: the stranger takes the place of what is under way.
 #[tokio::test]
 async fn stranger_that_takes_an_events_place_and_vanishes_costs_no_event() {
     let stage = Stage::ready().await;
@@ -158,14 +171,7 @@ async fn stranger_that_takes_an_events_place_and_vanishes_costs_no_event() {
     stage.confirmed().await;
     stage.proxy.set(Mode::Stall(Direction::ToServer));
     stage.commit(6..=6).await;
-    let sent = stage
-        .session
-        .text("SELECT pg_current_wal_flush_lsn()")
-        .await;
-    let sent = format!(
-        "SELECT sent_lsn >= '{sent}' FROM pg_stat_replication WHERE application_name = 'outjet'"
-    );
-    stage.session.until_text(&sent, "t", SOON).await;
+    until_read(&stage).await;
     let stray = stray(&stage).await;
     deleted(&stage, [stray]).await;
     stage.proxy.cut();
@@ -176,7 +182,7 @@ async fn stranger_that_takes_an_events_place_and_vanishes_costs_no_event() {
     assert_eq!(numbers(&stage).await, (1..=8).collect::<Vec<_>>());
 }
 
-/// attacks.md 10d. A stranger displaces an event, those behind it are stored; the stranger
+/// A stranger displaces an event, those behind it are stored; the stranger
 /// vanishes, and the leader dies before the event goes out again.
 #[tokio::test]
 async fn displaced_event_is_sent_when_the_stranger_vanishes_before_it_goes_again() {
@@ -191,14 +197,7 @@ async fn displaced_event_is_sent_when_the_stranger_vanishes_before_it_goes_again
     armed.logged("leading", SOON).await;
     stage.proxy.set(Mode::Stall(Direction::ToServer));
     stage.commit(3..=5).await;
-    let sent = stage
-        .session
-        .text("SELECT pg_current_wal_flush_lsn()")
-        .await;
-    let sent = format!(
-        "SELECT sent_lsn >= '{sent}' FROM pg_stat_replication WHERE application_name = 'outjet'"
-    );
-    stage.session.until_text(&sent, "t", SOON).await;
+    until_read(&stage).await;
     let stray = stray(&stage).await;
     stage.proxy.set(Mode::Forward);
     armed.exit(SOON).await;
@@ -212,7 +211,7 @@ async fn displaced_event_is_sent_when_the_stranger_vanishes_before_it_goes_again
     assert_eq!(there, (1..=6).collect::<Vec<_>>());
 }
 
-/// attacks.md 10e. The server remembers the id of a message that is gone: another event has it,
+/// The server remembers the id of a message that is gone: another event has it,
 /// too.
 #[tokio::test]
 async fn id_of_a_message_that_vanished_hides_no_other_event_with_it() {
@@ -240,7 +239,7 @@ async fn id_of_a_message_that_vanished_hides_no_other_event_with_it() {
     assert_eq!(numbers(&stage).await, [2, 3, 4]);
 }
 
-/// attacks.md 11. A copy of an old message at the end of the stream misled the search backwards.
+/// A copy of an old message at the end of the stream misled the search backwards.
 #[tokio::test]
 async fn copy_of_an_old_message_at_the_end_lets_nothing_be_stored_twice() {
     let mut stage = Stage::on(Nats::builder(), &window(16)).await;
@@ -278,7 +277,7 @@ async fn copy_of_an_event_that_vanished_settles_it() {
     assert_eq!(numbers(&stage).await, [1, 2, 3, 4, 6, 5, 7]);
 }
 
-/// attacks.md 11. A dead letter that somebody dropped let all later ones be stored twice.
+/// A dead letter that somebody dropped let all later ones be stored twice.
 #[tokio::test]
 async fn dropped_dead_letter_lets_no_other_be_stored_twice() {
     let nats = Nats::builder().config("max_payload: 100000");
@@ -310,7 +309,7 @@ async fn dropped_dead_letter_lets_no_other_be_stored_twice() {
     assert_eq!(letters().await, 20);
 }
 
-/// attacks.md 11. What was kept until it is due was published at once when the setting changed.
+/// What was kept until it is due was published at once when the setting changed.
 #[tokio::test]
 async fn delayed_events_are_stored_once_whatever_publish_delayed_says_later() {
     const KEPT: &str = "stream: {duplicate_window: 100ms}\npublish: {delayed: schedule}";
@@ -347,7 +346,7 @@ async fn delayed_events_are_stored_once_whatever_publish_delayed_says_later() {
     assert_eq!(schedules.count(), 3);
 }
 
-/// attacks.md 11. What strangers displaced under a large window was missed under a small one.
+/// What strangers displaced under a large window was missed under a small one.
 #[tokio::test]
 async fn smaller_window_after_a_restart_lets_nothing_be_stored_twice() {
     let mut stage = Stage::ready().await;

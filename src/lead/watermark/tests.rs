@@ -366,7 +366,7 @@ fn events_up_to_the_watermark_are_known_once_the_last_of_them_has_come() {
     assert_eq!(watermark.keepalive(lsn(300)), Ok(()));
 }
 
-/// A snapshot was put back, and other rows were committed at the same places (attacks.md 16).
+/// A snapshot was put back, and other rows were committed at the same places.
 #[test]
 fn another_event_at_the_watermark_makes_it_void() {
     assert_eq!(pending().take(at(100), "other"), Err(Void::OtherEvent));
