@@ -2,7 +2,8 @@
 //! event once.
 //!
 //! The README says what it does and how it is operated. Here stands how it is built, and why
-//! nothing is lost: read this, then [`lead::relay`], [`lead::window`], [`sink`] and [`guard`].
+//! nothing is lost: read this, then [`lead::relay`], [`lead::window`], [`lead::watermark`], [`sink`]
+//! and [`guard`].
 //!
 //! # The life of an event
 //!
@@ -27,8 +28,8 @@
 //! # Why nothing is lost
 //!
 //! Postgres keeps the WAL from the slot's `confirmed_flush_lsn` on, and sends again what lies
-//! behind it. So an event can be lost only by confirming an LSN too early. Five rules keep that
-//! from happening; each is held in one place.
+//! behind it. So an event can be lost only by confirming an LSN too early. Six rules keep that from
+//! happening; each is held in one place.
 //!
 //! 1. Only [`lead::window::Window`] makes a [`lead::window::Confirmed`], and a status update takes
 //!    nothing else: acknowledging what is not stored does not compile.
@@ -44,6 +45,9 @@
 //!    outcome is unknown: the connection is given up, and the next one asks the stream.
 //! 5. What is not understood ends the term. Nothing is passed over for want of understanding:
 //!    no unknown tag, no missing column, no subject that the stream does not cover.
+//! 6. A status update carries no LSN above what the record beside the stream names
+//!    ([`lead::record`]). So a slot that stands above it was moved by somebody else, which is
+//!    reported, and not taken for progress.
 //!
 //! # Why nothing is there twice, or out of order
 //!
@@ -54,9 +58,13 @@
 //!   (`Nats-Expected-Last-Sequence`). What comes late or out of turn is refused by the server, with
 //!   everything behind it. A header of a row that could hide this one is a reason for a rejection
 //!   ([`event::header_is_sound`]).
-//! - Before anything is sent on a new connection, [`guard`] compares what is to be sent with the
-//!   end of the stream, by position and id: the position is the LSN of the commit record and the
-//!   number of the row or message in its transaction, counting all that the slot sends.
+//! - What was settled is known from the record that the last leader kept beside the stream
+//!   ([`lead::watermark`]): up to a position, with its event's id. The position is the LSN of the
+//!   commit record and the number of the row or message in its transaction, counting all that the
+//!   slot sends.
+//! - Beyond it, before anything is sent in a new term or on a new connection, [`guard`] looks for
+//!   what is to be sent in the stream, by position and id. Where a message has vanished that may
+//!   have been the event, that is uncertain: it goes out again, and is counted.
 //! - The slot is the lock. Two processes cannot stream it at the same time, and one that lost it
 //!   without noticing meets the chain.
 //!
