@@ -2,8 +2,8 @@
 //! event once.
 //!
 //! The README says what it does and how it is operated. Here stands how it is built, and why
-//! nothing is lost: read this, then [`lead::relay`], [`lead::window`], [`lead::watermark`], [`sink`]
-//! and [`guard`].
+//! nothing is lost: read this, then [`lead::relay`], [`lead::window`], [`lead::watermark`],
+//! [`sink`] and [`guard`].
 //!
 //! # The life of an event
 //!

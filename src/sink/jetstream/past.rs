@@ -2,7 +2,7 @@
 //! connection of ours that broke. Behind the record it is read into a set
 //! ([`crate::guard::Found`]); where there is none, it is found by a merge with the stream's tail
 //! ([`super::tail::Search`]), until that has come to its end. What follows from it says
-//! [`Memory`](super::memory::Memory).
+//! [`Memory`].
 
 use std::time::Duration;
 
