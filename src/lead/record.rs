@@ -143,7 +143,8 @@ pub struct Keeper {
     recorded: Lsn,
     /// P of that one.
     recorded_to: Option<Position>,
-    /// Events of the term that were settled, now and when that one was written.
+    /// Events of the term that were settled and that it did not know before, now and when that one
+    /// was written.
     settled: u64,
     recorded_events: u64,
     /// P has moved since the last write.
@@ -291,7 +292,7 @@ impl Keeper {
 
     /// Events were settled.
     pub fn settle(&mut self, settled: &Settled) {
-        self.settled += settled.events() as u64;
+        self.settled += (settled.events() - settled.recorded) as u64;
         self.wait();
         let Settled {
             to,

@@ -80,7 +80,7 @@ pub struct Relay {
     synchronous: Arc<AtomicBool>,
     /// The server has asked, and was not answered yet.
     questioned: bool,
-    /// Events of the term.
+    /// Events of the term that the record did not know.
     handed_over: u64,
     orders: mpsc::Sender<Order>,
     reports: mpsc::Receiver<Report>,
@@ -495,7 +495,7 @@ impl Relay {
     fn take_event(&mut self, mut event: Event, read: &Bytes) -> Result<(), Error> {
         let known = self.watermark.take(event.position, &event.id);
         event.known = known.map_err(Error::Void)?;
-        self.handed_over += 1;
+        self.handed_over += u64::from(!event.known);
         let bytes = self.kept_bytes(&event, read);
         self.window.hand_over(bytes, self.committed);
         self.vitals

@@ -27,6 +27,8 @@ pub(crate) struct Chain {
     next: usize,
     /// How many of those are staged.
     staged: usize,
+    /// How many are stored beside the stream: as dead letters, or delayed.
+    beside: usize,
     in_flight: usize,
     in_flight_bytes: usize,
     places: Places,
@@ -100,6 +102,21 @@ enum State {
 }
 
 impl State {
+    /// Where the event is stored, if it is and that is known.
+    fn place(self) -> Known {
+        match self {
+            Self::Known(place) => place,
+            Self::Stored { sequence } => Some((guard::Stream::Main, sequence)),
+            Self::DeadLettered { sequence } => Some((guard::Stream::Letters, sequence)),
+            Self::Delayed { sequence } => Some((guard::Stream::Delayed, sequence)),
+            Self::Recorded
+            | Self::Waiting
+            | Self::Staged
+            | Self::InFlight { .. }
+            | Self::Refused => None,
+        }
+    }
+
     fn is_settled(self) -> bool {
         match self {
             Self::Stored { .. }
@@ -131,6 +148,7 @@ impl Chain {
             head: 0,
             next: 0,
             staged: 0,
+            beside: 0,
             in_flight: 0,
             in_flight_bytes: 0,
             places: Places::new(shared),
@@ -270,12 +288,14 @@ impl Chain {
 
     /// The waiting event needs nothing more.
     pub(crate) fn settle(&mut self, how: Passed) {
-        self.pass(match how {
+        let state = match how {
             Passed::Recorded => State::Recorded,
             Passed::Known(place) => State::Known(place),
             Passed::DeadLettered(sequence) => State::DeadLettered { sequence },
             Passed::Delayed(sequence) => State::Delayed { sequence },
-        });
+        };
+        self.beside += usize::from(is_beside(state.place()));
+        self.pass(state);
     }
 
     /// A reply says that event `number` was stored at `sequence`, the last of so many `together`.
@@ -341,6 +361,16 @@ impl Chain {
         places.min()
     }
 
+    /// The lowest sequence number at which an event in the ring is stored beside the stream.
+    pub(crate) fn lowest_beside(&self, stream: guard::Stream) -> Option<u64> {
+        if self.beside == 0 {
+            return None;
+        }
+        let places = self.ring.iter().filter_map(|slot| slot.state.place());
+        let places = places.filter(|(of, _)| *of == stream);
+        places.map(|(_, sequence)| sequence).min()
+    }
+
     /// Removes what is settled from the head of the ring.
     pub(crate) fn take_settled(&mut self) -> Settled {
         let mut settled = Settled::default();
@@ -348,13 +378,8 @@ impl Chain {
         let mut newest: Option<(u64, Position, Option<String>)> = None;
         let mut last: Option<(Position, String)> = None;
         while let Some(slot) = self.ring.pop_front_if(|slot| slot.state.is_settled()) {
-            let place = match slot.state {
-                State::Known(place) => place,
-                State::Stored { sequence } => Some((guard::Stream::Main, sequence)),
-                State::DeadLettered { sequence } => Some((guard::Stream::Letters, sequence)),
-                State::Delayed { sequence } => Some((guard::Stream::Delayed, sequence)),
-                _ => None,
-            };
+            let place = slot.state.place();
+            self.beside -= usize::from(is_beside(place));
             match place {
                 Some((guard::Stream::Main, sequence))
                     if newest
@@ -453,6 +478,10 @@ impl Chain {
             self.next += 1;
         }
     }
+}
+
+fn is_beside(place: Known) -> bool {
+    place.is_some_and(|(stream, _)| stream != guard::Stream::Main)
 }
 
 fn count(settled: &mut Settled, slot: &Slot) {

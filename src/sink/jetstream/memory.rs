@@ -258,18 +258,21 @@ impl Memory {
             self.base = base;
             settled.base = base;
         }
-        if !self.left(Stream::Letters) {
-            self.letters = self.letters.max(settled.letters);
-            settled.letters = self.letters;
-        } else {
-            settled.letters = 0;
+        settled.letters = self.letters.max(settled.letters);
+        settled.delayed = self.delayed.max(settled.delayed);
+        let beside = [
+            (Stream::Letters, &mut settled.letters),
+            (Stream::Delayed, &mut settled.delayed),
+        ];
+        for (stream, reached) in beside {
+            // Something of ours beyond it may be stored there: known, or while others wait for it.
+            let lowest = chain.lowest_beside(stream);
+            if self.left(stream) || lowest.is_some_and(|lowest| lowest <= *reached) {
+                *reached = 0;
+            }
         }
-        if !self.left(Stream::Delayed) {
-            self.delayed = self.delayed.max(settled.delayed);
-            settled.delayed = self.delayed;
-        } else {
-            settled.delayed = 0;
-        }
+        self.letters = self.letters.max(settled.letters);
+        self.delayed = self.delayed.max(settled.delayed);
     }
 
     /// Whether anything beyond what is settled was found in a stream, or may still be.

@@ -273,3 +273,19 @@ proptest! {
         }
     }
 }
+
+/// Those that go together with others that are still to be sent leave the ring with them.
+#[test]
+fn a_dead_letter_in_the_ring_is_known_by_its_place() {
+    let mut chain = chain(3, 0);
+    chain.stage();
+    chain.settle(Passed::DeadLettered(7));
+    chain.settle(Passed::Known(Some((guard::Stream::Letters, 5))));
+    assert_eq!(chain.take_settled(), Settled::default());
+    assert_eq!(chain.lowest_beside(guard::Stream::Letters), Some(5));
+    assert_eq!(chain.lowest_beside(guard::Stream::Delayed), None);
+    chain.send_staged();
+    chain.acknowledge(0, (1, 1)).unwrap();
+    assert_eq!(chain.take_settled().letters, 7);
+    assert_eq!(chain.lowest_beside(guard::Stream::Letters), None);
+}
