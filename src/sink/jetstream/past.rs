@@ -1,8 +1,7 @@
 //! What may be stored already when an event is to be sent: by a leader before us, or by a
 //! connection of ours that broke. Behind the record it is read into a set
 //! ([`crate::guard::Found`]); where there is none, it is found by a merge with the stream's tail
-//! ([`super::tail::Search`]), until that has come to its end. What follows from it says
-//! [`Memory`].
+//! ([`super::tail::Search`]), until that has come to its end. [`Memory`] decides what follows.
 
 use std::time::Duration;
 
