@@ -391,7 +391,7 @@ postgres: {{takeover_after: {}s, connect_timeout: 2s}}
 nats: {{connect_timeout: 2s}}
 stream: {{name: {STREAM}, replicas: {}, duplicate_window: {}, hold: {}s}}
 publish: {{transactions: {}, ack_timeout: 1s, drain_timeout: 3s, in_flight_max: {},
-  in_flight_bytes_max: {}}}
+  in_flight_bytes_max: {}KiB}}
 ",
         TAKEOVER_AFTER.as_secs(),
         plan.replicas,
@@ -404,7 +404,7 @@ publish: {{transactions: {}, ack_timeout: 1s, drain_timeout: 3s, in_flight_max: 
         if plan.hold { plan::HOLD.as_secs() } else { 0 },
         if plan.atomic { "atomic" } else { "pipelined" },
         plan.in_flight_max,
-        plan.in_flight_bytes_max,
+        plan.in_flight_kib_max,
     )
 }
 

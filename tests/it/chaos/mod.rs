@@ -108,7 +108,7 @@ pub(crate) async fn play(
         drained_in,
         verdict: strangers.verdict(committed, report::ids(&stored)),
         differing: report::differing(&stored),
-        batches: report::batches(&stored),
+        batches: report::batches(&stored, &plan),
         rolled_back: known.rolled_back.len(),
         unknown: known.unknown,
         problems,

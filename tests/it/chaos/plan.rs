@@ -32,8 +32,8 @@ pub(crate) struct Plan {
     pub(crate) copies: usize,
     /// Their `publish.in_flight_max`.
     pub(crate) in_flight_max: u32,
-    /// Their `publish.in_flight_bytes_max`.
-    pub(crate) in_flight_bytes_max: &'static str,
+    /// Their `publish.in_flight_bytes_max`, in KiB.
+    pub(crate) in_flight_kib_max: usize,
     /// Copies of the stream, each on a server of its own: 1, or 3 of which one is down.
     pub(crate) replicas: usize,
     /// Whether a transaction appears as a whole.
@@ -162,7 +162,7 @@ impl Plan {
             length,
             copies,
             in_flight_max: [16, 256, 4096][random.below(3) as usize],
-            in_flight_bytes_max: ["256KiB", "32MiB"][random.below(2) as usize],
+            in_flight_kib_max: [256, 32 * 1024][random.below(2) as usize],
             replicas: 1,
             atomic: false,
             hold: false,

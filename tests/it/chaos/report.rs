@@ -109,14 +109,14 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "seed {}: {} faults, {} of them hit a running stream; {} copies, {} takeovers, \
-             {} and {} in flight",
+             {} and {} KiB in flight",
             self.plan.seed,
             self.struck.len(),
             self.hits(),
             self.plan.copies,
             self.takeovers,
             self.plan.in_flight_max,
-            self.plan.in_flight_bytes_max,
+            self.plan.in_flight_kib_max,
         )?;
         match self.drained_in {
             Some(took) => writeln!(f, "all was confirmed {took:.1?} after the last fault")?,
@@ -149,7 +149,7 @@ impl fmt::Display for Report {
         match &self.batches {
             Ok(0) => {}
             Ok(whole) => writeln!(f, "{whole} transactions appeared as a whole")?,
-            Err(torn) => writeln!(f, "TORN: {torn:?}")?,
+            Err(torn) => writeln!(f, "TORN:\n{}", torn.join("\n"))?,
         }
         for id in self.differing.iter().take(5) {
             writeln!(f, "differs: {id}")?;
@@ -160,6 +160,9 @@ impl fmt::Display for Report {
         Ok(())
     }
 }
+
+/// At most what an event takes in outjet's memory beside its payload.
+const BESIDE_PAYLOAD_BYTES: usize = 1024;
 
 /// The ids of messages, in their order.
 pub(crate) fn ids(stored: &[Stored]) -> Vec<String> {
@@ -172,15 +175,27 @@ fn id(message: &Stored) -> String {
 
 /// How many transactions were sent in a batch; or which of those are torn: not all in the same one,
 /// from its first to its last message, one behind the other. With all events there (the verdict),
-/// such a transaction was never seen in part.
-pub(crate) fn batches(stored: &[Stored]) -> Result<usize, Vec<String>> {
+/// such a transaction was never seen in part. Each event of a torn one is a line.
+///
+/// Those that may take more than half of what may be under way are not promised to be whole: sent
+/// one by one, what is left of them after a restart may be few enough for a batch.
+pub(crate) fn batches(stored: &[Stored], plan: &Plan) -> Result<usize, Vec<String>> {
     let mut transactions: BTreeMap<&str, Vec<&Stored>> = BTreeMap::new();
     for message in stored {
         let position = message.header("Outjet-Position").unwrap_or_default();
         let commit = position.split('-').next().unwrap_or_default();
         transactions.entry(commit).or_default().push(message);
     }
-    transactions.retain(|_, events| events.iter().any(|e| e.header("Nats-Batch-Id").is_some()));
+    let promised = |events: &[&Stored]| {
+        let bytes = events
+            .iter()
+            .map(|e| e.payload.len() + BESIDE_PAYLOAD_BYTES);
+        events.len() <= plan.in_flight_max as usize / 2
+            && bytes.sum::<usize>() <= plan.in_flight_kib_max * 1024 / 2
+    };
+    transactions.retain(|_, events| {
+        promised(events) && events.iter().any(|e| e.header("Nats-Batch-Id").is_some())
+    });
     let whole = |events: &[&Stored]| {
         let name = events[0].header("Nats-Batch-Id");
         let in_place = |(index, event): (usize, &&Stored)| {
@@ -192,7 +207,20 @@ pub(crate) fn batches(stored: &[Stored]) -> Result<usize, Vec<String>> {
         events.iter().enumerate().all(in_place)
     };
     let torn = transactions.iter().filter(|(_, events)| !whole(events));
-    let torn: Vec<String> = torn.map(|(commit, _)| (*commit).to_owned()).collect();
+    let told = |event: &&Stored| {
+        let headers = [
+            "Outjet-Position",
+            "Nats-Batch-Id",
+            "Nats-Batch-Sequence",
+            "Nats-Batch-Commit",
+        ];
+        let headers = headers.map(|name| event.header(name).unwrap_or("-"));
+        let bytes = event.payload.len();
+        format!("{}: {} {bytes} bytes", event.sequence, headers.join(" "))
+    };
+    let torn: Vec<String> = torn
+        .flat_map(|(_, events)| events.iter().map(told))
+        .collect();
     if torn.is_empty() {
         Ok(transactions.len())
     } else {
