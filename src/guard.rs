@@ -203,8 +203,6 @@ pub enum Stream {
     Main,
     /// The dead letters.
     Letters,
-    /// What is delayed.
-    Delayed,
 }
 
 /// What was stored beyond what is settled.
@@ -213,7 +211,7 @@ pub struct Found {
     lineage: Lineage,
     entries: BTreeMap<Position, Vec<(String, Stream, u64)>>,
     /// How many of them there are of each stream.
-    left: [usize; 3],
+    left: [usize; 2],
     /// Of the stream that is appended to, since it was last read: how many entries of strangers,
     /// whether a sequence number holds no message, and whether it holds anything but our own events
     /// in order.
@@ -230,7 +228,7 @@ impl Found {
         Self {
             lineage,
             entries: BTreeMap::new(),
-            left: [0; 3],
+            left: [0; 2],
             foreign: 0,
             vacant: false,
             odd: false,

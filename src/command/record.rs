@@ -88,7 +88,7 @@ impl Found {
             _ => Some(last_of(&beside.of_dead_letters()).await?),
         };
         let delayed = match record.delayed {
-            0 => None,
+            None | Some(0) => None,
             _ => Some(last_of(&beside.of_delayed()).await?),
         };
         let facts = Facts {
@@ -304,7 +304,7 @@ mod tests {
             }),
             base: 3,
             letters: 2,
-            delayed: 0,
+            delayed: None,
             confirmed: Lsn::new(0x180),
             gap: None,
             term: 2,

@@ -60,14 +60,20 @@ pub async fn claim(
     let found = there.and_then(read);
     let reached = found.as_ref().and_then(|found| found.stored.as_ref());
     let reached = reached.map_or(0, |place| place.sequence);
-    let delayed = found.as_ref().is_some_and(|found| found.delayed > 0);
+    let delayed = found.as_ref().and_then(|found| found.delayed);
+    let delayed = delayed.is_some_and(|reached| reached > 0);
     let standing = sink.standing(reached, delayed).await?;
     refuse_other_house(found.as_ref(), &standing, lineage.source())?;
     let history: Vec<Switch> = lineage.ended().iter().map(Switch::from).collect();
     let mut blank = Record::blank(lineage.source(), &history, server.start);
     blank.stream_created.clone_from(&standing.created);
     let claimant = (instance, standing.server_id.as_str());
-    let found = found.unwrap_or_else(|| blank.clone());
+    let mut found = found.unwrap_or_else(|| blank.clone());
+    if sink.delays() {
+        // Before the first is: the next leader may be told otherwise.
+        found.delayed = found.delayed.or(Some(0));
+        blank.delayed = Some(0);
+    }
     let last_writer = found.server_id.clone();
     let mut keeper = Keeper::claim(found, revision, claimant);
     let claimed = match kept {
@@ -262,7 +268,7 @@ impl Keeper {
             settled_to: watermark.settled_to(),
             stored: base,
             letters,
-            delayed,
+            delayed: delayed.is_some(),
         }
     }
 
@@ -314,7 +320,7 @@ impl Keeper {
         }
         self.record.base = self.record.base.max(*base);
         self.record.letters = self.record.letters.max(*letters);
-        self.record.delayed = self.record.delayed.max(*delayed);
+        self.record.delayed = self.record.delayed.map(|reached| reached.max(*delayed));
         self.moved = true;
     }
 

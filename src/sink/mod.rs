@@ -85,8 +85,8 @@ pub struct Past {
     pub stored: u64,
     /// The same of the dead letters.
     pub letters: u64,
-    /// The same of what is delayed.
-    pub delayed: u64,
+    /// Whether something may be delayed.
+    pub delayed: bool,
 }
 
 impl Past {
@@ -99,7 +99,7 @@ impl Past {
         settled_to: None,
         stored: 0,
         letters: 0,
-        delayed: 0,
+        delayed: false,
     };
 }
 
@@ -126,7 +126,7 @@ pub struct Settled {
     pub base: u64,
     /// The same of the dead letters, or 0: it is a message of theirs.
     pub letters: u64,
-    /// The same of what is delayed, or 0.
+    /// The last sequence number of what is delayed that one of them has, or 0.
     pub delayed: u64,
 }
 

@@ -350,6 +350,32 @@ async fn delayed_events_are_stored_once_whatever_publish_delayed_says_later() {
     assert_eq!(schedules.count(), 3);
 }
 
+/// The same, where the first leader died before it had recorded any, and where the record is void.
+#[tokio::test]
+async fn schedules_of_a_leader_that_died_are_known_whatever_publish_delayed_says_later() {
+    const KEPT: &str = "stream: {duplicate_window: 100ms}\npublish: {delayed: schedule}";
+    const IGNORED: &str = "stream: {duplicate_window: 100ms}\npublish: {delayed: now}";
+    for void in [false, true] {
+        let nats = Nats::builder().version(BATCHING);
+        let mut delivery = Delivery::on((Postgres::builder(), nats), KEPT).await;
+        let emit = "SELECT outbox.emit('order', '1', 'placed', '{}',
+                    deliver_at => now() + interval '1 hour') FROM generate_series(1, 5)";
+        delivery.session.run(emit).await;
+        die_at(&delivery, "schedule_stored", 3).await;
+        let jetstream = delivery.world.nats.jetstream().await;
+        if void {
+            jetstream.delete_stream("OUTBOX").await.expect("deleted");
+        }
+        delivery.configure(IGNORED);
+        let _outjet = delivery.run();
+        delivery.confirmed().await;
+        assert_eq!(delivery.stored().await.len(), 2, "void: {void}");
+        let kept = drain::messages(&jetstream, "OUTBOX_DELAYED").await;
+        let schedules = kept.iter().filter(|m| m.header("Nats-Schedule").is_some());
+        assert_eq!(schedules.count(), 3, "void: {void}");
+    }
+}
+
 /// What strangers displaced under a large window was missed under a small one.
 #[tokio::test]
 async fn smaller_window_after_a_restart_lets_nothing_be_stored_twice() {

@@ -27,8 +27,8 @@ pub(crate) struct Chain {
     next: usize,
     /// How many of those are staged.
     staged: usize,
-    /// How many are stored beside the stream: as dead letters, or delayed.
-    beside: usize,
+    /// How many are stored among the dead letters.
+    buried: usize,
     in_flight: usize,
     in_flight_bytes: usize,
     places: Places,
@@ -102,14 +102,15 @@ enum State {
 }
 
 impl State {
-    /// Where the event is stored, if it is and that is known.
+    /// Where the event is stored, if it is and that is known. Not of what is delayed: that has a
+    /// stream without order.
     fn place(self) -> Known {
         match self {
             Self::Known(place) => place,
             Self::Stored { sequence } => Some((guard::Stream::Main, sequence)),
             Self::DeadLettered { sequence } => Some((guard::Stream::Letters, sequence)),
-            Self::Delayed { sequence } => Some((guard::Stream::Delayed, sequence)),
             Self::Recorded
+            | Self::Delayed { .. }
             | Self::Waiting
             | Self::Staged
             | Self::InFlight { .. }
@@ -148,7 +149,7 @@ impl Chain {
             head: 0,
             next: 0,
             staged: 0,
-            beside: 0,
+            buried: 0,
             in_flight: 0,
             in_flight_bytes: 0,
             places: Places::new(shared),
@@ -294,7 +295,7 @@ impl Chain {
             Passed::DeadLettered(sequence) => State::DeadLettered { sequence },
             Passed::Delayed(sequence) => State::Delayed { sequence },
         };
-        self.beside += usize::from(is_beside(state.place()));
+        self.buried += usize::from(is_letter(state.place()));
         self.pass(state);
     }
 
@@ -361,14 +362,14 @@ impl Chain {
         places.min()
     }
 
-    /// The lowest sequence number at which an event in the ring is stored beside the stream.
-    pub(crate) fn lowest_beside(&self, stream: guard::Stream) -> Option<u64> {
-        if self.beside == 0 {
+    /// The lowest sequence number that an event in the ring has among the dead letters.
+    pub(crate) fn lowest_letter(&self) -> Option<u64> {
+        if self.buried == 0 {
             return None;
         }
-        let places = self.ring.iter().filter_map(|slot| slot.state.place());
-        let places = places.filter(|(of, _)| *of == stream);
-        places.map(|(_, sequence)| sequence).min()
+        let places = self.ring.iter().map(|slot| slot.state.place());
+        let letters = places.filter(|place| is_letter(*place)).flatten();
+        letters.map(|(_, sequence)| sequence).min()
     }
 
     /// Removes what is settled from the head of the ring.
@@ -379,7 +380,7 @@ impl Chain {
         let mut last: Option<(Position, String)> = None;
         while let Some(slot) = self.ring.pop_front_if(|slot| slot.state.is_settled()) {
             let place = slot.state.place();
-            self.beside -= usize::from(is_beside(place));
+            self.buried -= usize::from(is_letter(place));
             match place {
                 Some((guard::Stream::Main, sequence))
                     if newest
@@ -391,9 +392,6 @@ impl Chain {
                 }
                 Some((guard::Stream::Letters, sequence)) => {
                     settled.letters = settled.letters.max(sequence);
-                }
-                Some((guard::Stream::Delayed, sequence)) => {
-                    settled.delayed = settled.delayed.max(sequence);
                 }
                 Some((guard::Stream::Main, _)) | None => {}
             }
@@ -480,8 +478,8 @@ impl Chain {
     }
 }
 
-fn is_beside(place: Known) -> bool {
-    place.is_some_and(|(stream, _)| stream != guard::Stream::Main)
+fn is_letter(place: Known) -> bool {
+    place.is_some_and(|(stream, _)| stream == guard::Stream::Letters)
 }
 
 fn count(settled: &mut Settled, slot: &Slot) {
@@ -493,7 +491,10 @@ fn count(settled: &mut Settled, slot: &Slot) {
         State::Known(_) => settled.known += 1,
         State::Recorded => settled.recorded += 1,
         State::DeadLettered { .. } => settled.dead_lettered += 1,
-        State::Delayed { .. } => settled.delayed_events += 1,
+        State::Delayed { sequence } => {
+            settled.delayed_events += 1;
+            settled.delayed = settled.delayed.max(sequence);
+        }
         State::Waiting | State::Staged | State::InFlight { .. } | State::Refused => {
             unreachable!("it is settled")
         }

@@ -80,7 +80,7 @@ impl Delayed {
         options: &Options,
     ) -> Result<Passed, Error> {
         let subject = schedule_subject(&options.stream.name, event);
-        let mark_subject = format!("{subject}.{MARK}");
+        let mark_subject = mark_subject(&options.stream.name, event);
         let schedule = self.schedule(event, source)?;
         self.check(event, (&mark_subject, &schedule))?;
         self.batches += 1;
@@ -168,6 +168,28 @@ impl JetStream {
         due && self.options.delayed.is_some()
     }
 
+    /// Whether the schedule of the waiting event was stored before, and it is not to be kept now:
+    /// `publish.delayed` has changed. Otherwise the server finds out ([`Delayed::store`]).
+    pub(super) async fn was_delayed(&self) -> Result<bool, Error> {
+        let Waiting { event, .. } = self.chain.waiting().expect("an event waits");
+        let may_be = event.deliver_at.is_some() && self.memory.may_be_delayed(&self.chain);
+        if !may_be || self.is_delayed() {
+            return Ok(false);
+        }
+        let stream = &self.options.stream;
+        let connection = &self.epoch.as_ref().expect("an epoch runs").connection;
+        let delayed = Messages::new(connection.context.clone(), &stream.delayed().name);
+        let subject = mark_subject(&stream.name, event);
+        let look = async {
+            match delayed.last_sequence().await? {
+                0 => Ok(None),
+                _ => delayed.last_of(&subject).await,
+            }
+        };
+        let mark = connection.unless_broken(Box::pin(look)).await?;
+        Ok(mark.is_some_and(|mark| is_of_cluster(mark.header(SOURCE), &self.source)))
+    }
+
     /// Has the server keep the waiting event, and says how it was settled.
     pub(super) async fn delay(&mut self) -> Result<Passed, Error> {
         let Waiting { event, .. } = self.chain.waiting().expect("an event waits");
@@ -219,6 +241,10 @@ const MARK: &str = "mark";
 /// What the schedules of a stream have their subjects under.
 pub(super) fn prefix(stream: &str) -> String {
     format!("_outjet.delayed.{stream}")
+}
+
+fn mark_subject(stream: &str, event: &Event) -> String {
+    format!("{}.{MARK}", schedule_subject(stream, event))
 }
 
 fn schedule_subject(stream: &str, event: &Event) -> String {

@@ -29,7 +29,6 @@ pub(crate) struct Memory {
     /// What lies beyond `settled_to` is stored behind these sequence numbers.
     base: u64,
     letters: u64,
-    delayed: u64,
     settled_to: Option<Position>,
     /// Where the stream ended when the term began: what others have sent is stored there or before.
     began_at: u64,
@@ -76,7 +75,6 @@ impl Memory {
             complete: false,
             base: 0,
             letters: 0,
-            delayed: 0,
             settled_to: None,
             began_at: 0,
             vacant: false,
@@ -98,7 +96,6 @@ impl Memory {
         self.complete = past.settled_to.is_some();
         self.base = past.stored;
         self.letters = past.letters;
-        self.delayed = past.delayed;
     }
 
     /// Whether the merge is over, or was never needed.
@@ -119,11 +116,6 @@ impl Memory {
     /// Behind which sequence number the dead letters are read.
     pub(crate) fn letters(&self) -> u64 {
         self.letters
-    }
-
-    /// Behind which sequence number what is delayed is read.
-    pub(crate) fn delayed(&self) -> u64 {
-        self.delayed
     }
 
     /// To be offered what is read, and up to where nothing of it is needed.
@@ -148,11 +140,6 @@ impl Memory {
             self.odd |= first;
             self.careful_until = self.careful_until.max(chain.end());
         }
-    }
-
-    /// What is delayed ends here when a merge begins: what was kept before is known by its marks.
-    pub(crate) fn delayed_ends(&mut self, last: u64) {
-        self.delayed = self.delayed.max(last);
     }
 
     /// A new connection begins the merge anew; `deleted`: some sequence numbers hold no message.
@@ -195,6 +182,12 @@ impl Memory {
         if self.past.settled_to.is_some() && !event.known && self.past_until == u64::MAX {
             self.past_until = number + UNRECORDED_MAX;
         }
+    }
+
+    /// Whether the waiting event may have been delayed before, whatever is configured now.
+    pub(crate) fn may_be_delayed(&self, chain: &Chain) -> bool {
+        let (number, waiting) = waiting(chain);
+        self.past.delayed && self.is_past(number, waiting.event.position)
     }
 
     /// Whether the waiting event, which was not found, may have been stored all the same.
@@ -259,20 +252,12 @@ impl Memory {
             settled.base = base;
         }
         settled.letters = self.letters.max(settled.letters);
-        settled.delayed = self.delayed.max(settled.delayed);
-        let beside = [
-            (Stream::Letters, &mut settled.letters),
-            (Stream::Delayed, &mut settled.delayed),
-        ];
-        for (stream, reached) in beside {
-            // Something of ours beyond it may be stored there: known, or while others wait for it.
-            let lowest = chain.lowest_beside(stream);
-            if self.left(stream) || lowest.is_some_and(|lowest| lowest <= *reached) {
-                *reached = 0;
-            }
+        // Something of ours beyond it may be stored there: known, or while others wait for it.
+        let lowest = chain.lowest_letter();
+        if self.left(Stream::Letters) || lowest.is_some_and(|lowest| lowest <= settled.letters) {
+            settled.letters = 0;
         }
         self.letters = self.letters.max(settled.letters);
-        self.delayed = self.delayed.max(settled.delayed);
     }
 
     /// Whether anything beyond what is settled was found in a stream, or may still be.

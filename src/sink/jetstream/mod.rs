@@ -405,8 +405,7 @@ impl JetStream {
             if !self.has_room() {
                 break;
             }
-            if let Some(place) = self.find().await? {
-                let known = Passed::Known(Some(place));
+            if let Some(known) = self.find().await? {
                 self.pass(|chain| chain.settle(known)).await?;
                 continue;
             }

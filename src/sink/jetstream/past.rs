@@ -2,6 +2,7 @@
 //! connection of ours that broke. Behind the record it is read into a set
 //! ([`crate::guard::Found`]); where there is none, it is found by a merge with the stream's tail
 //! ([`super::tail::Search`]), until that has come to its end. [`Memory`] decides what follows.
+//! What was delayed has a mark that answers for it ([`super::delayed`]).
 
 use std::time::Duration;
 
@@ -13,7 +14,6 @@ use super::client::Connection;
 use super::error::Error;
 use super::letters::Letters;
 use super::memory::{Memory, Merge};
-use super::messages::Messages;
 use super::options::Options;
 use super::reply::Reply;
 use super::tail::{self, Bounds, Search, Start};
@@ -40,30 +40,29 @@ impl JetStream {
             epoch.tail = Search::new(Bounds::of(&connection.info));
             let deleted = connection.info.state.deleted_count.unwrap_or(0) > 0;
             self.memory.search(deleted, &self.chain);
-            if first && let Some(stream) = &self.options.delayed {
-                let delayed = Messages::new(connection.context.clone(), &stream.name);
-                let last = Box::pin(delayed.last_sequence());
-                let last = connection.unless_broken(last).await?;
-                self.memory.delayed_ends(last);
-            }
             return Ok(());
         }
         epoch.tail = Search::Finished;
         let memory = &mut self.memory;
         let last = epoch.last_sequence;
         let base = memory.base(first, (&self.chain, last));
-        // Some may have been stored before publish.delayed was changed.
-        let delays = self.options.delayed.is_some() || memory.delayed() > 0;
-        let delayed = delays.then(|| self.options.stream.delayed().name);
-        let range = (base, last);
-        let read = Box::pin(read_all(connection, memory, range, delayed.as_deref()));
+        let read = Box::pin(read_all(connection, memory, (base, last)));
         connection.unless_broken(read).await?;
         memory.read(first, &self.chain);
         Ok(())
     }
 
-    /// Where the waiting event is stored, wherever it belongs.
-    pub(super) async fn find(&mut self) -> Result<Option<(Stream, u64)>, Error> {
+    /// How the waiting event was settled, if it was, wherever it belongs.
+    pub(super) async fn find(&mut self) -> Result<Option<Passed>, Error> {
+        if let Some(place) = self.find_place().await? {
+            return Ok(Some(Passed::Known(Some(place))));
+        }
+        let delayed = self.was_delayed().await?;
+        Ok(delayed.then_some(Passed::Known(None)))
+    }
+
+    /// Where the waiting event is stored in the stream, or among the dead letters.
+    async fn find_place(&mut self) -> Result<Option<(Stream, u64)>, Error> {
         let waiting = self.chain.waiting().expect("an event waits");
         let event = waiting.event;
         if self.memory.complete() {
@@ -174,25 +173,19 @@ impl JetStream {
     }
 }
 
-/// Reads the stream, the dead letters and what is delayed.
+/// Reads the stream and the dead letters.
 async fn read_all(
     connection: &Connection,
     memory: &mut Memory,
     (base, last): (u64, u64),
-    delayed: Option<&str>,
 ) -> Result<(), Error> {
-    let (letters_base, delayed_base) = (memory.letters(), memory.delayed());
+    let letters_base = memory.letters();
     let (found, settled_to) = memory.reading();
     let main = (&connection.stream, Stream::Main);
     tail::find(found, main, (base + 1, last), settled_to).await?;
     if let Some((letters, info)) = &connection.letters {
         let range = (letters_base + 1, info.state.last_sequence);
         tail::find(found, (letters, Stream::Letters), range, settled_to).await?;
-    }
-    if let Some(name) = delayed {
-        let delayed = Messages::new(connection.context.clone(), name);
-        let range = (delayed_base + 1, delayed.last_sequence().await?);
-        tail::find(found, (&delayed, Stream::Delayed), range, settled_to).await?;
     }
     Ok(())
 }

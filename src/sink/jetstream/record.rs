@@ -53,6 +53,11 @@ impl JetStream {
         asked.map_err(|error| error.failure(&self.options))
     }
 
+    /// Whether it is told to have events delayed.
+    pub fn delays(&self) -> bool {
+        self.options.delayed.is_some()
+    }
+
     /// What is kept for our slot; or why nothing is.
     pub async fn kept(&mut self) -> Result<Result<Option<Kept>, String>, Failure> {
         let read = Box::pin(self.read_kept()).await;

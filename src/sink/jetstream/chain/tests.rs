@@ -282,10 +282,9 @@ fn a_dead_letter_in_the_ring_is_known_by_its_place() {
     chain.settle(Passed::DeadLettered(7));
     chain.settle(Passed::Known(Some((guard::Stream::Letters, 5))));
     assert_eq!(chain.take_settled(), Settled::default());
-    assert_eq!(chain.lowest_beside(guard::Stream::Letters), Some(5));
-    assert_eq!(chain.lowest_beside(guard::Stream::Delayed), None);
+    assert_eq!(chain.lowest_letter(), Some(5));
     chain.send_staged();
     chain.acknowledge(0, (1, 1)).unwrap();
     assert_eq!(chain.take_settled().letters, 7);
-    assert_eq!(chain.lowest_beside(guard::Stream::Letters), None);
+    assert_eq!(chain.lowest_letter(), None);
 }
