@@ -137,6 +137,8 @@ struct Inner {
     beat: Instant,
     slot: Option<SlotSample>,
     gap: Option<Gap>,
+    /// The part of the log that nobody has read.
+    slot_gap: Option<Gap>,
     record: Option<Recorded>,
 }
 
@@ -221,6 +223,7 @@ impl Vitals {
             beat: Instant::now(),
             slot: None,
             gap: None,
+            slot_gap: None,
             record: None,
         };
         let vitals = Self {
@@ -278,6 +281,18 @@ impl Vitals {
         self.metrics.gap_events.inc_by(events);
         self.lock().gap = Some(Gap {
             events: self.metrics.gap_events.get(),
+            at: SystemTime::now(),
+            problem,
+        });
+    }
+
+    /// No outjet has read so many bytes of the log before the slot; `None`: not known of any.
+    pub fn slot_gap(&self, found: Option<(u64, Problem)>) {
+        let bytes = found.as_ref().map_or(0, |(bytes, _)| *bytes);
+        let gauge = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.metrics.slot_gap_bytes.set(gauge);
+        self.lock().slot_gap = found.map(|(_, problem)| Gap {
+            events: 0,
             at: SystemTime::now(),
             problem,
         });
@@ -389,7 +404,7 @@ impl Vitals {
             since: inner.since,
             problem: inner.problem.clone(),
             slot: inner.slot.clone(),
-            gap: inner.gap.clone(),
+            gap: inner.gap.clone().or_else(|| inner.slot_gap.clone()),
             record: inner.record.clone(),
             // Halted it looks as seldom as it was told, and a restart cures nothing.
             alive: inner.state == State::Halted || inner.beat.elapsed() < self.stall_max,
@@ -460,6 +475,26 @@ mod tests {
         assert!(!vitals.read().alive);
         vitals.beat();
         assert!(vitals.read().alive);
+    }
+
+    #[test]
+    fn gap_of_the_slot_is_told_until_a_term_finds_none_and_what_the_stream_lost_for_good() {
+        let vitals = vitals();
+        let told = || {
+            vitals
+                .read()
+                .gap
+                .map(|gap| (gap.events, gap.problem.problem))
+        };
+        vitals.slot_gap(problem().map(|problem| (5, problem)));
+        assert_eq!(vitals.metrics.slot_gap_bytes.get(), 5);
+        assert_eq!(told(), Some((0, "problem".to_owned())));
+        vitals.slot_gap(None);
+        assert_eq!(vitals.metrics.slot_gap_bytes.get(), 0);
+        assert_eq!(told(), None);
+        vitals.gap(3, Problem::new("lost", "cause", "fix"));
+        vitals.slot_gap(None);
+        assert_eq!(told(), Some((3, "lost".to_owned())));
     }
 
     #[tokio::test(start_paused = true)]

@@ -388,21 +388,17 @@ impl Term<'_> {
                 return Err(error.failure(&self.options.params));
             }
         };
-        let metrics = &self.options.vitals.metrics;
-        metrics.slot_gap_bytes.set(0);
-        if let Some(gap) = &begun.gap {
+        let gap = begun.gap.map(|gap| {
+            let found = gap.problem(slot);
             let Problem {
                 problem,
                 cause,
                 fix,
-            } = gap.problem(slot);
+            } = &found;
             error!(%cause, %fix, "gap: {problem}");
-            let bytes = gap.to.bytes_since(gap.from);
-            metrics
-                .slot_gap_bytes
-                .set(i64::try_from(bytes).unwrap_or(i64::MAX));
-            self.options.vitals.gap(0, gap.problem(slot));
-        }
+            (gap.to.bytes_since(gap.from), found)
+        });
+        self.options.vitals.slot_gap(gap);
         Ok((lead, begun))
     }
 

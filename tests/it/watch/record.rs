@@ -222,6 +222,7 @@ async fn moved_slot_is_a_gap_for_verify_status_and_the_metrics_with_its_fix() {
         said.contains(&format!("\ngap           {moved}\n")),
         "{said}"
     );
+    assert_eq!(copy.status().await["gap"]["problem"]["problem"], moved);
 }
 
 #[tokio::test]
