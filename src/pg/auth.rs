@@ -7,10 +7,10 @@ use postgres_protocol::authentication::sasl::{self, ScramSha256};
 use postgres_protocol::message::backend::{AuthenticationSaslBody, Message};
 use postgres_protocol::message::frontend;
 
-use super::conn::Conn;
 use super::error::{AuthError, Kind};
 use super::params::{ChannelBinding, Host, Params, Secret, passfile};
 use super::socket::Protection;
+use super::wire::Conn;
 
 /// Answers the server's requests until AuthenticationOk.
 pub(super) async fn authenticate(

@@ -11,11 +11,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::JoinSet;
 use tokio_postgres::{Client, Config, NoTls};
 
-use super::conn::Conn;
+use super::connect::connect;
 use super::error::Error;
 use super::params::Params;
-use super::silence;
 use super::socket::Socket;
+use super::wire::heard;
 
 /// A connection for SQL. Dropping it closes it.
 pub struct Control {
@@ -27,7 +27,7 @@ pub struct Control {
 impl Control {
     /// Logs in, with only those startup parameters that every pooler lets pass.
     pub async fn connect(params: &Params) -> Result<Self, Error> {
-        let mut conn = Conn::connect(params, &[]).await?;
+        let mut conn = connect(params, &[]).await?;
         let greeting = std::mem::take(&mut conn.greeting);
         let (socket, received) = conn.into_socket();
         let stream = LoggedIn::new(socket, &greeting, &received);
@@ -107,7 +107,7 @@ impl AsyncRead for LoggedIn {
         if self.reply.is_empty() {
             let before = buf.filled().len();
             let read = Pin::new(&mut self.socket).poll_read(cx, buf);
-            silence::heard(buf.filled().len() - before);
+            heard(buf.filled().len() - before);
             return read;
         }
         let bytes = self.reply.len().min(buf.remaining());

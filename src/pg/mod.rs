@@ -5,7 +5,7 @@
 mod auth;
 pub mod catalog;
 mod certificate;
-mod conn;
+mod connect;
 pub mod control;
 pub mod ddl;
 mod error;
@@ -16,7 +16,8 @@ pub mod replication;
 pub mod silence;
 mod socket;
 mod tls;
+mod wire;
 
-#[cfg(any(test, fuzzing))]
-pub(crate) use conn::frames;
 pub use error::{DIRECT, Error, ServerMessage};
+#[cfg(any(test, fuzzing))]
+pub(crate) use wire::frames;

@@ -6,8 +6,8 @@ use fallible_iterator::FallibleIterator;
 use postgres_protocol::message::backend::{DataRowBody, Message};
 use postgres_protocol::message::frontend;
 
-use super::conn::Conn;
 use super::error::{Error, Kind, Phase};
+use super::wire::Conn;
 
 /// A row in text format; `None` is NULL.
 pub(super) type Row = Vec<Option<Bytes>>;

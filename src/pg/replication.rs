@@ -10,10 +10,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::{Buf, BufMut, Bytes};
 use postgres_protocol::escape::escape_identifier;
 
-use super::conn::{CHUNK_BYTES, Conn, Packet, notice, server_error};
+use super::connect::connect;
 use super::error::{Error, Kind, Phase, ServerMessage};
 use super::params::Params;
 use super::query::text;
+use super::wire::{CHUNK_BYTES, Conn, Packet, notice, server_error};
 use crate::lead::window::Confirmed;
 use crate::lsn::Lsn;
 
@@ -74,7 +75,7 @@ impl Session {
             .into_iter()
             .chain(startup.iter().map(|(name, value)| (*name, value.as_str())))
             .collect();
-        let conn = Conn::connect(params, &parameters).await?;
+        let conn = connect(params, &parameters).await?;
         let mut session = Self {
             conn: Box::new(conn),
         };

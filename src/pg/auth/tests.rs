@@ -4,6 +4,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 use super::*;
 use crate::error::{Disposition, Exit};
+use crate::pg::connect;
 use crate::pg::error::Error;
 use crate::pg::socket::Socket;
 
@@ -51,7 +52,7 @@ async fn log_in(
     let params = params(more);
     let client = async {
         let socket = Socket::scripted(ours, protection);
-        Conn::log_in(socket, &params, &params.hosts[0], &[]).await
+        connect::log_in(socket, &params, &params.hosts[0], &[]).await
     };
     let server = async {
         let mut said = heard(&mut theirs, 4).await;
@@ -235,7 +236,7 @@ async fn silent_server_is_given_up_after_the_connect_timeout() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let params = Params::parse(&format!("host=127.0.0.1 port={port} user=u"), &|_| None).unwrap();
-    let error = Conn::connect(&params, &[])
+    let error = connect::connect(&params, &[])
         .await
         .err()
         .expect("nobody answers");

@@ -89,12 +89,12 @@ fn an_import_across_a_border() {
             1,
         ),
         (
-            "src/pg/conn.rs",
+            "src/pg/wire.rs",
             "use crate::{\n    lsn::Lsn,\n    event::{Event, Position},\n};\n",
             1,
         ),
-        ("src/pg/conn.rs", "use crate::lead::window::Window;\n", 1),
-        ("src/pg/conn.rs", "use crate::lead::window::Confirmed;\n", 0),
+        ("src/pg/wire.rs", "use crate::lead::window::Window;\n", 1),
+        ("src/pg/wire.rs", "use crate::lead::window::Confirmed;\n", 0),
         ("src/lead/window.rs", "fn f() { crate::pg::decode(); }\n", 1),
         (
             "src/lead/window.rs",

@@ -1,10 +1,11 @@
-//! One connection up to ReadyForQuery, and its frames. All that is half read or half written lives
-//! in [`Conn`], so every future here can be dropped at any await without losing a byte. Knows the
-//! message header, not the messages.
+//! The frames of one connection. All that is half read or half written lives in [`Conn`], so every
+//! future here can be dropped at any await without losing a byte. Knows the message header, not the
+//! messages.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
@@ -13,13 +14,10 @@ use postgres_protocol::message::frontend;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
-use super::auth;
 use super::error::{Error, Kind, Phase, ServerMessage};
-use super::params::{Host, Params, TargetSessionAttrs};
-use super::silence;
-use super::socket::{Encryption, Protection, Socket, Target, resolve};
+use super::socket::{Protection, Socket};
 
-/// A logged-in connection.
+/// A connection, logged in once [`logged_in`](Self::logged_in) was called.
 pub(super) struct Conn {
     socket: Socket,
     /// Received and not yet split into frames.
@@ -66,6 +64,19 @@ const LOGIN_MESSAGE_BYTES_MAX: usize = 30_000;
 /// A server that sends more notices with one command is not worth listening to.
 const NOTICES_MAX: usize = 100;
 
+/// What has come on the sessions of this process since they were logged in, in bytes.
+static HEARD_BYTES: AtomicU64 = AtomicU64::new(0);
+
+/// A session has received something.
+pub(super) fn heard(bytes: usize) {
+    HEARD_BYTES.fetch_add(bytes as u64, Ordering::Relaxed);
+}
+
+/// How much all of them have.
+pub(super) fn heard_bytes() -> u64 {
+    HEARD_BYTES.load(Ordering::Relaxed)
+}
+
 /// A frame: type, and the whole message including its five-byte header.
 pub(super) struct Packet {
     pub(super) tag: u8,
@@ -73,6 +84,11 @@ pub(super) struct Packet {
 }
 
 impl Packet {
+    /// The whole message.
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// What follows type and length.
     pub(super) fn body(self) -> Bytes {
         self.bytes.freeze().slice(HEADER_BYTES..)
@@ -120,87 +136,8 @@ pub(crate) fn frames<'a>(
 const HEADER_BYTES: usize = 5;
 
 impl Conn {
-    /// Tries the hosts in their order, with every address and way of encryption they allow, until
-    /// one accepts the login and the session is of the kind wanted.
-    pub(super) async fn connect(params: &Params, startup: &[(&str, &str)]) -> Result<Self, Error> {
-        let mut failed = Vec::new();
-        for host in &params.hosts {
-            match Self::connect_host(params, host, startup).await {
-                Ok(conn) => return Ok(conn),
-                Err(error) if error.another_host_may_do() => failed.push(error),
-                Err(error) => return Err(error),
-            }
-        }
-        Err(Error::of_hosts(failed))
-    }
-
-    async fn connect_host(
-        params: &Params,
-        host: &Host,
-        startup: &[(&str, &str)],
-    ) -> Result<Self, Error> {
-        let fail = |kind| Error::new(Phase::Connect, host.to_string(), kind);
-        let resolved = within(params, async { Ok(resolve(host).await) }).await;
-        let targets = resolved.and_then(|targets| targets).map_err(fail)?;
-        let mut last = None;
-        for target in &targets {
-            let attempt = Self::connect_target(params, (host, target), startup);
-            match within(params, async { Ok(attempt.await) }).await {
-                Ok(Ok(conn)) => return Ok(conn),
-                Ok(Err(error)) if !error.another_host_may_do() => return Err(error),
-                Ok(Err(error)) => last = Some(error),
-                Err(kind) => last = Some(fail(kind)),
-            }
-        }
-        Err(last.unwrap_or_else(|| fail(Kind::Closed)))
-    }
-
-    async fn connect_target(
-        params: &Params,
-        (host, target): (&Host, &Target),
-        startup: &[(&str, &str)],
-    ) -> Result<Self, Error> {
-        let mut first = None;
-        for &encryption in Encryption::attempts(params, &host.address) {
-            let mut encrypted = false;
-            let outcome = match Socket::open(params, host, target, encryption).await {
-                Ok(socket) => {
-                    encrypted = socket.encrypted();
-                    Self::log_in(socket, params, host, startup).await
-                }
-                Err(kind) => Err(Error::new(Phase::Connect, host.to_string(), kind)),
-            };
-            match outcome {
-                Ok(conn) => return Ok(conn),
-                Err(error) => {
-                    let retry = error.other_encryption_may_do(params.sslmode, encrypted);
-                    // The first error is about what was asked for.
-                    let error = first.get_or_insert(error);
-                    if !retry {
-                        break;
-                    }
-                    tracing::debug!(%error, "trying the other encryption");
-                }
-            }
-        }
-        Err(first.unwrap_or_else(|| Error::new(Phase::Connect, host.to_string(), Kind::Closed)))
-    }
-
-    /// Startup packet, authentication, parameters, up to ReadyForQuery.
-    pub(super) async fn log_in(
-        socket: Socket,
-        params: &Params,
-        host: &Host,
-        startup: &[(&str, &str)],
-    ) -> Result<Self, Error> {
-        let mut conn = Self::new(socket, host.to_string());
-        let done = conn.greet(params, host, startup).await;
-        done.map_err(|kind| conn.error(kind))?;
-        conn.message_bytes_max = MESSAGE_BYTES_MAX;
-        Ok(conn)
-    }
-
-    fn new(socket: Socket, at: String) -> Self {
+    /// A connection to a stranger, who is to log us in. `at`: its `host:port`.
+    pub(super) fn new(socket: Socket, at: String) -> Self {
         Self {
             socket,
             received: BytesMut::new(),
@@ -228,45 +165,9 @@ impl Conn {
         conn
     }
 
-    async fn greet(
-        &mut self,
-        params: &Params,
-        host: &Host,
-        startup: &[(&str, &str)],
-    ) -> Result<(), Kind> {
-        let mut parameters = vec![
-            ("user", params.user.as_str()),
-            ("database", &params.dbname),
-            ("application_name", &params.application_name),
-            ("client_encoding", "UTF8"),
-        ];
-        parameters.extend(
-            params
-                .options
-                .as_deref()
-                .map(|options| ("options", options)),
-        );
-        parameters.extend(startup);
-        self.queue(|queued| frontend::startup_message(parameters, queued))?;
-        auth::authenticate(self, params, host).await?;
-        let mut session = SessionStatus::default();
-        loop {
-            let packet = self.next().await?;
-            self.greeting.extend_from_slice(&packet.bytes);
-            match packet.parse()? {
-                Message::ParameterStatus(body) => {
-                    let name = body.name().map_err(Kind::Parse)?;
-                    session.note(name, body.value().map_err(Kind::Parse)?);
-                }
-                Message::BackendKeyData(body) => self.backend_pid = body.process_id(),
-                Message::ReadyForQuery(_) => break,
-                _ => return Err(Kind::Malformed("the end of the login")),
-            }
-        }
-        match session.will_do(params.target_session_attrs) {
-            true => Ok(()),
-            false => Err(Kind::ReadOnly),
-        }
+    /// The peer has logged us in: it may send messages of any length.
+    pub(super) fn logged_in(&mut self) {
+        self.message_bytes_max = MESSAGE_BYTES_MAX;
     }
 
     /// What protects this connection.
@@ -368,7 +269,7 @@ impl Conn {
                 Ok(0) => Poll::Ready(Err(Kind::Closed)),
                 Ok(bytes) => {
                     if self.phase != Phase::LogIn {
-                        silence::heard(bytes);
+                        heard(bytes);
                     }
                     Poll::Ready(Ok(()))
                 }
@@ -460,18 +361,6 @@ impl Conn {
 /// A backend that is not stuck ends within milliseconds of Terminate.
 const CLOSE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
 
-async fn within<T>(
-    params: &Params,
-    step: impl Future<Output = Result<T, Kind>>,
-) -> Result<T, Kind> {
-    match params.connect_timeout {
-        Some(limit) => timeout(limit, step)
-            .await
-            .map_err(|_| Kind::Timeout(limit))?,
-        None => step.await,
-    }
-}
-
 /// A NoticeResponse.
 pub(super) fn notice(packet: Packet) -> Result<ServerMessage, Kind> {
     match packet.parse()? {
@@ -485,32 +374,5 @@ pub(super) fn server_error(packet: Packet) -> Result<ServerMessage, Kind> {
     match packet.parse()? {
         Message::ErrorResponse(body) => ServerMessage::read(body.fields()),
         _ => Err(Kind::Malformed("an ErrorResponse")),
-    }
-}
-
-/// What the server reports about the session by itself (14 and newer).
-#[derive(Default)]
-struct SessionStatus {
-    in_hot_standby: bool,
-    default_transaction_read_only: bool,
-}
-
-impl SessionStatus {
-    fn note(&mut self, name: &str, value: &str) {
-        match name {
-            "in_hot_standby" => self.in_hot_standby = value == "on",
-            "default_transaction_read_only" => self.default_transaction_read_only = value == "on",
-            _ => {}
-        }
-    }
-
-    fn will_do(&self, wanted: TargetSessionAttrs) -> bool {
-        match wanted {
-            TargetSessionAttrs::Any => true,
-            TargetSessionAttrs::Primary => !self.in_hot_standby,
-            TargetSessionAttrs::ReadWrite => {
-                !self.in_hot_standby && !self.default_transaction_read_only
-            }
-        }
     }
 }
