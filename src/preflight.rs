@@ -11,7 +11,8 @@ mod table;
 pub use self::slot::{free_slot, gone as slot_gone};
 use crate::error::{Exit, Failure, Problem};
 use crate::mapping::Mapping;
-use crate::pg::catalog::{Facts, TableName};
+use crate::pg::catalog::Facts;
+use crate::pg::name::TableName;
 
 /// What is wanted of Postgres.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -12,7 +12,8 @@ use crate::config::{self, Config};
 use crate::error::{Exit, Failure, Problem};
 use crate::event::{Event, Position};
 use crate::mapping::{Detected, Field, Mapping, Origin, detect};
-use crate::pg::catalog::{Error, Facts, Table, TableName};
+use crate::pg::catalog::{Error, Facts, Table};
+use crate::pg::name::TableName;
 use crate::pg::params::Params;
 use crate::preflight::{self, RequiredColumn, TableRequirement};
 

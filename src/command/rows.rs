@@ -8,8 +8,9 @@ use tokio_postgres::types::{FromSql, Type};
 
 use crate::error::{Exit, Failure, Problem};
 use crate::mapping::{Field, Mapping};
-use crate::pg::catalog::{self, Error, TableName};
-use crate::pg::ddl::quote;
+use crate::pg::catalog::{self, Error};
+use crate::pg::name::TableName;
+use crate::pg::name::quote;
 use crate::pg::replication::{ANY_BYTES, REPLICATION_STARTUP};
 
 /// An outbox table to read rows from.

@@ -14,8 +14,8 @@ use crate::event::Position;
 use crate::event::lineage::{Mark, Source};
 use crate::guard::Entry;
 use crate::mapping::{Field, Mapping, Marker};
-use crate::pg::catalog::{Error, Facts, Table, TableName};
-use crate::pg::ddl;
+use crate::pg::catalog::{Error, Facts, Table};
+use crate::pg::name::{TableName, quote, quote_table};
 use crate::sink::jetstream::{self, Ledger, Line, Past};
 
 /// Messages in one insert.
@@ -186,7 +186,7 @@ impl Outbox {
         let columns = found.map_or(&[][..], |found| &found.columns);
         let has = |wanted: &str| columns.iter().any(|column| column.name == wanted);
         let there = mapping.clone().of_columns(has);
-        let quoted = |name: &str| format!("t.{}", ddl::quote(name));
+        let quoted = |name: &str| format!("t.{}", quote(name));
         let name = TableName::new(mapping.schema(), mapping.table());
         let Some(id) = there.column_of(Field::Id).map(quoted) else {
             return Err(Failure::halt(
@@ -212,7 +212,7 @@ impl Outbox {
 
     /// `schema.table t`.
     pub(super) fn from(&self) -> String {
-        format!("{} t", ddl::quote_table(&self.name))
+        format!("{} t", quote_table(&self.name))
     }
 
     /// The message id of a row, as `assemble` makes it.
@@ -302,7 +302,7 @@ fn published(
                 ),
             ));
         }
-        let column = format!("t.{}::text", ddl::quote(column));
+        let column = format!("t.{}::text", quote(column));
         marks.push(match value {
             None => format!("coalesce({column} NOT IN ('0', 'false'), false)"),
             Some(value) => {

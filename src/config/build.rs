@@ -15,7 +15,7 @@ use crate::lead::retention::{self, Partitions};
 use crate::lead::window::Limits;
 use crate::lead::{record, relay};
 use crate::mapping::{self, ExtraColumn, Field, Inside, Mapping, Marker, Origin, Syntax};
-use crate::pg::catalog::TableName;
+use crate::pg::name::TableName;
 use crate::pg::params::{Params, RootCert, TargetSessionAttrs};
 use crate::preflight::{self, RequiredColumn, TableRequirement};
 use crate::route::{Route, RouteError, Template};

@@ -11,9 +11,10 @@ use tokio_postgres::types::ToSql;
 use tracing::{debug, info, warn};
 
 use crate::error::{Failure, Problem};
-use crate::pg::catalog::{Error, TableName};
+use crate::pg::catalog::Error;
 use crate::pg::control::Control;
-use crate::pg::ddl::{grant_deleting, grant_turning, quote, quote_table};
+use crate::pg::ddl::{grant_deleting, grant_turning};
+use crate::pg::name::{TableName, quote, quote_table};
 use crate::pg::params::Params;
 use crate::vitals::{State, Vitals, unix_seconds};
 

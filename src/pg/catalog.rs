@@ -13,6 +13,7 @@ mod standbys;
 
 pub use self::leading::Leading;
 pub use self::standbys::{Partitions, Standbys};
+use super::name::{TableName, quote};
 use crate::error::{self, Exit, Failure, Problem};
 use crate::lsn::Lsn;
 
@@ -61,32 +62,6 @@ impl Facts {
             tables,
             other_tables,
         })
-    }
-}
-
-/// A table's schema and name, as the catalog spells them. `Display` is for messages; SQL takes
-/// `ddl::quote_table`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TableName {
-    /// The schema.
-    pub schema: String,
-    /// The table in it.
-    pub name: String,
-}
-
-impl TableName {
-    /// Takes both parts unquoted.
-    pub fn new(schema: impl Into<String>, name: impl Into<String>) -> Self {
-        Self {
-            schema: schema.into(),
-            name: name.into(),
-        }
-    }
-}
-
-impl fmt::Display for TableName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.schema, self.name)
     }
 }
 
@@ -551,7 +526,7 @@ pub async fn unconfirmed(
 ) -> Result<Unconfirmed, Error> {
     let sql = include_str!("../../sql/catalog/unconfirmed.sql");
     let doing = || format!("look into replication slot \"{slot}\"");
-    let publication = super::ddl::quote(publication);
+    let publication = quote(publication);
     let row = client
         .query_one(sql, &[&slot, &publication, &changes_max])
         .await;

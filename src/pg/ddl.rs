@@ -1,9 +1,10 @@
 //! The statements that create and drop what outjet needs in Postgres, as text, so that a dry run
 //! prints exactly what would be executed. All that depends on the server's version is here.
 
-use postgres_protocol::escape::{escape_identifier, escape_literal};
+use postgres_protocol::escape::escape_literal;
 
-use super::catalog::{Server, TableName};
+use super::catalog::Server;
+use super::name::{TableName, quote, quote_table};
 
 /// Installs the schema `outbox`; see the file.
 pub const INSTALL: &str = include_str!("../../sql/install.sql");
@@ -13,16 +14,6 @@ pub const UNINSTALL: &str = include_str!("../../sql/uninstall.sql");
 
 /// The version of the schema that `INSTALL` installs.
 pub const SCHEMA_VERSION: i32 = 3;
-
-/// An identifier for SQL. Always quoted: which words are reserved differs between versions.
-pub fn quote(identifier: &str) -> String {
-    escape_identifier(identifier)
-}
-
-/// `"schema"."table"`.
-pub fn quote_table(table: &TableName) -> String {
-    format!("{}.{}", quote(&table.schema), quote(&table.name))
-}
 
 /// Inserts alone: an outbox's updates and deletes are housekeeping. Rows of partitions go out as
 /// rows of their root, whose name and columns the mapping knows.

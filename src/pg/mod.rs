@@ -9,6 +9,7 @@ mod connect;
 pub mod control;
 pub mod ddl;
 mod error;
+pub mod name;
 pub mod params;
 pub mod pgoutput;
 mod query;

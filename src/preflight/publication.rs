@@ -1,8 +1,9 @@
 //! The publication, and what it publishes of the tables.
 
 use super::{Check, Options, TableRequirement, Verdict};
-use crate::pg::catalog::{Facts, Publication, Server, Table, TableName};
+use crate::pg::catalog::{Facts, Publication, Server, Table};
 use crate::pg::ddl;
+use crate::pg::name::{TableName, quote, quote_table};
 
 /// Nothing about the tables if there is no publication: one thing to put right at a time.
 pub(super) fn judge(facts: &Facts, options: &Options) -> Vec<Check> {
@@ -198,7 +199,7 @@ fn strangers(publication: &Publication, options: &Options) -> Verdict {
             "they are in the publication alone; outjet halts at the first row of theirs",
             format!(
                 "add them to `tables`, or ALTER PUBLICATION {} DROP TABLE …;",
-                ddl::quote(name)
+                quote(name)
             ),
         )
     };
@@ -214,7 +215,7 @@ fn strangers(publication: &Publication, options: &Options) -> Verdict {
 
 /// `DROP TABLE` and `ADD TABLE` in one transaction, so that no row falls in between.
 fn remake(publication: &Publication, table: &TableName) -> String {
-    let (name, quoted) = (ddl::quote(&publication.name), ddl::quote_table(table));
+    let (name, quoted) = (quote(&publication.name), quote_table(table));
     format!(
         "BEGIN; ALTER PUBLICATION {name} DROP TABLE {quoted}; ALTER PUBLICATION {name} ADD TABLE \
          {quoted}; COMMIT;"

@@ -3,7 +3,7 @@
 use super::{Check, Verdict};
 use crate::error::{Exit, Failure, Problem};
 use crate::pg::catalog::Server;
-use crate::pg::ddl;
+use crate::pg::name::quote;
 
 /// Each at its own: a server may be wrong in more than one way.
 pub(super) fn judge(server: &Server) -> Vec<Check> {
@@ -87,7 +87,7 @@ fn role(server: &Server) -> Verdict {
     if server.superuser || server.replication || server.rds_replication {
         return Verdict::Pass(format!("role {role} may replicate"));
     }
-    let quoted = ddl::quote(role);
+    let quoted = quote(role);
     Verdict::Fail(Failure::halt(
         Exit::NotPermitted,
         Problem::new(

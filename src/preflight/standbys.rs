@@ -3,7 +3,7 @@
 
 use super::{Check, Options, Verdict};
 use crate::pg::catalog::{Facts, Slot, Standbys};
-use crate::pg::ddl;
+use crate::pg::name::quote;
 
 pub(super) fn judge(facts: &Facts, options: &Options) -> Vec<Check> {
     let check = |name, verdict| Check {
@@ -46,7 +46,7 @@ fn failover(facts: &Facts, options: &Options, slot: &Slot) -> Verdict {
                 "stop all copies of outjet, then: psql \"dbname={} replication=database\" -c \
                  'ALTER_REPLICATION_SLOT {} (FAILOVER true)'",
                 server.database,
-                ddl::quote(name)
+                quote(name)
             ),
         );
     }
@@ -56,7 +56,7 @@ fn failover(facts: &Facts, options: &Options, slot: &Slot) -> Verdict {
 /// Failover slots send what these standbys have, and no more.
 fn waited_for(standbys: &Standbys, listed: &str) -> Verdict {
     let set = |slots: &[&String]| {
-        let names: Vec<String> = slots.iter().map(|name| ddl::quote(name)).collect();
+        let names: Vec<String> = slots.iter().map(|name| quote(name)).collect();
         let names = names.join(", ").replace('\'', "''");
         format!("ALTER SYSTEM SET synchronized_standby_slots = '{names}'; SELECT pg_reload_conf();")
     };

@@ -1,8 +1,9 @@
 //! The outbox tables and their columns.
 
 use super::{Check, Options, RequiredColumn, TableRequirement, Verdict, nearest};
-use crate::pg::catalog::{Column, Facts, Table, TableName};
+use crate::pg::catalog::{Column, Facts, Table};
 use crate::pg::ddl;
+use crate::pg::name::{TableName, quote, quote_table};
 
 /// The columns only of tables that exist.
 pub(super) fn judge(facts: &Facts, options: &Options) -> Vec<Check> {
@@ -87,7 +88,7 @@ fn turned(may: bool, role: &str) -> Verdict {
     match may {
         true => Verdict::Pass(format!("role {role} may turn the partitions")),
         false => Verdict::warn(
-            format!("role {} may not turn the partitions", ddl::quote(role)),
+            format!("role {} may not turn the partitions", quote(role)),
             "retention.manage is on: without them rows go to the default partition, and old ones \
              stay",
             format!(
@@ -103,7 +104,7 @@ fn deleting(table: &Table, facts: &Facts) -> Verdict {
     match table.may_delete {
         true => Verdict::Pass(format!("role {role} may delete old rows of {name}")),
         false => Verdict::warn(
-            format!("role {} may not delete rows of {name}", ddl::quote(role)),
+            format!("role {} may not delete rows of {name}", quote(role)),
             "tables has keep for it, and old rows stay",
             format!(
                 "{} (and on its partitions), or remove its keep",
@@ -171,7 +172,7 @@ fn kind(table: &Table) -> Verdict {
     if table.persistence == 'p' && table.unlogged_partitions.is_empty() {
         return Verdict::Pass(format!("table {name} exists"));
     }
-    let quoted = ddl::quote_table(name);
+    let quoted = quote_table(name);
     let (cause, fix) = match (table.persistence, table.unlogged_partitions.first()) {
         ('t', _) => (
             "it is temporary".to_owned(),

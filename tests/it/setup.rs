@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use outjet::command::{check, drop, emit, setup, status};
 use outjet::error::{Disposition, Exit, Failure};
-use outjet::pg::catalog::TableName;
 use outjet::pg::ddl::INSTALL;
+use outjet::pg::name::TableName;
 use outjet::preflight::{Check, Options, RequiredColumn, TableRequirement, Verdict, first_failure};
 
 use crate::harness::postgres::Session;

@@ -10,7 +10,7 @@ use crate::error::Failure;
 use crate::lead::relay;
 use crate::lsn::Lsn;
 use crate::pg::catalog::Error;
-use crate::pg::ddl;
+use crate::pg::name::quote;
 use crate::pg::params::Params;
 use crate::preflight;
 
@@ -33,7 +33,7 @@ impl Coming<'_> {
         let create = "CREATE TEMP TABLE outjet_coming (id text NOT NULL) ON COMMIT DROP";
         execute(self.client, "make a temporary table", create).await?;
         let slot = escape_literal(&self.wanted.slot);
-        let publication = escape_literal(&ddl::quote(&self.wanted.publication));
+        let publication = escape_literal(&quote(&self.wanted.publication));
         let declare = format!(
             "DECLARE coming NO SCROLL CURSOR FOR SELECT data FROM \
              pg_logical_slot_peek_binary_changes({slot}, '{end}', NULL, 'proto_version', '1', \
