@@ -32,6 +32,8 @@ pub(crate) struct Chain {
     in_flight: usize,
     in_flight_bytes: usize,
     places: Places,
+    /// The highest sequence number that a reply has named.
+    heard: u64,
 }
 
 #[derive(Debug)]
@@ -153,6 +155,7 @@ impl Chain {
             in_flight: 0,
             in_flight_bytes: 0,
             places: Places::new(shared),
+            heard: 0,
         }
     }
 
@@ -249,6 +252,11 @@ impl Chain {
         self.ring[self.next].uncertain = true;
     }
 
+    /// The highest sequence number at which an event is known to be stored by this chain.
+    pub(crate) fn heard(&self) -> u64 {
+        self.heard
+    }
+
     /// The number of the oldest event that is not settled, or of the next to be taken.
     pub(crate) fn head(&self) -> u64 {
         self.head
@@ -320,6 +328,7 @@ impl Chain {
             });
         }
         self.places.stored(sequence);
+        self.heard = self.heard.max(sequence);
         let behind = sequence - expected;
         self.land(at, |slot, place| {
             slot.state = State::Stored {

@@ -11,12 +11,17 @@
 //! the old connection could take the place of one of ours, and the next of ours be stored twice.
 
 use std::collections::HashSet;
+use std::ops::RangeInclusive;
 
 use super::chain::{Chain, Waiting};
 use crate::event::lineage::Lineage;
 use crate::event::{Event, Position};
 use crate::guard::{Found, Stream};
 use crate::sink::{Past, Settled, UNRECORDED_MAX};
+
+/// Stretches of the stream that connections of one term may leave unheard of: a term that loses
+/// more of them before its past is settled has other troubles.
+const UNHEARD_MAX: usize = 64;
 
 /// What is known of the past of a term.
 pub(crate) struct Memory {
@@ -30,8 +35,11 @@ pub(crate) struct Memory {
     base: u64,
     letters: u64,
     settled_to: Option<Position>,
-    /// Where the stream ended when the term began: what others have sent is stored there or before.
+    /// Where the stream ended when the term began: what a leader before us has stored in time.
     began_at: u64,
+    /// What was stored later, and by whom nobody has told us: by a leader before us that had not
+    /// noticed yet, or by a lost connection of ours.
+    unheard: Vec<RangeInclusive<u64>>,
     /// A sequence number holds no message, and an event of ours may have stood there.
     vacant: bool,
     /// `base` stays until this is settled: what comes before may stand at a vacant number.
@@ -77,6 +85,7 @@ impl Memory {
             letters: 0,
             settled_to: None,
             began_at: 0,
+            unheard: Vec::new(),
             vacant: false,
             vacant_until: None,
             used: HashSet::new(),
@@ -91,11 +100,31 @@ impl Memory {
     /// A term begins, of which so much is known, where the stream ends at a sequence number.
     pub(crate) fn begin(&mut self, past: Past, last: u64) {
         self.began_at = last;
+        self.unheard.clear();
         self.past = past;
         self.settled_to = past.settled_to;
         self.complete = past.settled_to.is_some();
         self.base = past.stored;
         self.letters = past.letters;
+    }
+
+    /// A new connection finds the stream to end at `last`.
+    ///
+    /// ```text
+    ///  stream  ──1──2──3──4──5──6──►     1: began_at; 2, 3: we heard of
+    ///                  heard  last       4, 5, 6: unheard
+    /// ```
+    pub(crate) fn reconnected(&mut self, chain: &Chain, last: u64) {
+        let behind = self.began_at.max(chain.heard());
+        self.unheard
+            .retain(|range| *range.end() > self.base && *range.start() <= behind);
+        if behind < last {
+            self.unheard.push(behind + 1..=last);
+        }
+        if self.unheard.len() > UNHEARD_MAX {
+            // What lies there is stored twice rather than lost.
+            self.unheard.remove(0);
+        }
     }
 
     /// Whether the merge is over, or was never needed.
@@ -222,9 +251,11 @@ impl Memory {
 
     /// Whether the server's `duplicate` can mean an event that is not found: it names a sequence
     /// number where that may have been stored, by a leader before us or at one of its own `places`,
-    /// and that has settled no other. If it holds no message, the event was stored there.
+    /// and that has settled no other. If it holds no message, the event was stored there. Where we
+    /// heard that an event of ours is stored, it was that one, whatever its id.
     pub(crate) fn proves(&self, sequence: u64, places: &[u64]) -> bool {
-        let possible = sequence <= self.began_at || places.contains(&sequence);
+        let unheard = self.unheard.iter().any(|range| range.contains(&sequence));
+        let possible = sequence <= self.began_at || unheard || places.contains(&sequence);
         possible && sequence > self.base && !self.used.contains(&sequence)
     }
 

@@ -36,6 +36,9 @@ impl JetStream {
     pub(super) async fn reconcile(&mut self, first: bool) -> Result<(), Error> {
         let epoch = epoch_mut(&mut self.epoch);
         let connection = &epoch.connection;
+        if !first {
+            self.memory.reconnected(&self.chain, epoch.last_sequence);
+        }
         if !self.memory.complete() {
             epoch.tail = Search::new(Bounds::of(&connection.info));
             let deleted = connection.info.state.deleted_count.unwrap_or(0) > 0;

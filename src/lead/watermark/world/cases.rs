@@ -182,6 +182,19 @@ fn what_vanished_before_a_merge_is_uncertain_for_the_next_leader() {
     assert_eq!(world.uncertain.len(), 2);
 }
 
+/// A leader that was replaced still stores, and what it stores vanishes at once, as from a work
+/// queue: the server knows the id of what the new leader has never seen.
+#[test]
+fn what_a_replaced_leader_stores_late_and_vanishes_is_not_stored_twice() {
+    let second = [Commit, Read, Pump, Crash, LEAD, Old(0), Vanish(1)];
+    let refused = [Read, Pump, Arrive, Hear];
+    let duplicate = [Pump, Arrive, Hear, Pump, Arrive, Hear];
+    let history = [&FIRST[..], &RECORD, &second, &refused, &duplicate].concat();
+    let mut world = World::new(None, true);
+    assert_eq!(play(&mut world, &history), Ok(()));
+    assert_eq!(world.stream.len(), 2);
+}
+
 /// It is not among the deleted ones that the server counts when the connection is made.
 #[test]
 fn what_vanishes_before_the_merge_reads_it_is_uncertain() {

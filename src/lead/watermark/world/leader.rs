@@ -457,6 +457,9 @@ impl World {
     /// `JetStream::reconcile`.
     fn reconcile(&mut self, first: bool) {
         let leader = self.leader.as_mut().expect("somebody leads");
+        if !first {
+            leader.memory.reconnected(&leader.chain, leader.last);
+        }
         if !leader.memory.complete() {
             let lowest = self.stream.iter().position(|stored| stored.there);
             let within = &self.stream[lowest.unwrap_or(self.stream.len())..];
