@@ -14,12 +14,9 @@ use tokio::time::Instant;
 
 use super::chain::Chain;
 use super::error::Error;
-use super::{EXPECTED_LAST_SEQUENCE, IN_FLIGHT_BYTES_MAX, JetStream, epoch_mut};
+use super::names::{BATCH_COMMIT, BATCH_ID, BATCH_SEQUENCE, EXPECTED_LAST_SEQUENCE};
+use super::{IN_FLIGHT_BYTES_MAX, JetStream, epoch_mut};
 use crate::fault;
-
-pub(super) const BATCH_ID: &str = "Nats-Batch-Id";
-pub(super) const BATCH_SEQUENCE: &str = "Nats-Batch-Sequence";
-pub(super) const BATCH_COMMIT: &str = "Nats-Batch-Commit";
 
 /// What these three and the expectation take at most, with an id of 43 characters (a number behind
 /// the last token of an inbox).

@@ -27,9 +27,10 @@ use super::client::{Connection, HEADER_BYTES_MAX};
 use super::error::Error;
 use super::headers::{row_headers, wire_len};
 use super::messages::Messages;
+use super::names::TOO_LARGE;
 use super::options::StreamOptions;
 use super::reply::Reply;
-use super::{JetStream, TOO_LARGE, epoch_mut};
+use super::{JetStream, epoch_mut};
 use crate::event::Event;
 use crate::fault;
 

@@ -10,11 +10,13 @@ use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
 use async_nats::{HeaderMap, HeaderValue, Message};
 use bytes::Bytes;
 use futures_util::StreamExt;
-use sha2::{Digest, Sha256};
 
 use super::client::Connection;
 use super::error::{Error, api};
 use super::messages::Messages;
+use super::names::{
+    EXPECTED_LAST_SUBJECT_SEQUENCE, KV_OPERATION, record_bucket, record_key, record_stream,
+};
 use super::options::Options;
 use super::reply::Reply;
 use super::rights;
@@ -22,53 +24,12 @@ use crate::error::chain;
 use crate::event::lineage::Source;
 use crate::sink::{Kept, Write, Written};
 
-const EXPECTED_LAST_SUBJECT_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";
-
-/// What tells that a key was deleted.
-const OPERATION: &str = "KV-Operation";
-
-/// How the name of a bucket's stream begins.
-const KV: &str = "KV_";
-
-/// The bucket of a stream: `OUTJET_<STREAM>`. Names of buckets have fewer characters than names of
-/// streams; the hash keeps two streams apart that would have the same.
-pub(super) fn name(stream: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-    if stream.chars().all(plain) {
-        return format!("OUTJET_{stream}");
-    }
-    let replaced: String = stream
-        .chars()
-        .map(|c| if plain(c) { c } else { '_' })
-        .collect();
-    let hash = Sha256::digest(stream.as_bytes());
-    let digits: String = hash
-        .iter()
-        .take(4)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    format!("OUTJET_{replaced}{digits}")
-}
-
-/// The stream that a bucket is.
-pub(super) fn stream_name(stream: &str) -> String {
-    format!("{KV}{}", name(stream))
-}
-
-/// The key of a slot. Streams that are shared may have writers of several clusters.
-fn key(shared: bool, source: &Source) -> String {
-    match shared {
-        true => format!("{}.{}", source.system, source.slot),
-        false => source.slot.clone(),
-    }
-}
-
 /// The configuration that the missing bucket of a stream is created with, as the clients make them,
 /// where the stream is.
 pub(super) fn config(stream: &str, beside: &Config) -> Config {
     Config {
-        name: stream_name(stream),
-        subjects: vec![format!("$KV.{}.>", name(stream))],
+        name: record_stream(stream),
+        subjects: vec![format!("$KV.{}.>", record_bucket(stream))],
         max_messages_per_subject: 1,
         num_replicas: beside.num_replicas,
         placement: beside.placement.clone(),
@@ -87,7 +48,10 @@ pub(super) fn config(stream: &str, beside: &Config) -> Config {
 /// What the record takes, as the server's configuration spells it.
 pub(super) fn permissions(options: &Options) -> String {
     let (stream, api) = (&options.stream.name, api(options));
-    let (keys, name) = (format!("$KV.{}.>", name(stream)), stream_name(stream));
+    let (keys, name) = (
+        format!("$KV.{}.>", record_bucket(stream)),
+        record_stream(stream),
+    );
     let create = match options.stream.create {
         true => format!(", {api}.STREAM.CREATE.{name}"),
         false => String::new(),
@@ -125,7 +89,7 @@ pub(super) async fn open(
     options: &Options,
 ) -> Result<Result<Opened, String>, Error> {
     let stream = &options.stream.name;
-    let read = Box::pin(connection.context.get_stream(stream_name(stream)));
+    let read = Box::pin(connection.context.get_stream(record_stream(stream)));
     let found = unless_denied(connection, async { Ok(read.await) }).await?;
     let missing = match found {
         Ok(found) => {
@@ -135,7 +99,7 @@ pub(super) async fn open(
         }
         Err(error) => match error.kind() {
             GetStreamErrorKind::JetStream(error) if error.code() == 404 => {
-                format!("bucket {} does not exist", name(stream))
+                format!("bucket {} does not exist", record_bucket(stream))
             }
             GetStreamErrorKind::JetStream(error) => return Ok(Err(error.to_string())),
             _ => return Err(Error::Broken(format!("read the bucket: {}", chain(&error)))),
@@ -208,11 +172,14 @@ impl Bucket {
         replicas: usize,
     ) -> Self {
         let stream = &options.stream;
-        let (key, bucket) = (key(stream.shared, source), name(&stream.name));
+        let (key, bucket) = (
+            record_key(stream.shared, source),
+            record_bucket(&stream.name),
+        );
         let subject = format!("$KV.{bucket}.{key}");
         Self {
-            messages: Messages::new(connection.context.clone(), &stream_name(&stream.name)),
-            stream: stream_name(&stream.name),
+            messages: Messages::new(connection.context.clone(), &record_stream(&stream.name)),
+            stream: record_stream(&stream.name),
             entrance: entrance(options.nats.domain.as_deref(), &subject),
             subject,
             replicas,
@@ -240,7 +207,7 @@ impl Bucket {
         let found = self.messages.last_whole_of(&self.subject).await?;
         Ok(found.map(|message| Kept {
             revision: message.stored.sequence,
-            bytes: match message.stored.header(OPERATION) {
+            bytes: match message.stored.header(KV_OPERATION) {
                 Some("DEL" | "PURGE") => Bytes::new(),
                 _ => message.body.into(),
             },
@@ -312,9 +279,14 @@ mod tests {
 
     #[test]
     fn bucket_has_a_name_that_clients_take_and_that_no_other_stream_has() {
-        assert_eq!(name("OUTBOX"), "OUTJET_OUTBOX");
-        assert_eq!(name("my-out_box1"), "OUTJET_my-out_box1");
-        let odd = [name("größe"), name("gr__e"), name("a/b"), name("a:b")];
+        assert_eq!(record_bucket("OUTBOX"), "OUTJET_OUTBOX");
+        assert_eq!(record_bucket("my-out_box1"), "OUTJET_my-out_box1");
+        let odd = [
+            record_bucket("größe"),
+            record_bucket("gr__e"),
+            record_bucket("a/b"),
+            record_bucket("a:b"),
+        ];
         assert_eq!(odd[1], "OUTJET_gr__e");
         assert!(odd[0].starts_with("OUTJET_gr__e") && odd[0].len() == odd[1].len() + 8);
         assert_ne!(odd[2], odd[3]);
@@ -350,7 +322,7 @@ mod tests {
     #[test]
     fn slots_of_several_clusters_have_keys_of_their_own_in_a_shared_stream() {
         let source = Source::parse("7/1/outjet").expect("a source");
-        assert_eq!(key(false, &source), "outjet");
-        assert_eq!(key(true, &source), "7.outjet");
+        assert_eq!(record_key(false, &source), "outjet");
+        assert_eq!(record_key(true, &source), "7.outjet");
     }
 }

@@ -15,29 +15,25 @@ use bytes::Bytes;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::batch::{BATCH_COMMIT, BATCH_HEADER_BYTES, BATCH_ID, BATCH_SEQUENCE};
+use super::batch::BATCH_HEADER_BYTES;
 use super::bodies::outgoing;
 use super::chain::{Passed, Waiting};
 use super::client::{Connection, HEADER_BYTES_MAX};
 use super::error::Error;
-use super::headers::{TTL, row_headers, ttl, wire_len};
+use super::headers::{row_headers, ttl, wire_len};
 use super::messages::Messages;
+use super::names::{
+    BATCH_COMMIT, BATCH_ID, BATCH_SEQUENCE, EXPECTED_LAST_SUBJECT_SEQUENCE, NOT_DELAYED, PLAIN_ID,
+    POSITION, SCHEDULE, SCHEDULE_TARGET, SCHEDULE_TTL, SOURCE, TARGET_PREFIX, TOO_LARGE, TTL,
+    mark_subject, schedule_subject,
+};
 use super::options::{Options, StreamOptions};
 use super::reply::Reply;
-use super::tail::{PLAIN_ID, POSITION, SOURCE};
-use super::{JetStream, TOO_LARGE, epoch_mut, unsendable};
+use super::{JetStream, epoch_mut, unsendable};
 use crate::event::lineage::Source;
 use crate::event::{Event, Rejected};
 use crate::fault;
 use crate::route;
-
-const SCHEDULE: &str = "Nats-Schedule";
-const SCHEDULE_TARGET: &str = "Nats-Schedule-Target";
-const SCHEDULE_TTL: &str = "Nats-Schedule-TTL";
-const EXPECTED_LAST_SUBJECT_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";
-
-/// What a delayed event is called among the reasons of dead letters.
-const REASON: &str = "delayed";
 
 /// How long a mark outlives the delivery. Postgres sends again what was confirmed shortly before a
 /// crash, or not at all: a week is longer than outjet is away unnoticed.
@@ -111,7 +107,7 @@ impl Delayed {
             Some(mark) if is_of_cluster(mark.header(SOURCE), source) => Ok(Passed::Known(None)),
             Some(_) => {
                 let error = "an event of another database has its place".to_owned();
-                let reason = REASON;
+                let reason = NOT_DELAYED;
                 Err(unsendable(event, Rejected { reason, error }))
             }
             None => Err(Error::Broken(format!(
@@ -220,53 +216,16 @@ fn refused(event: &Event, error: Error) -> Error {
         | Error::StreamNotCreated { .. } => {
             let due = event.deliver_at.map(rfc3339).unwrap_or_default();
             let error = format!("it cannot be kept until {due}: {error}");
-            let reason = REASON;
+            let reason = NOT_DELAYED;
             unsendable(event, Rejected { reason, error })
         }
         other => other,
     }
 }
 
-/// What stands before the subject of an event that was delayed.
-pub(super) const TARGET_PREFIX: &str = "delayed.";
-
 /// Where a schedule says that its event will appear.
 pub(super) fn schedule_target(headers: &HeaderMap) -> Option<&str> {
     headers.get(SCHEDULE_TARGET).map(HeaderValue::as_str)
-}
-
-/// The last token of a mark's subject.
-const MARK: &str = "mark";
-
-/// What the schedules of a stream have their subjects under.
-pub(super) fn prefix(stream: &str) -> String {
-    format!("_outjet.delayed.{stream}")
-}
-
-fn mark_subject(stream: &str, event: &Event) -> String {
-    format!("{}.{MARK}", schedule_subject(stream, event))
-}
-
-fn schedule_subject(stream: &str, event: &Event) -> String {
-    let Event { position, id, .. } = event;
-    format!("{}.{}.{position}", prefix(stream), token(id))
-}
-
-/// The subject of the schedules of all events with this id.
-pub(super) fn schedules_of(stream: &str, id: &str) -> String {
-    format!("{}.{}.*", prefix(stream), token(id))
-}
-
-/// An id as one token, different for different ids.
-fn token(id: &str) -> String {
-    let mut token = String::with_capacity(id.len());
-    for byte in id.bytes() {
-        match byte {
-            b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'-' | b'_' => token.push(byte.into()),
-            _ => token.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    token
 }
 
 /// Says whose event it is. Not by `Nats-Msg-Id`, which the server drops when the event is due.
@@ -313,18 +272,5 @@ mod tests {
         for other in [None, Some("8/1/a"), Some("x")] {
             assert!(!is_of_cluster(other, "7/1/a"), "{other:?}");
         }
-    }
-
-    #[test]
-    fn different_ids_have_different_subjects_of_one_token() {
-        let ids = ["a", "A", "a.b", "a%2Eb", "public.t:7", "ä", "*", ">", "a b"];
-        let mut tokens: Vec<_> = ids.iter().map(|id| token(id)).collect();
-        for token in &tokens {
-            assert_eq!(route::check_subject(&format!("x.{token}")), Ok(()));
-            assert!(route::matches("x.*", &format!("x.{token}")), "{token}");
-        }
-        tokens.sort();
-        tokens.dedup();
-        assert_eq!(tokens.len(), ids.len());
     }
 }

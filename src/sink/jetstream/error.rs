@@ -5,8 +5,8 @@ use std::error::Error as _;
 use async_nats::jetstream::stream::SubjectTransform;
 
 use super::bucket;
-use super::ingress::Ingress;
-use super::options::{Buries, Options, StreamOptions};
+use super::names::record_bucket;
+use super::options::{Buries, Ingress, Options, StreamOptions};
 use crate::error::{Disposition, Exit, Failure, Problem, chain};
 use crate::event::lineage::Source;
 use crate::event::{Position, Rejected};
@@ -293,7 +293,7 @@ impl Error {
             | Self::StreamChanged { .. } => self.to_string(),
             Self::BucketDenied(_) => format!(
                 "NATS at {servers} does not let us use bucket {}",
-                bucket::name(&options.stream.name)
+                record_bucket(&options.stream.name)
             ),
             Self::Broken(_) => format!("events do not get through to NATS at {servers}"),
         }

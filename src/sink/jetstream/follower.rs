@@ -7,9 +7,8 @@ use futures_util::StreamExt;
 
 use super::client::Connection;
 use super::error::{Error, api};
-use super::headers::REPLAY;
+use super::names::{MESSAGE_ID, PLAIN_ID, REPLAY};
 use super::options::Options;
-use super::tail::{MESSAGE_ID, PLAIN_ID};
 use crate::error::chain;
 use crate::route;
 

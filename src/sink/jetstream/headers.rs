@@ -4,14 +4,8 @@ use async_nats::jetstream::stream::Config;
 use async_nats::{HeaderMap, HeaderName as NatsHeaderName, HeaderValue};
 use time::OffsetDateTime;
 
-use super::tail::{MESSAGE_ID, PLAIN_ID, POSITION, SOURCE};
+use super::names::{MESSAGE_ID, PLAIN_ID, POSITION, REPLAY, SOURCE, TTL};
 use crate::event::{Event, HeaderName};
-
-/// On what was published before and goes out again.
-pub(super) const REPLAY: &str = "Outjet-Replay";
-
-/// How long the server keeps a message.
-pub(super) const TTL: &str = "Nats-TTL";
 
 /// A value of `Nats-TTL`: whole seconds, of which there must be one (ADR-43).
 pub(super) fn ttl(left: time::Duration) -> String {

@@ -19,7 +19,8 @@ use super::JetStream;
 use super::client::Connection;
 use super::error::Error;
 use super::messages::{Messages, Standing};
-use super::tail::{Bounds, POSITION};
+use super::names::POSITION;
+use super::tail::Bounds;
 use crate::event::Position;
 use crate::sink::{HELD_MAX, Report, Settled};
 

@@ -8,30 +8,15 @@
 use async_nats::jetstream::stream::{Config, SubjectTransform};
 
 use super::error::Error;
-use super::options::StreamOptions;
-
-/// Where a stream takes its events.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ingress {
-    /// On the subjects that consumers see.
-    Public,
-    /// On subjects of outjet's own, `_outjet.<STREAM>.>`.
-    Private,
-}
-
-/// What the private subjects of all streams begin with.
-const PRIVATE: &str = "_outjet.";
-
-fn prefix(stream: &str) -> String {
-    format!("{PRIVATE}{stream}.")
-}
+use super::names::{PRIVATE, private_prefix};
+use super::options::{Ingress, StreamOptions};
 
 impl Ingress {
     /// Where to publish what a stream is to store under a subject or pattern.
     pub(super) fn entrance(self, stream: &str, subject: &str) -> String {
         match self {
             Self::Public => subject.to_owned(),
-            Self::Private => prefix(stream) + subject,
+            Self::Private => private_prefix(stream) + subject,
         }
     }
 
@@ -40,7 +25,7 @@ impl Ingress {
         match self {
             Self::Public => None,
             Self::Private => Some(SubjectTransform {
-                source: prefix(stream) + ">",
+                source: private_prefix(stream) + ">",
                 destination: ">".to_owned(),
             }),
         }
@@ -65,7 +50,7 @@ impl StreamOptions {
     /// The public subjects of a stream as it is found; refuses one that takes events otherwise than
     /// it should, wholly or in part.
     pub(super) fn public_subjects(&self, found: &Config) -> Result<Vec<String>, Error> {
-        let prefix = prefix(&self.name);
+        let prefix = private_prefix(&self.name);
         let mut subjects: Vec<String> = Vec::new();
         for subject in &found.subjects {
             let public = subject.strip_prefix(&prefix).unwrap_or(subject);

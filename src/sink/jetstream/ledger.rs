@@ -8,8 +8,8 @@ use time::OffsetDateTime;
 
 use super::client::Connection;
 use super::error::Error;
-use super::headers::REPLAY;
 use super::messages::Stored;
+use super::names::REPLAY;
 use super::options::Options;
 use super::tail::{Bounds, Reader, entry};
 use crate::guard::Entry;

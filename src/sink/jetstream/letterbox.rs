@@ -7,9 +7,8 @@ use time::OffsetDateTime;
 
 use super::client::Connection;
 use super::error::Error;
-use super::letters::{ERROR, REASON, TABLE};
+use super::names::{ERROR, PLAIN_ID, POSITION, REASON, TABLE};
 use super::options::Options;
-use super::tail::{PLAIN_ID, POSITION};
 use crate::error::chain;
 
 /// The stream of the dead letters.

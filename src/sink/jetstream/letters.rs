@@ -16,20 +16,17 @@ use tracing::warn;
 use super::client::{Connection, HEADER_BYTES_MAX};
 use super::error::Error;
 use super::headers::{row_headers, wire_len};
+use super::names::{
+    BODY_BYTES, ERROR, EXPECTED_LAST_SEQUENCE, PLAIN_ID, POSITION, REASON, SOURCE, TABLE,
+    invalid_subject,
+};
 use super::options::Options;
 use super::reply::Reply;
-use super::tail::{Bounds, PLAIN_ID, POSITION, SOURCE, Search, Start};
-use super::{EXPECTED_LAST_SEQUENCE, unsendable};
+use super::tail::{Bounds, Search, Start};
+use super::unsendable;
 use crate::event::lineage::Lineage;
 use crate::event::{Event, Rejected, header_is_sound};
 use crate::route;
-
-/// What a dead letter says about itself, beside `Outjet-Source`, `Outjet-Position` and `Outjet-Id`.
-pub(super) const REASON: &str = "Outjet-Reason";
-pub(super) const ERROR: &str = "Outjet-Error";
-pub(super) const TABLE: &str = "Outjet-Table";
-/// The length of a body that was too large to be kept; the row is found by table and id.
-const BODY_BYTES: &str = "Outjet-Body-Bytes";
 
 /// An error's text in a header is cut after this many characters.
 const ERROR_CHARS_MAX: usize = 500;
@@ -221,12 +218,6 @@ impl Buried {
             warn!(%table, id, %position, events, cause, "an event went to the dead letters");
         }
     }
-}
-
-/// The subject of dead letters that have none of their own. Ends with the stream's name, because
-/// no two streams of an account may listen on the same subject.
-pub(super) fn invalid_subject(stream: &str) -> String {
-    format!("dlq._invalid.{stream}")
 }
 
 /// Text that quotes what was rejected, as a header takes it.

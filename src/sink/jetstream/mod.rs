@@ -35,6 +35,7 @@ mod letterbox;
 mod letters;
 pub(crate) mod memory;
 mod messages;
+mod names;
 mod options;
 mod past;
 mod places;
@@ -66,13 +67,13 @@ pub use self::error::Error;
 pub use self::follower::Follower;
 use self::headers::{headers, wire_len};
 use self::hold::{Hold, Seen, Witness};
-pub use self::ingress::Ingress;
 pub use self::inspection::{Inspection, inspect};
 pub use self::ledger::{Ledger, Line, Past};
 pub use self::letterbox::{DeadLetter, Letterbox};
 use self::letters::{Buried, Letter, Letters};
 use self::memory::Memory;
-pub use self::options::{Buries, NatsOptions, Options, Storage, StreamOptions};
+use self::names::{EXPECTED_LAST_SEQUENCE, TOO_LARGE};
+pub use self::options::{Buries, Ingress, NatsOptions, Options, Storage, StreamOptions};
 use self::past::Doubts;
 pub use self::record::Standing;
 use self::reply::Reply;
@@ -88,12 +89,6 @@ use crate::event::{Event, Rejected};
 use crate::fault;
 use crate::route;
 use crate::sink::{Order, Report, Settled, Write};
-
-/// The header that makes the chain.
-const EXPECTED_LAST_SEQUENCE: &str = "Nats-Expected-Last-Sequence";
-
-/// What an event that no message holds is called among the reasons of dead letters.
-const TOO_LARGE: &str = "too_large";
 
 /// Most bytes that may be under way at once, but for one event: 1 Gbit/s over 64 ms. A client that
 /// was given up keeps what it could not send for as long as it lives, so there should be little,

@@ -3,10 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::TOO_LARGE;
-use super::delayed::prefix;
-use super::ingress::Ingress;
-use super::letters::invalid_subject;
+use super::names::{OBJECTS, TOO_LARGE, invalid_subject, schedules_prefix};
 use crate::event::Rejected;
 use crate::event::lineage::Source;
 use crate::route;
@@ -275,7 +272,7 @@ impl StreamOptions {
     pub fn bodies(&self, bucket: &str, max_age: Duration) -> Self {
         let window = self.duplicate_window;
         Self {
-            name: format!("{BUCKET}{bucket}"),
+            name: format!("{OBJECTS}{bucket}"),
             subjects: ["C", "M"]
                 .map(|kind| format!("$O.{bucket}.{kind}.>"))
                 .into(),
@@ -297,14 +294,14 @@ impl StreamOptions {
 
     /// The name of the bucket whose stream this is.
     pub(super) fn bucket(&self) -> &str {
-        self.name.strip_prefix(BUCKET).unwrap_or(&self.name)
+        self.name.strip_prefix(OBJECTS).unwrap_or(&self.name)
     }
 
     /// The stream of what is delayed, `<name>_DELAYED`: made like it, without a limit that a
     /// schedule could fall to before it is due.
     pub fn delayed(&self) -> Self {
         let subjects = self.subjects.iter().map(|s| format!("delayed.{s}"));
-        let schedules = format!("{}.>", prefix(&self.name));
+        let schedules = format!("{}.>", schedules_prefix(&self.name));
         Self {
             name: format!("{}_DELAYED", self.name),
             subjects: subjects.chain([schedules]).collect(),
@@ -320,8 +317,14 @@ impl StreamOptions {
     }
 }
 
-/// How the name of a bucket's stream begins.
-const BUCKET: &str = "OBJ_";
+/// Where a stream takes its events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ingress {
+    /// On the subjects that consumers see.
+    Public,
+    /// On subjects of outjet's own, `_outjet.<STREAM>.>`.
+    Private,
+}
 
 /// Where a stream keeps its messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,6 +11,7 @@ use super::bucket::{self, Answer, Bucket};
 use super::client::Connection;
 use super::error::Error;
 use super::messages::{Messages, Stored};
+use super::names::record_bucket;
 use super::options::Options;
 use super::{JetStream, epoch_mut, inspection, tail};
 use crate::error::Failure;
@@ -212,7 +213,9 @@ impl JetStream {
     /// anew, and the bucket is left alone.
     pub(super) fn without_bucket(&mut self, error: Error) -> Error {
         match error {
-            Error::PublishDenied(why) if why.contains(&bucket::name(&self.options.stream.name)) => {
+            Error::PublishDenied(why)
+                if why.contains(&record_bucket(&self.options.stream.name)) =>
+            {
                 self.denied = Some(why.clone());
                 Error::BucketDenied(why)
             }

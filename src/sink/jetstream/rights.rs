@@ -11,11 +11,10 @@ use futures_util::{FutureExt, StreamExt};
 use super::client::Connection;
 use super::error::Error;
 use super::messages::Messages;
+use super::names::EXPECTED_STREAM;
 use super::options::{Options, StreamOptions};
 use super::reply::refusing_stream;
 use crate::route;
-
-const EXPECTED_STREAM: &str = "Nats-Expected-Stream";
 
 /// No stream's name has a dot in it (`isValidName`, nats-server), so none takes what expects it.
 const NO_STREAM: &str = "outjet.check";

@@ -4,10 +4,10 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
 
 use super::client::Connection;
-use super::delayed::{TARGET_PREFIX, prefix, schedule_target, schedules_of};
+use super::delayed::schedule_target;
 use super::error::Error;
+use super::names::{PLAIN_ID, TARGET_PREFIX, schedules_of, schedules_prefix};
 use super::options::Options;
-use super::tail::PLAIN_ID;
 use crate::error::chain;
 
 /// The stream of what is delayed.
@@ -66,7 +66,7 @@ impl Schedules {
 
     /// The first at or behind a sequence number.
     pub async fn next(&self, sequence: u64) -> Result<Option<Schedule>, Error> {
-        let all = format!("{}.*.*", prefix(&self.of));
+        let all = format!("{}.*.*", schedules_prefix(&self.of));
         let read = async {
             let found = self.stream.get_first_raw_message_by_subject(&all, sequence);
             match found.await {

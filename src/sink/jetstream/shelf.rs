@@ -5,6 +5,7 @@ use async_nats::jetstream::stream::Config;
 use super::bucket::Bucket;
 use super::client::{self, Connection};
 use super::error::Error;
+use super::names::record_bucket;
 use super::options::Options;
 use super::{bucket, record};
 use crate::event::lineage::{Place, Source};
@@ -14,7 +15,7 @@ use crate::sink::{At, Kept, Write, Written};
 pub fn bucket_config(options: &Options) -> (String, Config) {
     let stream = &options.stream;
     let config = bucket::config(&stream.name, &client::config(stream));
-    (bucket::name(&stream.name), config)
+    (record_bucket(&stream.name), config)
 }
 
 /// The bucket beside the stream, which must exist.
@@ -37,7 +38,7 @@ pub async fn inspect_bucket(options: &Options) -> Result<BucketFound, Error> {
     let options = options.of_stream();
     let connection = Box::pin(Connection::open(&options)).await?;
     let stream = &connection.info.config;
-    let name = bucket::name(&options.stream.name);
+    let name = record_bucket(&options.stream.name);
     let command = format!(
         "nats kv add {name} --history 1 --replicas {}",
         stream.num_replicas
@@ -80,7 +81,7 @@ impl Shelf {
 
     /// The name of the bucket.
     pub fn name(&self) -> String {
-        bucket::name(&self.options.stream.name)
+        record_bucket(&self.options.stream.name)
     }
 
     /// The stream's, for messages.

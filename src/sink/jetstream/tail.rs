@@ -11,15 +11,10 @@ use tracing::warn;
 
 use super::error::Error;
 use super::messages::{Kept, Messages, Stored};
+use super::names::{MESSAGE_ID, PLAIN_ID, POSITION, SOURCE};
 use crate::event::lineage::{Lineage, Mark, Source};
 use crate::event::{Event, Position};
 use crate::guard::{self, Entry, Found, Guard, Verdict, late_max};
-
-/// The headers that the guard reads. `Outjet-Id` stands for `Nats-Msg-Id` where that was left out.
-pub(super) const SOURCE: &str = "Outjet-Source";
-pub(super) const POSITION: &str = "Outjet-Position";
-pub(super) const MESSAGE_ID: &str = "Nats-Msg-Id";
-pub(super) const PLAIN_ID: &str = "Outjet-Id";
 
 /// Most messages that are read before they are looked at.
 const BATCH_MAX: u64 = 1024;

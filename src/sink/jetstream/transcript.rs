@@ -9,10 +9,10 @@ use tokio::sync::watch;
 
 use super::client;
 use super::error::Error;
-use super::headers::REPLAY;
 use super::messages::{Messages, Whole};
+use super::names::{MESSAGE_ID, PLAIN_ID, REPLAY};
 use super::options::Options;
-use super::tail::{Bounds, MESSAGE_ID, PLAIN_ID, Reader, mark};
+use super::tail::{Bounds, Reader, mark};
 
 /// A stream that is read once.
 pub struct Transcript {
