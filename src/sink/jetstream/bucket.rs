@@ -12,10 +12,11 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 
 use super::client::Connection;
-use super::error::{Error, api};
+use super::error::Error;
 use super::messages::Messages;
 use super::names::{
-    EXPECTED_LAST_SUBJECT_SEQUENCE, KV_OPERATION, record_bucket, record_key, record_stream,
+    EXPECTED_LAST_SUBJECT_SEQUENCE, KV_OPERATION, record_bucket, record_entrance, record_key,
+    record_stream,
 };
 use super::options::Options;
 use super::reply::Reply;
@@ -42,37 +43,6 @@ pub(super) fn config(stream: &str, beside: &Config) -> Config {
         max_bytes: -1,
         description: Some(format!("what outjet has settled in {stream}")),
         ..Config::default()
-    }
-}
-
-/// What the record takes, as the server's configuration spells it.
-pub(super) fn permissions(options: &Options) -> String {
-    let (stream, api) = (&options.stream.name, api(options));
-    let (keys, name) = (
-        format!("$KV.{}.>", record_bucket(stream)),
-        record_stream(stream),
-    );
-    let create = match options.stream.create {
-        true => format!(", {api}.STREAM.CREATE.{name}"),
-        false => String::new(),
-    };
-    format!(
-        "{}, {api}.STREAM.INFO.{name}, {api}.STREAM.MSG.GET.{name}{create}",
-        entrance(options.nats.domain.as_deref(), &keys)
-    )
-}
-
-/// What helps where they lack.
-pub(super) fn fix(options: &Options) -> String {
-    format!("allow our user to publish to {}", permissions(options))
-}
-
-/// Where to publish to a subject of a bucket.
-fn entrance(domain: Option<&str>, subject: &str) -> String {
-    match domain {
-        // No twin in another domain answers this (nats.go, kv.go: useJSPfx).
-        Some(domain) => format!("$JS.{domain}.API.{subject}"),
-        None => subject.to_owned(),
     }
 }
 
@@ -180,7 +150,7 @@ impl Bucket {
         Self {
             messages: Messages::new(connection.context.clone(), &record_stream(&stream.name)),
             stream: record_stream(&stream.name),
-            entrance: entrance(options.nats.domain.as_deref(), &subject),
+            entrance: record_entrance(options.nats.domain.as_deref(), &subject),
             subject,
             replicas,
         }
@@ -314,8 +284,8 @@ mod tests {
     #[test]
     fn record_is_written_to_the_bucket_of_the_domain_that_is_named() {
         let subject = "$KV.OUTJET_S.outjet";
-        assert_eq!(entrance(None, subject), subject);
-        let there = entrance(Some("hub"), subject);
+        assert_eq!(record_entrance(None, subject), subject);
+        let there = record_entrance(Some("hub"), subject);
         assert_eq!(there, "$JS.hub.API.$KV.OUTJET_S.outjet");
     }
 

@@ -6,7 +6,7 @@ use async_nats::jetstream::consumer::{DeliverPolicy, ReplayPolicy};
 use futures_util::StreamExt;
 
 use super::client::Connection;
-use super::error::{Error, api};
+use super::error::Error;
 use super::names::{MESSAGE_ID, PLAIN_ID, REPLAY};
 use super::options::Options;
 use crate::error::chain;
@@ -66,7 +66,7 @@ impl Follower {
 
     /// What publishing does not take: for whom the server has refused.
     pub fn rights(options: &Options) -> String {
-        let (api, name) = (api(options), &options.stream.name);
+        let (api, name) = (options.nats.api(), &options.stream.name);
         format!(
             "allow our user to publish to {api}.STREAM.INFO.{name}, {api}.CONSUMER.CREATE.{name}.> \
              and $JS.FC.{name}.>, and to subscribe to its inboxes"

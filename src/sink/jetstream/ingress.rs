@@ -1,9 +1,4 @@
-//! On which subjects a stream takes events: on those that it stores them under, or on private ones
-//! that it translates, so that whoever publishes to the public ones writes nothing into it. Pure.
-//!
-//! A private stream listens on `_outjet.<STREAM>.<subject>` for each of its subjects, and the
-//! server takes the prefix off before it stores, counts or tells consumers anything
-//! (`subject_transform`, nats-server 2.10).
+//! Whether a stream that is found takes events where it should ([`Ingress`]). Pure.
 
 use async_nats::jetstream::stream::{Config, SubjectTransform};
 
@@ -11,42 +6,7 @@ use super::error::Error;
 use super::names::{PRIVATE, private_prefix};
 use super::options::{Ingress, StreamOptions};
 
-impl Ingress {
-    /// Where to publish what a stream is to store under a subject or pattern.
-    pub(super) fn entrance(self, stream: &str, subject: &str) -> String {
-        match self {
-            Self::Public => subject.to_owned(),
-            Self::Private => private_prefix(stream) + subject,
-        }
-    }
-
-    /// What the stream does to the subjects of what it takes.
-    pub(super) fn transform(self, stream: &str) -> Option<SubjectTransform> {
-        match self {
-            Self::Public => None,
-            Self::Private => Some(SubjectTransform {
-                source: private_prefix(stream) + ">",
-                destination: ">".to_owned(),
-            }),
-        }
-    }
-
-    /// The arguments of `nats stream edit` for a stream with these public subjects.
-    pub(super) fn edit(self, stream: &str, subjects: &[String]) -> String {
-        let entrances = subjects.iter().map(|s| self.entrance(stream, s));
-        let entrances = entrances.collect::<Vec<_>>().join(",");
-        format!("nats stream edit {stream} --subjects '{entrances}'")
-    }
-}
-
 impl StreamOptions {
-    /// What the stream listens on.
-    pub(super) fn entrances(&self) -> Vec<String> {
-        let subjects = self.subjects.iter();
-        let entrances = subjects.map(|subject| self.ingress.entrance(&self.name, subject));
-        entrances.collect()
-    }
-
     /// The public subjects of a stream as it is found; refuses one that takes events otherwise than
     /// it should, wholly or in part.
     pub(super) fn public_subjects(&self, found: &Config) -> Result<Vec<String>, Error> {

@@ -139,6 +139,15 @@ pub(super) fn record_key(shared: bool, source: &Source) -> String {
     }
 }
 
+/// Where to publish to a subject of a record's bucket.
+pub(super) fn record_entrance(domain: Option<&str>, subject: &str) -> String {
+    match domain {
+        // No twin in another domain answers this (nats.go, kv.go: useJSPfx).
+        Some(domain) => format!("$JS.{domain}.API.{subject}"),
+        None => subject.to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::names::{OBJECTS, TOO_LARGE, invalid_subject, schedules_prefix};
+use async_nats::jetstream::stream::SubjectTransform;
+
+use super::names::{OBJECTS, TOO_LARGE, invalid_subject, private_prefix, schedules_prefix};
 use crate::event::Rejected;
 use crate::event::lineage::Source;
 use crate::route;
@@ -143,6 +145,14 @@ impl std::fmt::Debug for NatsOptions {
 }
 
 impl NatsOptions {
+    /// What the subjects of JetStream's requests begin with.
+    pub(super) fn api(&self) -> String {
+        match &self.domain {
+            Some(domain) => format!("$JS.{domain}.API"),
+            None => "$JS.API".to_owned(),
+        }
+    }
+
     /// The servers without user information, for messages.
     pub fn display(&self) -> String {
         let hidden = self
@@ -297,6 +307,13 @@ impl StreamOptions {
         self.name.strip_prefix(OBJECTS).unwrap_or(&self.name)
     }
 
+    /// What the stream listens on.
+    pub(super) fn entrances(&self) -> Vec<String> {
+        let subjects = self.subjects.iter();
+        let entrances = subjects.map(|subject| self.ingress.entrance(&self.name, subject));
+        entrances.collect()
+    }
+
     /// The stream of what is delayed, `<name>_DELAYED`: made like it, without a limit that a
     /// schedule could fall to before it is due.
     pub fn delayed(&self) -> Self {
@@ -317,13 +334,43 @@ impl StreamOptions {
     }
 }
 
-/// Where a stream takes its events.
+/// On which subjects a stream takes its events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ingress {
-    /// On the subjects that consumers see.
+    /// On those that it stores them under, and that consumers see.
     Public,
-    /// On subjects of outjet's own, `_outjet.<STREAM>.>`.
+    /// On private ones, `_outjet.<STREAM>.<subject>` for each of its subjects, so that whoever
+    /// publishes to the public ones writes nothing into it. The server takes the prefix off before
+    /// it stores, counts or tells consumers anything (`subject_transform`, nats-server 2.10).
     Private,
+}
+
+impl Ingress {
+    /// Where to publish what a stream is to store under a subject or pattern.
+    pub(super) fn entrance(self, stream: &str, subject: &str) -> String {
+        match self {
+            Self::Public => subject.to_owned(),
+            Self::Private => private_prefix(stream) + subject,
+        }
+    }
+
+    /// What the stream does to the subjects of what it takes.
+    pub(super) fn transform(self, stream: &str) -> Option<SubjectTransform> {
+        match self {
+            Self::Public => None,
+            Self::Private => Some(SubjectTransform {
+                source: private_prefix(stream) + ">",
+                destination: ">".to_owned(),
+            }),
+        }
+    }
+
+    /// The arguments of `nats stream edit` for a stream with these public subjects.
+    pub(super) fn edit(self, stream: &str, subjects: &[String]) -> String {
+        let entrances = subjects.iter().map(|s| self.entrance(stream, s));
+        let entrances = entrances.collect::<Vec<_>>().join(",");
+        format!("nats stream edit {stream} --subjects '{entrances}'")
+    }
 }
 
 /// Where a stream keeps its messages.
