@@ -70,10 +70,13 @@ async fn check_warns_of_each_right_on_the_bucket_that_is_missing_and_writes_noth
 }
 
 #[tokio::test]
-async fn leader_with_a_record_that_may_not_see_what_is_delayed_halts_with_the_permission() {
+async fn leader_that_may_not_see_what_is_delayed_halts_with_the_permission_at_a_delayed_event() {
     let denied = "$JS.API.STREAM.INFO.OUTBOX_DELAYED";
     let allowed = all_but(&[denied]).await;
     let site = as_restricted(&allowed, "\"_INBOX_app.>\"").await;
+    site.commit().await;
+    let emit = "SELECT outbox.emit('order', '1', 'late', deliver_at => now() + interval '1 day')";
+    site.session.text(emit).await;
     let (_, cause, fix) = halted(&site.halts().await);
     assert!(cause.contains(denied), "{cause}");
     assert!(fix.contains(denied), "{fix}");
