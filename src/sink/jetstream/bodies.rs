@@ -27,10 +27,8 @@ use super::client::{Connection, HEADER_BYTES_MAX};
 use super::error::Error;
 use super::headers::{row_headers, wire_len};
 use super::messages::Messages;
-use super::names::TOO_LARGE;
 use super::options::StreamOptions;
 use super::reply::Reply;
-use super::{JetStream, epoch_mut};
 use crate::event::Event;
 use crate::fault;
 
@@ -66,28 +64,15 @@ pub(super) fn outgoing<'a>(bodies: &'a Option<Bodies>, event: &'a Event) -> &'a 
         .unwrap_or(event)
 }
 
-impl JetStream {
-    /// Puts the body of the waiting event into the bucket, if that is what it takes to send it.
-    pub(super) async fn detach(&mut self, unsendable: &Error) -> Result<bool, Error> {
-        let waiting = self.chain.waiting().expect("an event waits");
-        let epoch = epoch_mut(&mut self.epoch);
-        let too_large = |error: &Error| error.rejected().is_some_and(|r| r.reason == TOO_LARGE);
-        let Some(bodies) = epoch.bodies.as_mut().filter(|_| too_large(unsendable)) else {
-            return Ok(false);
-        };
-        let event = waiting.event;
-        let headers = wire_len(&row_headers(event)) + OWN_HEADER_BYTES;
-        let tried = bodies.reference.as_ref().map(|event| event.position);
-        let fits = headers <= HEADER_BYTES_MAX && event.payload.len() <= bodies.bytes_max;
-        if tried == Some(event.position) || !fits {
-            return Ok(false);
-        }
-        let stored = bodies.store(&epoch.connection, event, self.options.ack_timeout);
-        Box::pin(stored).await
-    }
-}
-
 impl Bodies {
+    /// Whether the event can be sent once its body is in the bucket, and that was not tried yet.
+    pub(super) fn helps(&self, event: &Event) -> bool {
+        let headers = wire_len(&row_headers(event)) + OWN_HEADER_BYTES;
+        let tried = self.reference.as_ref().map(|event| event.position);
+        let fits = headers <= HEADER_BYTES_MAX && event.payload.len() <= self.bytes_max;
+        tried != Some(event.position) && fits
+    }
+
     /// Opens the bucket, or creates it if told so.
     pub(super) async fn open(
         connection: &Connection,
@@ -111,7 +96,7 @@ impl Bodies {
     }
 
     /// Has the body in the bucket, and makes the reference. `false`: there is no body.
-    async fn store(
+    pub(super) async fn store(
         &mut self,
         connection: &Connection,
         event: &Event,

@@ -53,6 +53,19 @@ pub(super) struct Opened {
     pub(super) created: bool,
 }
 
+/// The bucket of a slot's record, created if told so; or why there is none.
+pub(super) async fn of_slot(
+    connection: &Connection,
+    options: &Options,
+    source: &Source,
+) -> Result<Result<Bucket, String>, Error> {
+    let opened = open(connection, options).await?;
+    Ok(opened.map(|opened| {
+        let replicas = opened.config.num_replicas;
+        Bucket::new(connection, (options, source), replicas)
+    }))
+}
+
 /// Opens the bucket of the record, or creates it if told so; or says why there is none.
 pub(super) async fn open(
     connection: &Connection,

@@ -14,6 +14,7 @@ use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, RetentionPolicy
 use async_nats::{Client, ConnectOptions, Event, HeaderMap, Subscriber};
 use bytes::Bytes;
 use futures_util::FutureExt;
+use time::format_description::well_known::Rfc3339;
 use tokio::sync::watch;
 
 use super::error::Error;
@@ -563,6 +564,11 @@ pub(super) fn vanishing(config: &Config) -> bool {
         || config.retention != RetentionPolicy::Limits
         || config.max_messages_per_subject > 0
         || config.discard == DiscardPolicy::Old && limited
+}
+
+/// When a stream was created, RFC 3339.
+pub(super) fn created(info: &Info) -> String {
+    info.created.format(&Rfc3339).unwrap_or_default()
 }
 
 #[cfg(test)]

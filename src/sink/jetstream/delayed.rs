@@ -16,8 +16,6 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::batch::BATCH_HEADER_BYTES;
-use super::bodies::outgoing;
-use super::chain::{Passed, Waiting};
 use super::client::{Connection, HEADER_BYTES_MAX};
 use super::error::Error;
 use super::headers::{row_headers, ttl, wire_len};
@@ -29,7 +27,6 @@ use super::names::{
 };
 use super::options::{Options, StreamOptions};
 use super::reply::Reply;
-use super::{JetStream, epoch_mut, unsendable};
 use crate::event::lineage::Source;
 use crate::event::{Event, Rejected};
 use crate::fault;
@@ -41,6 +38,15 @@ const MARK_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// What schedules take beside the headers of a batch: names, times and the target's prefix.
 const SCHEDULE_HEADER_BYTES: usize = 200;
+
+/// When a schedule was stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scheduled {
+    /// Just now, at this sequence number.
+    Now(u64),
+    /// Before: its mark is there.
+    Before,
+}
 
 /// The stream of an `Options::delayed`, for one epoch.
 pub(super) struct Delayed {
@@ -74,7 +80,7 @@ impl Delayed {
         connection: &Connection,
         (event, source): (&Event, &str),
         options: &Options,
-    ) -> Result<Passed, Error> {
+    ) -> Result<Scheduled, Error> {
         let subject = schedule_subject(&options.stream.name, event);
         let mark_subject = mark_subject(&options.stream.name, event);
         let schedule = self.schedule(event, source)?;
@@ -97,18 +103,18 @@ impl Delayed {
             Reply::Stored {
                 sequence,
                 together: 2,
-            } => return Ok(Passed::Delayed(sequence)),
+            } => return Ok(Scheduled::Now(sequence)),
             Reply::Stored { together, .. } => format!("{together} messages stored instead of 2"),
             Reply::Duplicate(_) => "the server calls it a duplicate".to_owned(),
             Reply::Refused(reason) | Reply::Unclear(reason) => reason,
         };
         let marked = Box::pin(self.messages.last_of(&mark_subject));
         match connection.unless_broken(marked).await? {
-            Some(mark) if is_of_cluster(mark.header(SOURCE), source) => Ok(Passed::Known(None)),
+            Some(mark) if is_of_cluster(mark.header(SOURCE), source) => Ok(Scheduled::Before),
             Some(_) => {
                 let error = "an event of another database has its place".to_owned();
                 let reason = NOT_DELAYED;
-                Err(unsendable(event, Rejected { reason, error }))
+                Err(Error::unsendable(event, Rejected { reason, error }))
             }
             None => Err(Error::Broken(format!(
                 "the schedule of an event was not acknowledged as expected: {reason}"
@@ -137,7 +143,7 @@ impl Delayed {
     }
 
     fn check(&self, event: &Event, (subject, headers): (&str, &HeaderMap)) -> Result<(), Error> {
-        let refuse = |reason, error| Err(unsendable(event, Rejected { reason, error }));
+        let refuse = |reason, error| Err(Error::unsendable(event, Rejected { reason, error }));
         if let Err(why) = route::check_subject(subject) {
             return refuse("subject", format!("its schedule has no subject, {why}"));
         }
@@ -156,59 +162,23 @@ impl Delayed {
     }
 }
 
-impl JetStream {
-    /// Whether the server is to keep the waiting event until it is due.
-    pub(super) fn is_delayed(&self) -> bool {
-        let waiting = self.chain.waiting().expect("an event waits");
-        let due = waiting.event.deliver_at.is_some() && waiting.event.rejected.is_none();
-        due && self.options.delayed.is_some()
+/// Whether the schedule of an event of this source was stored.
+pub(super) async fn is_marked(
+    connection: &Connection,
+    stream: &StreamOptions,
+    (event, source): (&Event, &str),
+) -> Result<bool, Error> {
+    let delayed = Messages::new(connection.context.clone(), &stream.delayed().name);
+    if delayed.last_sequence().await? == 0 {
+        return Ok(false);
     }
-
-    /// Whether the schedule of the waiting event was stored before, and it is not to be kept now:
-    /// `publish.delayed` has changed. Otherwise the server finds out ([`Delayed::store`]).
-    pub(super) async fn was_delayed(&self) -> Result<bool, Error> {
-        let Waiting { event, .. } = self.chain.waiting().expect("an event waits");
-        let may_be = event.deliver_at.is_some() && self.memory.may_be_delayed(&self.chain);
-        if !may_be || self.is_delayed() {
-            return Ok(false);
-        }
-        let stream = &self.options.stream;
-        let connection = &self.epoch.as_ref().expect("an epoch runs").connection;
-        let delayed = Messages::new(connection.context.clone(), &stream.delayed().name);
-        let subject = mark_subject(&stream.name, event);
-        let look = async {
-            match delayed.last_sequence().await? {
-                0 => Ok(None),
-                _ => delayed.last_of(&subject).await,
-            }
-        };
-        let mark = connection.unless_broken(Box::pin(look)).await?;
-        Ok(mark.is_some_and(|mark| is_of_cluster(mark.header(SOURCE), &self.source)))
-    }
-
-    /// Has the server keep the waiting event, and says how it was settled.
-    pub(super) async fn delay(&mut self) -> Result<Passed, Error> {
-        let Waiting { event, .. } = self.chain.waiting().expect("an event waits");
-        let (epoch, options) = (epoch_mut(&mut self.epoch), &self.options);
-        let stream = options.delayed.as_ref().expect("events are delayed");
-        let delayed = match &mut epoch.delayed {
-            Some(open) => open,
-            None => {
-                let opened = Delayed::open(&epoch.connection, stream).await;
-                let opened = opened.map_err(|error| refused(event, error))?;
-                epoch.delayed.insert(opened)
-            }
-        };
-        let event = outgoing(&epoch.bodies, event);
-        let store = delayed.store(&epoch.connection, (event, &self.source), options);
-        let stored = Box::pin(store).await?;
-        fault::point("schedule_stored");
-        Ok(stored)
-    }
+    let subject = mark_subject(&stream.name, event);
+    let mark = Box::pin(delayed.last_of(&subject)).await?;
+    Ok(mark.is_some_and(|mark| is_of_cluster(mark.header(SOURCE), source)))
 }
 
 /// That events cannot be kept is no reason to stop the others: what one event makes of it.
-fn refused(event: &Event, error: Error) -> Error {
+pub(super) fn refused(event: &Event, error: Error) -> Error {
     match error {
         Error::NoSchedules { .. }
         | Error::NotScheduling { .. }
@@ -217,7 +187,7 @@ fn refused(event: &Event, error: Error) -> Error {
             let due = event.deliver_at.map(rfc3339).unwrap_or_default();
             let error = format!("it cannot be kept until {due}: {error}");
             let reason = NOT_DELAYED;
-            unsendable(event, Rejected { reason, error })
+            Error::unsendable(event, Rejected { reason, error })
         }
         other => other,
     }

@@ -3,7 +3,7 @@
 mod failure;
 
 use crate::event::lineage::Source;
-use crate::event::{Position, Rejected};
+use crate::event::{Event, Position, Rejected};
 
 /// Why the sink cannot go on, or not yet.
 #[derive(Debug, thiserror::Error)]
@@ -171,6 +171,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// The event cannot be sent as it is.
+    pub(super) fn unsendable(event: &Event, rejected: Rejected) -> Self {
+        Self::Unsendable {
+            position: event.position,
+            id: event.id.clone(),
+            rejected,
+        }
+    }
+
     /// What is wrong with the event alone, if it is that.
     pub(super) fn rejected(&self) -> Option<&Rejected> {
         match self {

@@ -23,7 +23,6 @@ use super::names::{
 use super::options::Options;
 use super::reply::Reply;
 use super::tail::{Bounds, Search, Start};
-use super::unsendable;
 use crate::event::lineage::Lineage;
 use crate::event::{Event, Rejected, header_is_sound};
 use crate::route;
@@ -171,7 +170,7 @@ impl Letter<'_> {
         }
         let error = format!("{}, and too large for a dead letter", self.rejected.error);
         let reason = self.rejected.reason;
-        Err(unsendable(self.event, Rejected { reason, error }))
+        Err(Error::unsendable(self.event, Rejected { reason, error }))
     }
 
     fn describe(&self, mut headers: HeaderMap) -> HeaderMap {

@@ -24,6 +24,7 @@ mod bucket;
 pub(crate) mod chain;
 pub mod client;
 mod delayed;
+mod detour;
 mod error;
 mod follower;
 mod headers;
@@ -60,7 +61,7 @@ use tracing::{info, warn};
 use self::batch::{BATCH_HEADER_BYTES, Batch};
 use self::bodies::{Bodies, outgoing};
 use self::bucket::Bucket;
-use self::chain::{Chain, Passed, Waiting};
+use self::chain::{Chain, Passed};
 use self::client::{Connection, HEADER_BYTES_MAX};
 use self::delayed::Delayed;
 pub use self::error::Error;
@@ -70,7 +71,7 @@ use self::hold::{Hold, Seen, Witness};
 pub use self::inspection::{Inspection, inspect};
 pub use self::ledger::{Ledger, Line, Past};
 pub use self::letterbox::{DeadLetter, Letterbox};
-use self::letters::{Buried, Letter, Letters};
+use self::letters::{Buried, Letters};
 use self::memory::Memory;
 use self::names::{EXPECTED_LAST_SEQUENCE, TOO_LARGE};
 pub use self::options::{Buries, Ingress, NatsOptions, Options, Storage, StreamOptions};
@@ -490,42 +491,10 @@ impl JetStream {
         stream.ingress.entrance(&stream.name, &event.subject)
     }
 
-    /// The waiting event cannot be sent as it is: without its body, or it is a dead letter.
-    async fn set_aside(&mut self, unsendable: Error) -> Result<(), Error> {
-        match Box::pin(self.detach(&unsendable)).await? {
-            true => Ok(()),
-            false => self.bury(unsendable).await,
-        }
-    }
-
-    /// Appends the waiting event to the dead letters, if there are any for it.
-    async fn bury(&mut self, unsendable: Error) -> Result<(), Error> {
-        let Waiting { event, .. } = self.chain.waiting().expect("an event waits");
-        let epoch = epoch_mut(&mut self.epoch);
-        let (Some(rejected), Some(letters)) = (unsendable.rejected(), &mut epoch.letters) else {
-            return Err(unsendable);
-        };
-        if !self.options.buries.takes(rejected) {
-            return Err(unsendable);
-        }
-        let source = &self.source;
-        let letter = Letter {
-            event,
-            rejected,
-            source,
-        };
-        let appended = letters.append(&epoch.connection, &letter, &self.options);
-        Box::pin(appended).await?;
-        fault::point("letter_stored");
-        self.buried.log(event, rejected);
-        let letter = Passed::DeadLettered(letters.last_sequence());
-        self.pass(|chain| chain.settle(letter)).await
-    }
-
     /// What no server takes must not be sent: it would close the connection or never answer.
     fn check(&self, event: &Event, headers: usize) -> Result<(), Error> {
         if let Some(rejected) = &event.rejected {
-            return Err(unsendable(event, (**rejected).clone()));
+            return Err(Error::unsendable(event, (**rejected).clone()));
         }
         let epoch = self.epoch.as_ref().expect("an epoch runs");
         let subjects = &epoch.connection.info.config.subjects;
@@ -537,7 +506,7 @@ impl JetStream {
                 // Its subject may have a prefix that one call of a command chose.
                 let error = format!("the stream does not cover subject {:?}", event.subject);
                 let reason = "uncovered";
-                return Err(unsendable(event, Rejected { reason, error }));
+                return Err(Error::unsendable(event, Rejected { reason, error }));
             }
             return Err(Error::Uncovered {
                 name: self.options.stream.name.clone(),
@@ -555,7 +524,7 @@ impl JetStream {
             return Ok(());
         };
         let reason = TOO_LARGE;
-        Err(unsendable(event, Rejected { reason, error }))
+        Err(Error::unsendable(event, Rejected { reason, error }))
     }
 
     /// Takes a reply and those that are there already, even if one of them ends the epoch: each
@@ -673,14 +642,6 @@ enum Action {
     Reply(Box<Message>),
     /// It is time to see whether the stream is what it was.
     Look,
-}
-
-fn unsendable(event: &Event, rejected: Rejected) -> Error {
-    Error::Unsendable {
-        position: event.position,
-        id: event.id.clone(),
-        rejected,
-    }
 }
 
 fn epoch_mut(epoch: &mut Option<Epoch>) -> &mut Epoch {

@@ -2,20 +2,17 @@
 //! the events, one write at a time, and what is found when a term begins.
 
 use async_nats::Message;
-use async_nats::jetstream::stream::Info;
-use time::format_description::well_known::Rfc3339;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::bucket::{self, Answer, Bucket};
-use super::client::Connection;
+use super::client::{self, Connection};
 use super::error::Error;
-use super::messages::{Messages, Stored};
+use super::messages::Messages;
 use super::names::record_bucket;
-use super::options::Options;
 use super::{JetStream, epoch_mut, inspection, tail};
 use crate::error::Failure;
-use crate::event::lineage::{Mark, Place, Source};
+use crate::event::lineage::{Mark, Place};
 use crate::fault;
 use crate::sink::{At, Kept, Past, Report, Write, Written};
 
@@ -102,7 +99,7 @@ impl JetStream {
         let read = Box::pin(connection.stream.at(place.sequence));
         let found = connection.unless_broken(read).await;
         let found = found.map_err(|error| error.failure(&self.options))?;
-        Ok(compare(found.as_ref(), place, self.lineage.source()))
+        Ok(tail::compare(found.as_ref(), place, self.lineage.source()))
     }
 
     /// Says what is known of the events that come. Once, before the sink runs.
@@ -139,7 +136,7 @@ impl JetStream {
         let (server_id, server_name) = connection.server();
         let letters = connection.letters.as_ref();
         Ok(Standing {
-            created: created(&connection.info),
+            created: client::created(&connection.info),
             last_sequence: epoch.last_sequence,
             letters: letters.map(|(_, info)| info.state.last_sequence),
             delayed,
@@ -183,7 +180,7 @@ impl JetStream {
         // None is made beside a stream that may not be ours.
         let mut options = self.options.clone();
         options.stream.create = false;
-        let kept = match open(connection, &options, ours).await {
+        let kept = match bucket::of_slot(connection, &options, ours).await {
             Ok(Ok(bucket)) => connection.unless_broken(Box::pin(bucket.read())).await?,
             Ok(Err(_)) | Err(Error::BucketDenied(_)) => None,
             Err(error) => return Err(error),
@@ -206,7 +203,7 @@ impl JetStream {
         if !self.options.record {
             return Ok(Err("nothing is to be recorded".to_owned()));
         }
-        open(connection, &self.options, self.lineage.source()).await
+        bucket::of_slot(connection, &self.options, self.lineage.source()).await
     }
 
     /// What an error means that a bucket has caused which we may not use: the connection is made
@@ -311,37 +308,4 @@ impl JetStream {
         let _ = reports.send(Report::Written(written)).await;
         Ok(())
     }
-}
-
-/// The bucket of a slot's record, created if told so; or why there is none.
-pub(super) async fn open(
-    connection: &Connection,
-    options: &Options,
-    source: &Source,
-) -> Result<Result<Bucket, String>, Error> {
-    let opened = bucket::open(connection, options).await?;
-    Ok(opened.map(|opened| {
-        let replicas = opened.config.num_replicas;
-        Bucket::new(connection, (options, source), replicas)
-    }))
-}
-
-/// Whether a message is the one that had this place.
-pub(super) fn compare(found: Option<&Stored>, place: &Place, source: &Source) -> At {
-    match found.map(tail::mark) {
-        None => At::Nothing,
-        Some(Some(mark))
-            if mark.source.same_slot(source)
-                && mark.position == place.position
-                && mark.id == place.id =>
-        {
-            At::Same
-        }
-        Some(_) => At::Other,
-    }
-}
-
-/// When a stream was created.
-pub(super) fn created(info: &Info) -> String {
-    info.created.format(&Rfc3339).unwrap_or_default()
 }

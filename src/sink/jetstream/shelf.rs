@@ -7,7 +7,7 @@ use super::client::{self, Connection};
 use super::error::Error;
 use super::names::record_bucket;
 use super::options::Options;
-use super::{bucket, record};
+use super::{bucket, tail};
 use crate::event::lineage::{Place, Source};
 use crate::sink::{At, Kept, Write, Written};
 
@@ -71,7 +71,7 @@ impl Shelf {
     pub async fn open(options: &Options, source: &Source) -> Result<Self, Error> {
         let options = options.of_stream();
         let connection = Box::pin(Connection::open(&options)).await?;
-        let bucket = Box::pin(record::open(&connection, &options, source)).await?;
+        let bucket = Box::pin(bucket::of_slot(&connection, &options, source)).await?;
         Ok(Self {
             connection,
             options,
@@ -101,7 +101,7 @@ impl Shelf {
 
     /// When the stream was created, RFC 3339, and the id of the server that we are connected to.
     pub fn stream_created(&self) -> (String, String) {
-        let created = record::created(&self.connection.info);
+        let created = client::created(&self.connection.info);
         (created, self.connection.server().0)
     }
 
@@ -122,7 +122,7 @@ impl Shelf {
         let found = self.connection.unless_broken(read).await?;
         let last = Box::pin(self.connection.stream.last_sequence());
         let last = self.connection.unless_broken(last).await?;
-        Ok((record::compare(found.as_ref(), place, source), last))
+        Ok((tail::compare(found.as_ref(), place, source), last))
     }
 
     /// What is kept, if there is a bucket and a key.

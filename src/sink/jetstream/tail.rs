@@ -12,9 +12,10 @@ use tracing::warn;
 use super::error::Error;
 use super::messages::{Kept, Messages, Stored};
 use super::names::{MESSAGE_ID, PLAIN_ID, POSITION, SOURCE};
-use crate::event::lineage::{Lineage, Mark, Source};
+use crate::event::lineage::{Lineage, Mark, Place, Source};
 use crate::event::{Event, Position};
 use crate::guard::{self, Entry, Found, Guard, Verdict, late_max};
+use crate::sink::At;
 
 /// Most messages that are read before they are looked at.
 const BATCH_MAX: u64 = 1024;
@@ -420,4 +421,19 @@ pub(super) fn mark(message: &Stored) -> Option<Mark> {
             .or_else(|| message.header(PLAIN_ID))?
             .to_owned(),
     })
+}
+
+/// Whether a message is the one that had this place.
+pub(super) fn compare(found: Option<&Stored>, place: &Place, source: &Source) -> At {
+    match found.map(mark) {
+        None => At::Nothing,
+        Some(Some(mark))
+            if mark.source.same_slot(source)
+                && mark.position == place.position
+                && mark.id == place.id =>
+        {
+            At::Same
+        }
+        Some(_) => At::Other,
+    }
 }
