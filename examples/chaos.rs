@@ -52,6 +52,10 @@ struct Asked {
     /// Others write into the stream, copy messages of ours and delete some
     #[arg(long, conflicts_with_all = ["cluster", "atomic", "hold"])]
     strangers: bool,
+    /// Events are consumed, expire, are purged or delayed, settings change from one start of a copy
+    /// to the next, older records are put back, and the slot is moved, made again or dropped
+    #[arg(long, conflicts_with_all = ["atomic", "hold", "strangers"])]
+    past: bool,
     /// Major version of Postgres [default: the preferred one]
     #[arg(long, value_name = "MAJOR")]
     postgres: Option<u32>,
@@ -102,6 +106,7 @@ async fn rounds(asked: &Asked) -> bool {
                 Asked {
                     strangers: true, ..
                 } => Plan::among_strangers(seed, ROUND),
+                Asked { past: true, .. } => Plan::past_of(seed, ROUND),
                 _ => Plan::new(seed, ROUND),
             }
         };
@@ -149,6 +154,7 @@ impl Asked {
             (self.atomic, " --atomic"),
             (self.hold, " --hold"),
             (self.strangers, " --strangers"),
+            (self.past, " --past"),
         ];
         for (asked, flag) in flags {
             command += if asked { flag } else { "" };
@@ -175,14 +181,15 @@ struct Sum {
     rounds: u64,
     takeovers: u64,
     drained_max: Duration,
-    counts: [usize; 8],
+    counts: [usize; 9],
     imperfect: Vec<u64>,
 }
 
 /// The rows of [`Sum::counts`].
-const COUNTS: [&str; 8] = [
+const COUNTS: [&str; 9] = [
     "committed",
     "stored",
+    "twice, unsure",
     "lost by broker",
     "missing",
     "duplicated",
@@ -201,6 +208,7 @@ impl Sum {
         let counts = [
             verdict.committed,
             verdict.stored,
+            report.uncertain,
             report.forgotten as usize,
             verdict.missing.len(),
             verdict.duplicated.len(),

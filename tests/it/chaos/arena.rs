@@ -3,10 +3,13 @@
 use std::fs;
 use std::time::Duration;
 
-use super::plan::{self, CopyFault, LinkFault, NatsFault, Plan, PostgresFault, TAKEOVER_AFTER};
+use super::plan::{
+    self, CopyFault, LinkFault, NatsFault, Plan, PostgresFault, Settings, TAKEOVER_AFTER,
+};
 use super::watch::{self, NAMES};
 use super::{LOOK, STREAM};
 use crate::harness::cluster::Cluster;
+use crate::harness::outjet::Output;
 use crate::harness::postgres::Session;
 use crate::harness::process::{Signal, signal_if_alive};
 use crate::harness::{Mode, Nats, Outjet, Postgres, Proxy, Stop, nats, outjet, postgres};
@@ -41,9 +44,14 @@ pub(crate) enum Broker {
 
 /// A copy of outjet that is started again whenever it was ended.
 pub(crate) struct Copy {
+    number: usize,
     name: String,
     environment: Vec<(&'static str, String)>,
-    yaml: String,
+    plan: Plan,
+    /// How often it was started.
+    starts: u64,
+    /// Whether the server keeps events until they are due.
+    keeps: bool,
     outjet: Outjet,
     /// What earlier processes have logged.
     past: String,
@@ -157,6 +165,12 @@ impl Broker {
         }
     }
 
+    /// Whether it keeps events until they are due.
+    pub(crate) async fn keeps(&self) -> bool {
+        let jetstream = self.jetstream().await;
+        jetstream.client().is_server_compatible(2, 12, 1)
+    }
+
     fn url(&self) -> String {
         match self {
             Self::Single(nats) => nats.url(),
@@ -244,7 +258,7 @@ async fn last_sequence(nats: &Nats) -> u64 {
 
 impl Copy {
     /// A copy behind links of its own. `outjet setup` must have run.
-    pub(crate) fn start(number: usize, links: &Links, plan: &Plan) -> Self {
+    pub(crate) fn start(number: usize, links: &Links, plan: &Plan, keeps: bool) -> Self {
         let name = format!("{NAMES}{number}");
         let database = format!("postgres://postgres@{}/postgres", links.postgres.address());
         let nats = links.nats.iter();
@@ -256,12 +270,17 @@ impl Copy {
             ("DATABASE_URL", database),
             ("NATS_URL", nats.join(",")),
         ];
-        let yaml = configuration(plan);
+        let mut settings = plan.settings(number, 0);
+        settings.delayed_now = !keeps;
+        let yaml = configuration(plan, settings);
         let outjet = call(&environment, &yaml, ["run", "--log-format", "json"]).spawn();
         Self {
+            number,
             name,
             environment,
-            yaml,
+            plan: plan.clone(),
+            starts: 1,
+            keeps,
             outjet,
             past: String::new(),
             problems: Vec::new(),
@@ -281,9 +300,27 @@ impl Copy {
                 sleep(lasts).await;
                 return self.outjet.resume();
             }
+            CopyFault::PutRecordBack | CopyFault::MoveSlot(_) => {
+                unreachable!("it is done to all copies")
+            }
         }
         sleep(lasts).await;
         self.start_again();
+    }
+
+    /// Whether it has logged this since it was started.
+    pub(crate) fn says(&self, text: &str) -> bool {
+        self.outjet.stderr().contains(text) || self.outjet.stdout().contains(text)
+    }
+
+    /// Ends it, one way or the other.
+    pub(crate) async fn end(&mut self, orderly: bool) {
+        self.must_run();
+        if orderly {
+            self.terminate().await;
+        } else {
+            self.outjet.kill().await;
+        }
     }
 
     /// SIGTERM, and its end.
@@ -297,9 +334,10 @@ impl Copy {
     }
 
     /// What it has done that it must not do, and all that it has logged.
-    pub(crate) fn account(mut self) -> (Vec<String>, String) {
+    pub(crate) fn account(mut self, is_expected: impl Fn(&str) -> bool) -> (Vec<String>, String) {
         self.remember();
-        let halts = self.past.lines().filter(|line| says_error(line));
+        let lines = self.past.lines().filter(|line| says_error(line));
+        let halts = lines.filter(|line| !is_expected(line));
         let halts = halts.map(|line| format!("{}: {line}", self.name));
         self.problems.extend(halts);
         (self.problems, self.past)
@@ -314,10 +352,15 @@ impl Copy {
         }
     }
 
-    fn start_again(&mut self) {
+    /// With the settings of that start.
+    pub(crate) fn start_again(&mut self) {
         self.remember();
+        let mut settings = self.plan.settings(self.number, self.starts);
+        settings.delayed_now |= !self.keeps;
+        self.starts += 1;
+        let yaml = configuration(&self.plan, settings);
         let run = ["run", "--log-format", "json"];
-        self.outjet = call(&self.environment, &self.yaml, run).spawn();
+        self.outjet = call(&self.environment, &yaml, run).spawn();
     }
 
     fn remember(&mut self) {
@@ -360,15 +403,37 @@ async fn strike_link(link: &Proxy, fault: LinkFault, lasts: Duration) {
     link.set(Mode::Forward);
 }
 
-/// Makes slot, publication, schema and stream.
-pub(crate) async fn set_up(database: &Database, broker: &Broker, plan: &Plan) {
-    let environment = [
-        ("DATABASE_URL", database.0.url()),
-        ("NATS_URL", broker.url()),
-    ];
-    let output = call(&environment, &configuration(plan), ["setup"]).output();
-    let output = output.await;
-    assert_eq!(output.code, Some(0), "{output:?}");
+/// Who types commands, past all links.
+pub(crate) struct Operator {
+    environment: [(&'static str, String); 2],
+    yaml: String,
+}
+
+impl Operator {
+    /// Of both servers.
+    pub(crate) fn of(database: &Database, broker: &Broker, plan: &Plan) -> Self {
+        Self {
+            environment: [
+                ("DATABASE_URL", database.0.url()),
+                ("NATS_URL", broker.url()),
+            ],
+            yaml: configuration(plan, plan.first),
+        }
+    }
+
+    /// How that ended.
+    pub(crate) async fn types(&self, command: &str) -> Output {
+        let arguments = command.split(' ');
+        call(&self.environment, &self.yaml, arguments)
+            .output()
+            .await
+    }
+
+    /// Makes slot, publication, schema and stream.
+    pub(crate) async fn set_up(&self) {
+        let output = self.types("setup").await;
+        assert_eq!(output.code, Some(0), "{output:?}");
+    }
 }
 
 fn call<'a>(
@@ -384,27 +449,32 @@ fn call<'a>(
 }
 
 /// Short times, and a duplicate window that is over before it could hide anything.
-fn configuration(plan: &Plan) -> String {
+fn configuration(plan: &Plan, settings: Settings) -> String {
     format!(
         "
 postgres: {{takeover_after: {}s, connect_timeout: 2s}}
 nats: {{connect_timeout: 2s}}
 stream: {{name: {STREAM}, replicas: {}, duplicate_window: {}, hold: {}s}}
 publish: {{transactions: {}, ack_timeout: 1s, drain_timeout: 3s, in_flight_max: {},
-  in_flight_bytes_max: {}KiB}}
+  in_flight_bytes_max: {}KiB, delayed: {}}}
 ",
         TAKEOVER_AFTER.as_secs(),
         plan.replicas,
         // What vanishes leaves nothing behind but its id.
-        if plan.strangers.is_empty() {
+        if plan.strangers.is_empty() && plan.past.is_none() {
             "100ms"
         } else {
             "2m"
         },
         if plan.hold { plan::HOLD.as_secs() } else { 0 },
         if plan.atomic { "atomic" } else { "pipelined" },
-        plan.in_flight_max,
-        plan.in_flight_kib_max,
+        settings.in_flight_max,
+        settings.in_flight_kib_max,
+        if settings.delayed_now {
+            "now"
+        } else {
+            "schedule"
+        },
     )
 }
 

@@ -102,6 +102,13 @@ pub(crate) async fn write_one(session: &Session, random: &mut Random) {
     transaction.run(session).await.expect("a server at peace");
 }
 
+/// The statement that writes the event of an id.
+pub(crate) fn insert(id: &str) -> String {
+    let event = Event::of(id).expect("an id of ours");
+    let values = event.values().join("','");
+    format!("INSERT INTO outbox.events ({COLUMNS}) VALUES ('{values}')")
+}
+
 /// Writers at work.
 pub(crate) struct Writers {
     tasks: JoinSet<Known>,
@@ -115,7 +122,7 @@ impl Writers {
         let stop = CancellationToken::new();
         for number in 0..WRITERS {
             let seed = seed.wrapping_mul(1_000_003).wrapping_add(number);
-            tasks.spawn(write(url.to_owned(), Random(seed), stop.clone()));
+            tasks.spawn(go_on(url.to_owned(), Random(seed), stop.clone()));
         }
         Self { tasks, stop }
     }
@@ -134,7 +141,7 @@ impl Writers {
     }
 }
 
-async fn write(url: String, mut random: Random, stop: CancellationToken) -> Known {
+async fn go_on(url: String, mut random: Random, stop: CancellationToken) -> Known {
     let mut known = Known::default();
     let mut session = None;
     while !stop.is_cancelled() {

@@ -10,6 +10,8 @@
 
 mod arena;
 mod contents;
+mod moved;
+mod past;
 pub(crate) mod plan;
 pub(crate) mod report;
 mod strangers;
@@ -22,13 +24,14 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::harness::drain;
+use crate::harness::drain::{self, Stored};
 use crate::harness::outbox::Random;
 use crate::harness::postgres::{self, Session};
-use crate::harness::{Judge, Proxy, nats};
-use arena::{Broker, Copy, Database, Links};
+use crate::harness::{Judge, Proxy, Verdict, nats};
+use arena::{Broker, Copy, Database, Links, Operator};
 use contents::Writers;
-use plan::{LinkFault, Plan, Planned, Whom};
+use past::{Consumer, Evidence, Found};
+use plan::{CopyFault, LinkFault, Moving, NatsFault, Plan, Planned, StrangerFault, Whom};
 use report::{Report, Struck};
 use strangers::Strangers;
 use watch::Watch;
@@ -53,67 +56,188 @@ pub(crate) async fn play(
     servers: (postgres::Builder, nats::Builder),
     show: impl Fn(&Struck),
 ) -> Report {
-    let (mut database, mut broker) =
-        tokio::join!(Database::start(servers.0), Broker::start(servers.1, &plan));
-    let url = database.0.url();
-    let judge = Judge::appoint(&database.0).await;
-    database.0.connect().await.run(contents::BUSINESS).await;
-    arena::set_up(&database, &broker, &plan).await;
-    broker.lose_one().await;
-    let links = (0..plan.copies).map(|_| Links::to(&database, &broker));
-    let links: Vec<Links> = links.collect();
-    let copies = links.iter().enumerate();
-    let copies = copies.map(|(number, links)| Copy::start(number, links, &plan));
-    let mut copies: Vec<Copy> = copies.collect();
-    let jetstream = broker.jetstream().await;
-    let watch = Watch::start(jetstream.clone(), &url);
-    let writers = Writers::start(&url, plan.seed);
-
+    let mut round = Box::pin(Round::begin(&plan, servers)).await;
+    let Round {
+        database,
+        broker,
+        operator,
+        url,
+        links,
+        copies,
+        jetstream,
+        consumer,
+        ..
+    } = &mut round;
+    let (links, jetstream) = (&*links, &*jetstream);
+    let watch = Watch::start(jetstream.clone(), url);
+    let writers = Writers::start(url, plan.seed);
     let stage = Stage::new(&plan, &watch, &show);
     let mut strangers = Strangers::default();
     let to_postgres = |copy: usize| std::slice::from_ref(&links[copy].postgres);
     let to_nats = |copy: usize| links[copy].nats.as_slice();
     tokio::join!(
-        stage.postgres(&plan, &mut database),
-        stage.nats(&plan, &mut broker),
-        stage.copies(&plan, &mut copies),
-        stage.strangers(&plan, &jetstream, &mut strangers),
+        stage.postgres(&plan, database),
+        stage.nats(&plan, broker),
+        stage.copies(&plan, copies, (jetstream, operator, url)),
+        stage.strangers(&plan, (jetstream, consumer.as_ref()), &mut strangers),
         stage.links(&plan.postgres_link, "to Postgres", to_postgres),
         stage.links(&plan.nats_link, "to NATS", to_nats),
     );
     let known = writers.finish().await;
-    let session = Session::connect(&url).await;
+    let session = Session::connect(url).await;
     let drained_in = drain(&session, DRAIN_WITHIN).await;
     let takeovers = watch.takeovers();
-    let mut problems = call_roll(&session, &mut copies).await;
+    let mut problems = call_roll(&session, &mut round.copies).await;
 
-    let committed = judge.committed().await;
-    let table = table(&session).await;
-    let stored = strangers.ours(drain::messages(&jetstream, STREAM).await);
-    problems.extend(report::disagreements(&committed, &table, &known));
-    let mut logs = vec![
-        ("faults".to_owned(), stage.log()),
-        ("postgres".to_owned(), database.log()),
-        ("nats".to_owned(), broker.log()),
-    ];
-    for (number, copy) in copies.into_iter().enumerate() {
-        let (found, log) = copy.account();
-        problems.extend(found);
-        logs.push((format!("outjet-{number}"), log));
-    }
+    let committed = round.judge.committed().await;
+    problems.extend(report::disagreements(
+        &committed,
+        &table(&session).await,
+        &known,
+    ));
+    let found = round.judged(&stage, (&plan, &strangers), committed).await;
+    let (accused, mut logs) = round.account(&stage);
+    logs.push(("places".to_owned(), found.places));
+    problems.extend(accused);
     Report {
         struck: stage.struck.take(),
         takeovers,
         forgotten: stage.forgotten.get(),
         drained_in,
-        verdict: strangers.verdict(committed, report::ids(&stored)),
-        differing: report::differing(&stored),
-        batches: report::batches(&stored, &plan),
+        verdict: found.verdict,
+        differing: report::differing(&found.stored),
+        batches: report::batches(&found.stored[..found.at_once], &plan),
+        uncertain: found.uncertain,
+        unseen: found.unseen,
         rolled_back: known.rolled_back.len(),
         unknown: known.unknown,
         problems,
         logs,
         plan,
+    }
+}
+
+/// Servers, copies and links, and who looks on.
+struct Round {
+    database: Database,
+    broker: Broker,
+    operator: Operator,
+    url: String,
+    judge: Judge,
+    links: Vec<Links>,
+    copies: Vec<Copy>,
+    jetstream: async_nats::jetstream::Context,
+    /// Where the past changes.
+    consumer: Option<Consumer>,
+}
+
+/// What was found.
+struct Judged {
+    verdict: Verdict,
+    stored: Vec<Stored>,
+    /// How many of these are the stream's; the others were delayed.
+    at_once: usize,
+    /// Where those messages are that should not be there.
+    places: String,
+    uncertain: usize,
+    unseen: usize,
+}
+
+impl Round {
+    /// Starts everything.
+    async fn begin(plan: &Plan, servers: (postgres::Builder, nats::Builder)) -> Self {
+        let (database, mut broker) =
+            tokio::join!(Database::start(servers.0), Broker::start(servers.1, plan));
+        let url = database.0.url();
+        let judge = Judge::appoint(&database.0).await;
+        let session = database.0.connect().await;
+        session.run(contents::BUSINESS).await;
+        past::make_queue(&broker.jetstream().await, plan).await;
+        let operator = Operator::of(&database, &broker, plan);
+        operator.set_up().await;
+        broker.lose_one().await;
+        let keeps = broker.keeps().await;
+        let links = (0..plan.copies).map(|_| Links::to(&database, &broker));
+        let links: Vec<Links> = links.collect();
+        let copies = links.iter().enumerate();
+        let copies = copies.map(|(number, links)| Copy::start(number, links, plan, keeps));
+        let copies = copies.collect();
+        let jetstream = broker.jetstream().await;
+        let mut consumer = None;
+        if plan.past.is_some() {
+            session.run(&past::times(plan)).await;
+            consumer = Some(Consumer::start(&jetstream).await);
+            past::prelude(&session).await;
+        }
+        Self {
+            database,
+            broker,
+            operator,
+            url,
+            judge,
+            links,
+            copies,
+            jetstream,
+            consumer,
+        }
+    }
+
+    /// Compares what was committed with what is stored, or was.
+    async fn judged(
+        &self,
+        stage: &Stage<'_>,
+        (plan, strangers): (&Plan, &Strangers),
+        committed: Vec<String>,
+    ) -> Judged {
+        let Some(consumer) = &self.consumer else {
+            let stored = strangers.ours(drain::messages(&self.jetstream, STREAM).await);
+            return Judged {
+                verdict: strangers.verdict(committed, report::ids(&stored)),
+                at_once: stored.len(),
+                places: String::new(),
+                stored,
+                uncertain: 0,
+                unseen: 0,
+            };
+        };
+        let evidence = Evidence {
+            plan,
+            strangers,
+            forgot_at: stage.forgot_at(),
+        };
+        let found = Found::by(consumer, &evidence).await;
+        let verdict = found.verdict(&evidence, committed);
+        Judged {
+            places: found.places(&verdict),
+            verdict,
+            stored: found.messages(),
+            at_once: found.stored.len(),
+            uncertain: found.uncertain,
+            unseen: found.unseen,
+        }
+    }
+
+    /// What copies have done that they must not do, and all logs.
+    fn account(self, stage: &Stage<'_>) -> (Vec<String>, Vec<(String, String)>) {
+        let mut logs = vec![
+            ("faults".to_owned(), stage.log()),
+            ("postgres".to_owned(), self.database.log()),
+            ("nats".to_owned(), self.broker.log()),
+        ];
+        let mut problems = stage.problems.take();
+        let was_put_back = stage.did(CopyFault::PutRecordBack);
+        let was_moved = [Moving::Advance, Moving::Recreate, Moving::Drop]
+            .into_iter()
+            .any(|moving| stage.did(CopyFault::MoveSlot(moving)));
+        let is_expected = |line: &str| {
+            (was_put_back && past::is_gap(line)) || (was_moved && moved::is_report(line))
+        };
+        for (number, copy) in self.copies.into_iter().enumerate() {
+            let (found, log) = copy.account(is_expected);
+            problems.extend(found);
+            logs.push((format!("outjet-{number}"), log));
+        }
+        (problems, logs)
     }
 }
 
@@ -176,6 +300,7 @@ struct Stage<'a> {
     struck: RefCell<Vec<Struck>>,
     /// How many stored messages the broker lost.
     forgotten: Cell<u64>,
+    problems: RefCell<Vec<String>>,
 }
 
 impl<'a> Stage<'a> {
@@ -189,6 +314,7 @@ impl<'a> Stage<'a> {
             show,
             struck: RefCell::new(Vec::new()),
             forgotten: Cell::new(0),
+            problems: RefCell::new(Vec::new()),
         }
     }
 
@@ -213,12 +339,36 @@ impl<'a> Stage<'a> {
         }
     }
 
-    async fn copies(&self, plan: &Plan, copies: &mut [Copy]) {
+    async fn copies(
+        &self,
+        plan: &Plan,
+        copies: &mut [Copy],
+        (jetstream, operator, url): (&async_nats::jetstream::Context, &Operator, &str),
+    ) {
+        // Others than the writers'.
+        let mut random = Random(plan.seed ^ 1 << 40);
         for planned in &plan.copy {
             if self.is_over_before(planned).await {
                 break;
             }
             let (whom, fault) = planned.fault;
+            match fault {
+                CopyFault::PutRecordBack => {
+                    let struck = self.struck(fault.to_string(), lasting(planned.lasts), None);
+                    if past::put_record_back(jetstream, copies, planned.lasts).await {
+                        self.show(struck);
+                    }
+                    continue;
+                }
+                CopyFault::MoveSlot(moving) => {
+                    self.note(fault.to_string(), String::new(), None);
+                    let moving = (moving, &mut random);
+                    let moved = moved::strike((operator, url), copies, moving).await;
+                    self.problems.borrow_mut().extend(moved.err());
+                    continue;
+                }
+                _ => {}
+            }
             let whom = self.whom(whom);
             self.note(fault.to_string(), lasting(planned.lasts), Some(whom));
             copies[whom].strike(fault, planned.lasts).await;
@@ -228,7 +378,7 @@ impl<'a> Stage<'a> {
     async fn strangers(
         &self,
         plan: &Plan,
-        jetstream: &async_nats::jetstream::Context,
+        (jetstream, consumer): (&async_nats::jetstream::Context, Option<&Consumer>),
         strangers: &mut Strangers,
     ) {
         for planned in &plan.strangers {
@@ -236,7 +386,11 @@ impl<'a> Stage<'a> {
                 break;
             }
             self.note(planned.fault.to_string(), String::new(), None);
-            strangers.strike(jetstream, planned.fault).await;
+            let read_to = match consumer {
+                Some(consumer) if planned.fault == StrangerFault::Purge => consumer.read_to().await,
+                _ => 0,
+            };
+            strangers.strike(jetstream, planned.fault, read_to).await;
         }
     }
 
@@ -286,21 +440,45 @@ impl<'a> Stage<'a> {
         self.struck.borrow().iter().map(line).collect()
     }
 
-    /// What is done to a copy that does not lead hits nothing that runs.
+    /// Whether this was done.
+    fn did(&self, fault: CopyFault) -> bool {
+        let kind = fault.to_string();
+        self.struck
+            .borrow()
+            .iter()
+            .any(|struck| struck.kind == kind)
+    }
+
+    /// When a server of NATS was stopped or killed.
+    fn forgot_at(&self) -> Vec<OffsetDateTime> {
+        let ends = [NatsFault::Kill, NatsFault::Stop].map(|fault| fault.to_string());
+        let struck = self.struck.borrow();
+        let ended = struck.iter().filter(|struck| ends.contains(&struck.kind));
+        ended.map(|struck| self.started_at + struck.at).collect()
+    }
+
     fn note(&self, kind: String, details: String, whom: Option<usize>) {
+        self.show(self.struck(kind, details, whom));
+    }
+
+    fn show(&self, struck: Struck) {
+        (self.show)(&struck);
+        self.struck.borrow_mut().push(struck);
+    }
+
+    /// What is done to a copy that does not lead hits nothing that runs.
+    fn struck(&self, kind: String, details: String, whom: Option<usize>) -> Struck {
         let leads = whom.is_none_or(|whom| whom == self.watch.leader());
         let named = whom.map_or(String::new(), |whom| {
             let role = if leads { "leader" } else { "standby" };
             format!("{role} {whom} ")
         });
-        let struck = Struck {
+        Struck {
             at: self.started.elapsed(),
             kind,
             details: format!("{named}{details}"),
             hit: leads && self.watch.stream_runs(),
-        };
-        (self.show)(&struck);
-        self.struck.borrow_mut().push(struck);
+        }
     }
 }
 
@@ -312,6 +490,7 @@ fn lasting(lasts: Duration) -> String {
 mod tests {
     use super::*;
     use crate::harness::{Nats, Postgres};
+    use plan::Past;
 
     /// Short, as these run with everything else; `scripts/chaos` plays longer.
     const LENGTH: Duration = Duration::from_secs(15);
@@ -349,6 +528,12 @@ mod tests {
         panic!("hardly any fault hit a stream");
     }
 
+    fn struck(reports: &[Report], kind: &str) -> bool {
+        reports
+            .iter()
+            .any(|report| report.kinds().contains_key(kind))
+    }
+
     fn hits(reports: &[Report]) -> usize {
         reports.iter().map(Report::hits).sum()
     }
@@ -376,6 +561,36 @@ mod tests {
         let plan = |seed| Plan::among_strangers(seed, LENGTH);
         play_short(5, plan, Nats::builder(), |reports| {
             hits(reports) >= HITS_MIN
+        })
+        .await;
+    }
+
+    /// Where messages were consumed, and the server forgot their ids, some may be stored twice: the
+    /// judge says which.
+    #[tokio::test]
+    async fn each_event_is_stored_once_while_a_consumer_empties_the_stream_and_everything_fails() {
+        let plan = |seed| Plan::changing(seed, Past::Consumed, LENGTH / 2);
+        play_short(8, plan, Nats::builder(), |reports| {
+            hits(reports) >= HITS_MIN && struck(reports, "record: put back while no copy runs")
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn each_event_is_stored_once_while_events_expire_and_are_purged_and_everything_fails() {
+        let plan = |seed| Plan::changing(seed, Past::Expiring, LENGTH / 3);
+        play_short(7, plan, Nats::builder(), |reports| {
+            hits(reports) >= HITS_MIN && struck(reports, "stranger: purges what was read")
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn slot_that_passes_over_events_is_reported_and_recovered_while_everything_fails() {
+        let plan = |seed| Plan::changing(seed, Past::Moved, LENGTH / 2);
+        play_short(9, plan, Nats::builder(), |reports| {
+            let moves = ["slot: advanced while no copy runs", "slot: dropped"];
+            hits(reports) >= HITS_MIN && moves.iter().any(|kind| struck(reports, kind))
         })
         .await;
     }

@@ -30,16 +30,16 @@ pub(crate) struct Plan {
     pub(crate) length: Duration,
     /// Copies of outjet: one leads.
     pub(crate) copies: usize,
-    /// Their `publish.in_flight_max`.
-    pub(crate) in_flight_max: u32,
-    /// Their `publish.in_flight_bytes_max`, in KiB.
-    pub(crate) in_flight_kib_max: usize,
+    /// What their configuration says at first, and always unless the past changes.
+    pub(crate) first: Settings,
     /// Copies of the stream, each on a server of its own: 1, or 3 of which one is down.
     pub(crate) replicas: usize,
     /// Whether a transaction appears as a whole.
     pub(crate) atomic: bool,
     /// Whether events are held back, which is what makes [`NatsFault::Forget`] harmless.
     pub(crate) hold: bool,
+    /// How the past changes behind outjet's back, if it does.
+    pub(crate) past: Option<Past>,
     /// What others do to the stream; with it events may stand where they did not belong.
     pub(crate) strangers: Vec<Planned<StrangerFault>>,
     /// What happens to the database server.
@@ -52,6 +52,50 @@ pub(crate) struct Plan {
     pub(crate) postgres_link: Vec<Planned<(Whom, LinkFault)>>,
     /// What happens between a copy and NATS.
     pub(crate) nats_link: Vec<Planned<(Whom, LinkFault)>>,
+}
+
+/// How the past changes behind outjet's back. In each of these rounds a copy has other settings
+/// from one start to the next, some events are delayed, and older records are put back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Past {
+    /// The stream is a work queue, and a consumer empties it.
+    Consumed,
+    /// Some events have an end, and the stream is purged of what was read.
+    Expiring,
+    /// The slot is moved, made again or dropped.
+    Moved,
+}
+
+/// What can happen to the slot while no copy runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moving {
+    /// `pg_replication_slot_advance`.
+    Advance,
+    /// It is dropped and made again.
+    Recreate,
+    /// It is dropped.
+    Drop,
+}
+
+/// What a copy's configuration says until it is started again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Settings {
+    /// `publish.in_flight_max`.
+    pub(crate) in_flight_max: u32,
+    /// `publish.in_flight_bytes_max`, in KiB.
+    pub(crate) in_flight_kib_max: usize,
+    /// `publish.delayed`: `now`, or `schedule`.
+    pub(crate) delayed_now: bool,
+}
+
+impl Settings {
+    fn draw(random: &mut Random) -> Self {
+        Self {
+            in_flight_max: [16, 256, 4096][random.below(3) as usize],
+            in_flight_kib_max: [256, 32 * 1024][random.below(2) as usize],
+            delayed_now: false,
+        }
+    }
 }
 
 /// A fault with its time.
@@ -117,6 +161,20 @@ pub(crate) enum StrangerFault {
     Copy,
     /// One of our newest messages vanishes.
     Delete,
+    /// They publish into it, and the message has an end (2.11 and newer).
+    WriteExpiring,
+    /// Everything that was read vanishes.
+    Purge,
+}
+
+impl StrangerFault {
+    /// Whether it can take the place of an event that is under way.
+    fn displaces(self) -> bool {
+        match self {
+            Self::Write | Self::WriteAndVanish | Self::WriteExpiring | Self::Copy => true,
+            Self::Delete | Self::Purge => false,
+        }
+    }
 }
 
 /// What can happen to outjet.
@@ -130,6 +188,10 @@ pub(crate) enum CopyFault {
     Pause,
     /// SIGSTOP until another copy may have taken over.
     PauseLong,
+    /// All copies end, and meanwhile the record is put back to what it was some time ago.
+    PutRecordBack,
+    /// All copies end, and meanwhile the slot passes over what was committed. Somebody recovers.
+    MoveSlot(Moving),
 }
 
 /// What can happen to a network.
@@ -157,19 +219,25 @@ impl Plan {
         let source = |track| Self::source(seed, track);
         let mut random = source(1);
         let copies = 2 + random.below(2) as usize;
+        let first = Settings::draw(&mut random);
         Self {
             seed,
             length,
             copies,
-            in_flight_max: [16, 256, 4096][random.below(3) as usize],
-            in_flight_kib_max: [256, 32 * 1024][random.below(2) as usize],
+            first,
             replicas: 1,
             atomic: false,
             hold: false,
+            past: None,
             strangers: Vec::new(),
             postgres: track(source(2), (500, 4_000), length, &mut postgres_faults()),
             nats: track(source(3), (500, 4_000), length, &mut nats_faults(&[])),
-            copy: track(source(4), (300, 3_000), length, &mut copy_faults(copies)),
+            copy: track(
+                source(4),
+                (300, 3_000),
+                length,
+                &mut copy_faults(copies, &[]),
+            ),
             postgres_link: track(source(5), (300, 2_500), length, &mut link_faults(copies)),
             nats_link: track(source(6), (300, 2_500), length, &mut link_faults(copies)),
         }
@@ -194,9 +262,70 @@ impl Plan {
     pub(crate) fn among_strangers(seed: u64, length: Duration) -> Self {
         let random = Self::source(seed, 7);
         Self {
-            strangers: track(random, (50, 600), length, &mut stranger_faults()),
+            strangers: track(random, (50, 600), length, &mut stranger_faults(&STRANGE)),
             ..Self::new(seed, length)
         }
+    }
+
+    /// The same, with a past that changes, and in every other round with strangers.
+    pub(crate) fn changing(seed: u64, past: Past, length: Duration) -> Self {
+        use StrangerFault::*;
+        let mut plan = Self::new(seed, length);
+        let mut random = Self::source(seed, 8);
+        let mut faults = match past {
+            Past::Consumed | Past::Moved => Vec::new(),
+            Past::Expiring => vec![Purge],
+        };
+        if random.below(2) == 0 {
+            faults.extend([Write, WriteAndVanish, WriteExpiring, WriteExpiring]);
+            faults.extend([Copy, Delete]);
+        }
+        if !faults.is_empty() {
+            let mut draw = stranger_faults(&faults);
+            plan.strangers = track(random, (50, 600), length, &mut draw);
+        }
+        plan.past = Some(past);
+        let (random, copies) = (Self::source(seed, 4), plan.copies);
+        let between = match past {
+            Past::Consumed | Past::Expiring => vec![CopyFault::PutRecordBack; 2],
+            Past::Moved => [Moving::Advance, Moving::Recreate, Moving::Drop]
+                .map(CopyFault::MoveSlot)
+                .into_iter()
+                .chain([CopyFault::PutRecordBack])
+                .collect(),
+        };
+        let mut draw = copy_faults(copies, &between);
+        plan.copy = track(random, (300, 3_000), length, &mut draw);
+        plan
+    }
+
+    /// The plan of a seed whose past changes in the way that is this seed's.
+    pub(crate) fn past_of(seed: u64, length: Duration) -> Self {
+        let past = [Past::Consumed, Past::Expiring, Past::Moved];
+        Self::changing(seed, past[seed as usize % past.len()], length)
+    }
+
+    /// What a copy's configuration says at a start, counted from 0.
+    pub(crate) fn settings(&self, copy: usize, start: u64) -> Settings {
+        if self.past.is_none() || start == 0 {
+            return self.first;
+        }
+        let mut random = Self::source(self.seed, 16 + copy as u64);
+        random.0 = random.0.wrapping_add(start << 16);
+        Settings {
+            delayed_now: random.below(2) == 0,
+            ..Settings::draw(&mut random)
+        }
+    }
+
+    /// Whether events may stand where they did not belong: beside strangers, or as the tables were
+    /// read, which know no commits.
+    pub(crate) fn displaces(&self) -> bool {
+        if self.past == Some(Past::Moved) {
+            return true;
+        }
+        let mut faults = self.strangers.iter().map(|planned| planned.fault);
+        faults.any(StrangerFault::displaces)
     }
 
     /// One source of choices for each track, so that no track moves another.
@@ -298,15 +427,27 @@ fn nats_faults(more: &[NatsFault]) -> impl FnMut(&mut Random) -> (NatsFault, Dur
     }
 }
 
-fn stranger_faults() -> impl FnMut(&mut Random) -> (StrangerFault, Duration) {
-    use StrangerFault::*;
-    let mut deck = Deck::of(&[Write, WriteAndVanish, Copy, Delete]);
+/// What strangers do where the past does not change.
+const STRANGE: [StrangerFault; 4] = [
+    StrangerFault::Write,
+    StrangerFault::WriteAndVanish,
+    StrangerFault::Copy,
+    StrangerFault::Delete,
+];
+
+fn stranger_faults(
+    faults: &[StrangerFault],
+) -> impl FnMut(&mut Random) -> (StrangerFault, Duration) + use<> {
+    let mut deck = Deck::of(faults);
     move |random| (deck.deal(random), Duration::ZERO)
 }
 
-fn copy_faults(copies: usize) -> impl FnMut(&mut Random) -> ((Whom, CopyFault), Duration) {
+fn copy_faults(
+    copies: usize,
+    more: &[CopyFault],
+) -> impl FnMut(&mut Random) -> ((Whom, CopyFault), Duration) + use<> {
     use CopyFault::*;
-    let mut deck = Deck::of(&[Kill, Kill, Terminate, Pause, PauseLong]);
+    let mut deck = Deck::of(&[&[Kill, Kill, Terminate, Pause, PauseLong], more].concat());
     move |random| {
         let fault = deck.deal(random);
         let takeover = TAKEOVER_AFTER.as_millis() as u64;
@@ -314,6 +455,8 @@ fn copy_faults(copies: usize) -> impl FnMut(&mut Random) -> ((Whom, CopyFault), 
             Kill | Terminate => (0, 1_500),
             Pause => (50, takeover - 500),
             PauseLong => (takeover + 500, takeover + 3_000),
+            PutRecordBack => (100, 2_000),
+            MoveSlot(_) => (0, 1),
         };
         ((whom(random, copies), fault), skewed(random, lasts))
     }
@@ -414,6 +557,8 @@ impl fmt::Display for StrangerFault {
             Self::WriteAndVanish => "stranger: writes, and it vanishes",
             Self::Copy => "stranger: copies one of ours",
             Self::Delete => "stranger: deletes one of ours",
+            Self::WriteExpiring => "stranger: writes, and it expires",
+            Self::Purge => "stranger: purges what was read",
         })
     }
 }
@@ -425,6 +570,18 @@ impl fmt::Display for CopyFault {
             Self::Terminate => "outjet: SIGTERM",
             Self::Pause => "outjet: SIGSTOP, short",
             Self::PauseLong => "outjet: SIGSTOP, past takeover_after",
+            Self::PutRecordBack => "record: put back while no copy runs",
+            Self::MoveSlot(moving) => return moving.fmt(f),
+        })
+    }
+}
+
+impl fmt::Display for Moving {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Advance => "slot: advanced while no copy runs",
+            Self::Recreate => "slot: dropped and made again",
+            Self::Drop => "slot: dropped",
         })
     }
 }
@@ -477,6 +634,40 @@ mod tests {
         assert!(long.faults() > 5 * short.faults());
         assert_eq!(long.copy[..short.copy.len()], short.copy[..]);
         assert_eq!(long.postgres[..short.postgres.len()], short.postgres[..]);
+    }
+
+    #[test]
+    fn a_copy_has_other_settings_from_one_start_to_the_next_where_the_past_changes() {
+        let (still, changing) = (Plan::new(3, MINUTE), Plan::past_of(3, MINUTE));
+        let all = |plan: &Plan| (0..50).map(|start| plan.settings(0, start)).collect();
+        let (still, changing): (Vec<_>, Vec<_>) = (all(&still), all(&changing));
+        assert!(still.iter().all(|settings| *settings == still[0]));
+        assert_eq!(changing[0], still[0]);
+        for window in [16, 256, 4096] {
+            assert!(
+                changing
+                    .iter()
+                    .any(|settings| settings.in_flight_max == window)
+            );
+        }
+        assert!(changing[1..].iter().any(|settings| settings.delayed_now));
+        assert!(changing[1..].iter().any(|settings| !settings.delayed_now));
+    }
+
+    #[test]
+    fn a_minute_of_each_past_has_what_changes_it() {
+        let kinds = |past| {
+            let plan = Plan::changing(1, past, MINUTE);
+            let copy = plan.copy.iter().map(|planned| planned.fault.1.to_string());
+            let strangers = plan.strangers.iter();
+            let strangers = strangers.map(|planned| planned.fault.to_string());
+            copy.chain(strangers).collect::<Vec<_>>().join("\n")
+        };
+        assert!(kinds(Past::Consumed).contains("record: put back"));
+        assert!(kinds(Past::Expiring).contains("stranger: purges"));
+        for moving in ["advanced", "dropped and made again", "dropped\n"] {
+            assert!(kinds(Past::Moved).contains(moving), "{moving}");
+        }
     }
 
     #[test]

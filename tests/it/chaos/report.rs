@@ -48,6 +48,10 @@ pub(crate) struct Report {
     pub(crate) differing: Vec<String>,
     /// Transactions that were sent as a whole, and those of them that do not stand there as one.
     pub(crate) batches: Result<usize, Vec<String>>,
+    /// Events that were stored twice, as nobody could know that they were stored once.
+    pub(crate) uncertain: usize,
+    /// Sequence numbers at which nobody saw an event, and may have missed one.
+    pub(crate) unseen: usize,
     /// Events that were taken back.
     pub(crate) rolled_back: usize,
     /// Events of transactions that ended with an error.
@@ -81,9 +85,9 @@ impl Report {
             ..
         } = &self.verdict;
         let once = missing.is_empty() && duplicated.is_empty() && uncommitted.is_empty();
-        match self.plan.strangers.is_empty() {
-            true => self.verdict.is_exact(),
-            false => once,
+        match self.plan.displaces() {
+            true => once,
+            false => self.verdict.is_exact(),
         }
     }
 
@@ -115,8 +119,8 @@ impl fmt::Display for Report {
             self.hits(),
             self.plan.copies,
             self.takeovers,
-            self.plan.in_flight_max,
-            self.plan.in_flight_kib_max,
+            self.plan.first.in_flight_max,
+            self.plan.first.in_flight_kib_max,
         )?;
         match self.drained_in {
             Some(took) => writeln!(f, "all was confirmed {took:.1?} after the last fault")?,
@@ -127,6 +131,14 @@ impl fmt::Display for Report {
                 f,
                 "{} stored messages were lost by the stream",
                 self.forgotten
+            )?;
+        }
+        if self.plan.past.is_some() {
+            writeln!(
+                f,
+                "{} events were stored twice as their first messages had vanished, {} messages \
+                 expired or vanished unseen",
+                self.uncertain, self.unseen,
             )?;
         }
         write!(
@@ -190,8 +202,8 @@ pub(crate) fn batches(stored: &[Stored], plan: &Plan) -> Result<usize, Vec<Strin
         let bytes = events
             .iter()
             .map(|e| e.payload.len() + BESIDE_PAYLOAD_BYTES);
-        events.len() <= plan.in_flight_max as usize / 2
-            && bytes.sum::<usize>() <= plan.in_flight_kib_max * 1024 / 2
+        events.len() <= plan.first.in_flight_max as usize / 2
+            && bytes.sum::<usize>() <= plan.first.in_flight_kib_max * 1024 / 2
     };
     transactions.retain(|_, events| {
         promised(events) && events.iter().any(|e| e.header("Nats-Batch-Id").is_some())

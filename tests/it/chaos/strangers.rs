@@ -1,10 +1,11 @@
 //! What others do to the stream, and what a judge has to know of it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::{self, message::StreamMessage, stream::Stream};
+use time::OffsetDateTime;
 use tokio::time::timeout;
 
 use super::STREAM;
@@ -22,12 +23,34 @@ pub(crate) struct Strangers {
     copied: HashMap<String, usize>,
     /// Ids of messages that they have deleted, or may have.
     deleted: Vec<String>,
+    /// The sequence numbers of all these messages.
+    sequences: HashSet<u64>,
+    /// When they have purged the stream, or may have, and up to which sequence number.
+    purged: Vec<(OffsetDateTime, u64)>,
 }
 
 impl Strangers {
-    /// Does it, if the broker lets them.
-    pub(crate) async fn strike(&mut self, jetstream: &jetstream::Context, fault: StrangerFault) {
-        let _ = timeout(PATIENCE, self.try_to(jetstream, fault)).await;
+    /// Does it, if the broker lets them. Nobody purges what lies behind `read_to`.
+    pub(crate) async fn strike(
+        &mut self,
+        jetstream: &jetstream::Context,
+        fault: StrangerFault,
+        read_to: u64,
+    ) {
+        let _ = timeout(PATIENCE, self.try_to(jetstream, fault, read_to)).await;
+    }
+
+    /// Whether this sequence number says nothing about events.
+    pub(crate) fn had(&self, sequence: u64) -> bool {
+        self.sequences.contains(&sequence)
+    }
+
+    /// When this sequence number was purged, if it was.
+    pub(crate) fn purged_at(&self, sequence: u64) -> Option<OffsetDateTime> {
+        let mut purges = self.purged.iter();
+        purges
+            .find(|(_, up_to)| sequence <= *up_to)
+            .map(|(at, _)| *at)
     }
 
     /// What of the stream is to be compared with what was committed: the first message of each id,
@@ -53,19 +76,41 @@ impl Strangers {
     /// Table and stream, but for events whose messages were deleted: they need not be there, and
     /// may come back.
     pub(crate) fn verdict(&self, mut committed: Vec<String>, mut stored: Vec<String>) -> Verdict {
-        let stayed = |id: &String| !self.deleted.contains(id);
-        committed.retain(stayed);
-        stored.retain(stayed);
+        committed.retain(|id| self.left(id));
+        stored.retain(|id| self.left(id));
         Verdict::of(&committed, &stored)
     }
 
-    async fn try_to(&mut self, jetstream: &jetstream::Context, fault: StrangerFault) -> Option<()> {
+    /// Whether they have left the message of an id alone.
+    pub(crate) fn left(&self, id: &str) -> bool {
+        !self.deleted.iter().any(|deleted| deleted == id)
+    }
+
+    async fn try_to(
+        &mut self,
+        jetstream: &jetstream::Context,
+        fault: StrangerFault,
+        read_to: u64,
+    ) -> Option<()> {
         let stream = jetstream.get_stream(STREAM).await.ok()?;
         match fault {
-            StrangerFault::Write => drop(write(jetstream).await?),
+            StrangerFault::Write => {
+                let sequence = write(jetstream, HeaderMap::new()).await?;
+                self.sequences.insert(sequence);
+            }
             StrangerFault::WriteAndVanish => {
-                let sequence = write(jetstream).await?;
+                let sequence = write(jetstream, HeaderMap::new()).await?;
+                self.sequences.insert(sequence);
                 stream.delete_message(sequence).await.ok()?;
+            }
+            StrangerFault::WriteExpiring => {
+                let mut headers = HeaderMap::new();
+                headers.insert("Nats-TTL", "1s");
+                self.sequences.insert(write(jetstream, headers).await?);
+            }
+            StrangerFault::Purge => {
+                self.purged.push((OffsetDateTime::now_utc(), read_to));
+                stream.purge().sequence(read_to + 1).await.ok()?;
             }
             StrangerFault::Copy => {
                 let message = newest(&stream).await?;
@@ -81,11 +126,12 @@ impl Strangers {
                 let subject = message.subject.to_string();
                 let body = message.payload;
                 let sent = jetstream.publish_with_headers(subject, headers, body).await;
-                sent.ok()?.await.ok()?;
+                self.sequences.insert(sent.ok()?.await.ok()?.sequence);
             }
             StrangerFault::Delete => {
                 let message = newest(&stream).await?;
                 self.deleted.push(row_id(&message)?);
+                self.sequences.insert(message.sequence);
                 stream.delete_message(message.sequence).await.ok()?;
             }
         }
@@ -93,11 +139,10 @@ impl Strangers {
     }
 }
 
-async fn write(jetstream: &jetstream::Context) -> Option<u64> {
-    let sent = jetstream
-        .publish("events.stranger", "stranger".into())
-        .await;
-    Some(sent.ok()?.await.ok()?.sequence)
+async fn write(jetstream: &jetstream::Context, headers: HeaderMap) -> Option<u64> {
+    let body = "stranger".into();
+    let sent = jetstream.publish_with_headers("events.stranger", headers, body);
+    Some(sent.await.ok()?.await.ok()?.sequence)
 }
 
 /// The last message, if it is one of outjet's.

@@ -22,6 +22,9 @@ const LOOK_WITHIN: Duration = Duration::from_millis(500);
 /// What a leader's connections call themselves, before the copy's number.
 pub(crate) const NAMES: &str = "outjet-";
 
+/// What the connections of commands call themselves.
+const OPERATOR: &str = "outjet";
+
 /// Who holds the slot. Others than our copies may not.
 const LEADER: &str = "
     SELECT s.active_pid, a.application_name FROM pg_replication_slots AS s
@@ -113,18 +116,20 @@ async fn watch_leader(url: String, leader: watch::Sender<Leader>) {
     }
 }
 
-/// The walsender that serves the slot, and the copy it serves.
+/// The walsender that serves the slot, and the copy it serves. `outjet recover` may have the slot
+/// for a moment.
 pub(crate) async fn holder(
     session: &Session,
 ) -> Result<Option<(u32, usize)>, tokio_postgres::Error> {
     let rows = session.query(LEADER, &[]).await?;
-    Ok(rows.first().map(|row| {
+    Ok(rows.first().and_then(|row| {
         let name: String = row.get(1);
+        if name == OPERATOR {
+            return None;
+        }
         let number = name.strip_prefix(NAMES).and_then(|copy| copy.parse().ok());
         let pid = u32::try_from(row.get::<_, i32>(0)).expect("a process id");
-        (
-            pid,
-            number.unwrap_or_else(|| panic!("{name} holds the slot")),
-        )
+        let number = number.unwrap_or_else(|| panic!("{name} holds the slot"));
+        Some((pid, number))
     }))
 }
