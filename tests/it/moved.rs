@@ -3,6 +3,7 @@
 
 mod house;
 mod put_back;
+mod upgrade;
 
 use std::ops::RangeInclusive;
 use std::os::unix::process::ExitStatusExt;

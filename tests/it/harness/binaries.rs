@@ -61,6 +61,23 @@ pub(crate) fn postgres(major: Option<u32>) -> Vec<PostgresBuild> {
     builds
 }
 
+/// A build of this major version with all its programs, to upgrade from or to.
+pub(crate) fn whole_postgres(major: u32) -> PostgresBuild {
+    const PROGRAMS: [&str; 3] = ["pg_upgrade", "pg_controldata", "pg_resetwal"];
+    let find = || {
+        let apart = listed(&tools().join("upgrade")).into_iter();
+        let apart = apart.filter_map(|path| postgres_build(path.join("bin")));
+        let mut builds = postgres_directories().into_iter().chain(apart);
+        let has_all = |bin: &Path| PROGRAMS.iter().all(|name| bin.join(name).exists());
+        builds.find(|build| build.major == major && has_all(&build.bin))
+    };
+    let found = find().or_else(|| {
+        fetch(&["--upgrade"]);
+        find()
+    });
+    found.unwrap_or_else(|| panic!("no Postgres {major}: type `scripts/tools --upgrade`"))
+}
+
 /// The build in this directory.
 pub(crate) fn postgres_in(bin: &Path) -> PostgresBuild {
     postgres_build(bin.to_owned())

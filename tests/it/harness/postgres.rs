@@ -205,6 +205,48 @@ impl Postgres {
         standby
     }
 
+    /// This server, which is stopped, upgraded by `pg_upgrade` to a major version: a server that
+    /// has yet to be started. `Err`: what it has to say against it.
+    pub(crate) fn upgraded(&self, major: u32) -> Result<Self, String> {
+        assert!(self.process.is_none(), "the server is running");
+        let build = binaries::whole_postgres(major);
+        let home = tempfile::Builder::new().prefix("oj-pg-").tempdir();
+        let home = home.expect("create a temporary directory");
+        open_to_all(home.path());
+        binaries::give_to_server(home.path());
+        let mut new = Self {
+            process: None,
+            build,
+            port: self.port.as_ref().map(|_| Port::free()),
+            home,
+        };
+        let mut initdb = initdb(&new.build, &new.data());
+        // The old one has none.
+        initdb.arg("--no-data-checksums");
+        run(as_server(initdb));
+        append(&new.data().join("postgresql.conf"), SETTINGS);
+        new.set("port", &new.number().to_string());
+        new.set("unix_socket_directories", &new.host());
+        let bin = |build: &PostgresBuild| {
+            let staged = binaries::staged(&build.bin.join("pg_upgrade"));
+            staged.parent().expect("a directory").to_owned()
+        };
+        let mut upgrade = Command::new(bin(&new.build).join("pg_upgrade"));
+        upgrade.arg("--old-bindir").arg(bin(&self.build));
+        upgrade.arg("--new-bindir").arg(bin(&new.build));
+        upgrade.arg("--old-datadir").arg(self.data());
+        upgrade.arg("--new-datadir").arg(new.data());
+        upgrade.args(["--username=postgres", "--no-sync", "--socketdir"]);
+        upgrade.arg(new.host()).current_dir(new.home.path());
+        let upgraded = as_server(upgrade).output().expect("start pg_upgrade");
+        let mut said = String::from_utf8_lossy(&upgraded.stdout).into_owned();
+        said.push_str(&files_below(&new.data().join("pg_upgrade_output.d")));
+        match upgraded.status.success() {
+            true => Ok(new),
+            false => Err(said),
+        }
+    }
+
     /// Keeps a copy of the data of this server, which is stopped.
     pub(crate) fn save(&self) {
         assert!(self.process.is_none(), "the server is running");
@@ -495,16 +537,30 @@ fn template(build: &PostgresBuild) -> PathBuf {
         let _ = fs::remove_dir_all(&partial);
         fs::create_dir(&partial).expect("create a directory for the template");
         binaries::give_to_server(&partial);
-        let mut initdb = Command::new(binaries::staged(&build.bin.join("initdb")));
-        initdb.args(["--username=postgres", "--auth=trust", "--encoding=UTF8"]);
-        initdb
-            .args(["--locale=C", "--no-sync", "--pgdata"])
-            .arg(partial.join("data"));
-        initdb.current_dir(&partial);
-        run(as_server(initdb));
+        run(as_server(initdb(build, &partial.join("data"))));
         fs::rename(&partial, &finished).expect("rename a directory of ours");
     }
     template
+}
+
+fn initdb(build: &PostgresBuild, data: &Path) -> Command {
+    let mut initdb = Command::new(binaries::staged(&build.bin.join("initdb")));
+    initdb.args(["--username=postgres", "--auth=trust", "--encoding=UTF8"]);
+    initdb
+        .args(["--locale=C", "--no-sync", "--pgdata"])
+        .arg(data);
+    initdb.current_dir(data.parent().expect("a directory"));
+    initdb
+}
+
+/// The text of all files below a directory.
+fn files_below(directory: &Path) -> String {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let text = entries.map(|entry| match entry.path() {
+        path if path.is_dir() => files_below(&path),
+        path => fs::read_to_string(path).unwrap_or_default(),
+    });
+    text.collect()
 }
 
 /// `ssl_library` is computed from the build; `-C` prints it without starting a server.

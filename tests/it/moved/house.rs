@@ -1,9 +1,10 @@
 //! The outbox moves to another cluster, with a system identifier of its own: the stream goes on
 //! there by `outjet recover --yes`, and by nothing else.
 //!
-//! The houses are servers of two major versions, and the rows are copied, as by `pg_dump`. A slot
-//! that is made after the copy has what one has that `pg_upgrade` keeps (17 and newer): all before
-//! it was published, and it begins on timeline 1 of another system.
+//! The houses are servers of two major versions, and the rows are copied, as by `pg_dump`. What
+//! `pg_upgrade` does is in [`super::upgrade`].
+
+use std::ops::RangeInclusive;
 
 use outjet::pg::ddl::INSTALL;
 
@@ -15,10 +16,10 @@ use crate::harness::{Nats, Outjet, Postgres, drain};
 /// Postgres versions: of before, and of now.
 const VERSIONS: (u32, u32) = (17, 18);
 
-struct Houses {
-    old: Postgres,
-    new: Postgres,
-    nats: Nats,
+pub(super) struct Houses {
+    pub(super) old: Postgres,
+    pub(super) new: Postgres,
+    pub(super) nats: Nats,
 }
 
 fn call(postgres: &Postgres, nats: &Nats, typed: &str) -> Builder {
@@ -30,13 +31,32 @@ fn call(postgres: &Postgres, nats: &Nats, typed: &str) -> Builder {
         .args(typed.split(' '))
 }
 
-async fn emit(client: &Session, numbers: std::ops::RangeInclusive<u32>) {
+pub(super) async fn emit(client: &Session, numbers: RangeInclusive<u32>) {
     for number in numbers {
         let emit = format!(
             "SELECT outbox.emit('order', '{number}', 'created', payload => to_jsonb({number}))"
         );
         client.run(&emit).await;
     }
+}
+
+/// A house from which events 1 to 10 were published, by an outjet that has ended.
+pub(super) async fn published_from(old: &Postgres) -> Nats {
+    let nats = Nats::start().await;
+    let setup = call(old, &nats, "setup").output().await;
+    assert_eq!(setup.code, Some(0), "{setup:?}");
+    publish(old, &nats, 1..=10).await;
+    nats
+}
+
+/// Publishes these, too.
+pub(super) async fn publish(old: &Postgres, nats: &Nats, numbers: RangeInclusive<u32>) {
+    let mut outjet = call(old, nats, "run --log-format json").spawn();
+    outjet.logged("leading", SOON).await;
+    let client = old.connect().await;
+    emit(&client, numbers).await;
+    confirmed(&client, SOON).await;
+    assert_eq!(outjet.terminate(SOON).await, Some(0));
 }
 
 impl Houses {
@@ -46,19 +66,9 @@ impl Houses {
             Postgres::builder().version(VERSIONS.0).start(),
             Postgres::builder().version(VERSIONS.1).start()
         );
-        let nats = Nats::start().await;
-        let houses = Self { old, new, nats };
-        let setup = call(&houses.old, &houses.nats, "setup").output().await;
-        assert_eq!(setup.code, Some(0), "{setup:?}");
-        let run = "run --log-format json";
-        let mut outjet = call(&houses.old, &houses.nats, run).spawn();
-        outjet.logged("leading", SOON).await;
-        let client = houses.old.connect().await;
-        emit(&client, 1..=10).await;
-        confirmed(&client, SOON).await;
-        assert_eq!(outjet.terminate(SOON).await, Some(0));
-        emit(&client, 11..=13).await;
-        houses
+        let nats = published_from(&old).await;
+        emit(&old.connect().await, 11..=13).await;
+        Self { old, new, nats }
     }
 
     /// The schema with the publication, without rows.
@@ -89,20 +99,23 @@ impl Houses {
         call(&self.new, &self.nats, typed).output().await
     }
 
-    async fn leads(&self) -> Outjet {
+    pub(super) async fn leads(&self) -> Outjet {
         let mut outjet = call(&self.new, &self.nats, "run --log-format json").spawn();
         outjet.logged("leading", SOON).await;
         outjet
     }
 
     /// Nothing takes over by itself; what refuses to names both houses, and the fix.
-    async fn assert_refused(&self) {
+    pub(super) async fn assert_refused(&self) {
         let system = "SELECT system_identifier FROM pg_control_system()";
         let old = self.old.connect().await.text(system).await;
         let new = self.new.connect().await.text(system).await;
         let slots = "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'outjet%'";
         let client = self.new.connect().await;
         let before = client.text(slots).await;
+        let jetstream = self.nats.jetstream().await;
+        let stored = async || drain::ids(&jetstream, STREAM).await;
+        let already = stored().await;
         let mut typed = vec!["recover"];
         if before == "0" {
             typed.extend(["setup", "run --setup --exit-on-halt"]);
@@ -117,11 +130,10 @@ impl Houses {
         let run = self.types("run --exit-on-halt").await;
         assert_eq!(run.code, Some(65), "{run:?}");
         assert_eq!(client.text(slots).await, before);
-        let stored = drain::ids(&self.nats.jetstream().await, STREAM).await;
-        assert_eq!(stored.len(), 10);
+        assert_eq!(stored().await, already);
     }
 
-    async fn moves(&self, says: &str) {
+    pub(super) async fn moves(&self, says: &str) {
         let moved = self.types("recover --yes").await;
         assert_eq!(moved.code, Some(0), "{moved:?}");
         assert!(moved.stdout.starts_with("moving    from "), "{moved:?}");
@@ -131,7 +143,7 @@ impl Houses {
     }
 
     /// The stream holds these, each once.
-    async fn assert_stored(&self, numbers: std::ops::RangeInclusive<u32>) {
+    pub(super) async fn assert_stored(&self, numbers: RangeInclusive<u32>) {
         confirmed(&self.new.connect().await, SOON).await;
         let stored = drain::messages(&self.nats.jetstream().await, STREAM).await;
         let number = |stored: &drain::Stored| String::from_utf8_lossy(&stored.payload).into_owned();
