@@ -43,7 +43,7 @@ pub struct Metrics {
     pub events_uncertain: Counter,
     /// Whether what is settled is recorded before it is confirmed.
     pub record_kept: Gauge,
-    /// How much of the log was confirmed that no outjet has read.
+    /// How much of the log was confirmed whose events the stream may lack.
     pub slot_gap_bytes: Gauge,
     /// Events that cannot be published.
     pub events_dead_lettered: Counter,
@@ -250,7 +250,7 @@ impl Metrics {
         add(to, "events_uncertain", help, &self.events_uncertain);
         let help = "1 if what is settled is recorded before it is confirmed, while leading";
         add(to, "record_kept", help, &self.record_kept);
-        let help = "WAL that was confirmed and that no outjet has read: somebody moved the slot";
+        let help = "WAL that was confirmed and whose events the stream may lack";
         add(to, "slot_gap_bytes", help, &self.slot_gap_bytes);
         let help = "Events stored among the dead letters";
         add(to, "events_dead_lettered", help, &self.events_dead_lettered);

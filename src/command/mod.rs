@@ -3,6 +3,7 @@
 
 mod append;
 mod bench;
+mod birth;
 pub mod check;
 mod compare;
 pub mod config;

@@ -8,6 +8,7 @@ use tokio_postgres::Client;
 
 use crate::config::Config;
 use crate::error::{Failure, Problem};
+use crate::event::Position;
 use crate::event::lineage::Source;
 use crate::lead::record::read;
 use crate::lead::watermark::{self, Facts, Gap, Record, Void};
@@ -52,7 +53,10 @@ impl Found {
         let missing = || found.shelf.as_ref().and_then(Shelf::missing);
         let none = || missing().unwrap_or("nobody has led yet").to_owned();
         found.record = match kept {
-            Ok(kept) => kept.as_ref().and_then(read).ok_or_else(none),
+            Ok(kept) => {
+                let led = kept.as_ref().and_then(read).filter(|it| it.term > 0);
+                led.ok_or_else(none)
+            }
             Err(jetstream::Error::BucketDenied(why)) => Err(why),
             Err(error) => return Err(error.failure(&found.options.of_stream())),
         };
@@ -95,11 +99,14 @@ impl Found {
             source: &source,
             history: &record.history,
             start: confirmed.unwrap_or(record.confirmed),
+            slot_used: true,
             flush: end,
             standby: false,
             confirmed_here: Lsn::ZERO,
             stream_created: &stream_created,
             last_sequence,
+            newest: self.newest().await?,
+            holds: !beside.hold.is_zero(),
             letters,
             delayed,
             at_stored,
@@ -107,6 +114,16 @@ impl Found {
             void: false,
         };
         Ok(judged(record, &facts))
+    }
+
+    /// Where the stream's newest event of ours is.
+    async fn newest(&self) -> Result<Option<Position>, Failure> {
+        let options = self.options.of_stream();
+        let found = Box::pin(jetstream::inspect(&options)).await;
+        let found = found.map_err(|error| error.failure(&options))?;
+        let mut newest = found.newest.iter();
+        let own = newest.find(|mark| mark.source.same_slot(&self.source));
+        Ok(own.map(|mark| mark.position))
     }
 }
 
@@ -132,7 +149,7 @@ fn judged(record: &Record, facts: &Facts<'_>) -> Vec<Problem> {
         Ok(verdict) => {
             let moved = verdict.gap.map(|gap| gap.problem(slot));
             let void = verdict.void.map(does_not_hold);
-            moved.or(open).into_iter().chain(void).collect()
+            void.into_iter().chain(moved.or(open)).collect()
         }
     }
 }
@@ -274,7 +291,6 @@ impl fmt::Display for RecordStatus {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::Position;
     use crate::event::lineage::Place;
     use crate::lead::watermark::Settled;
 
@@ -319,11 +335,17 @@ mod tests {
             source: &source,
             history: &[],
             start: Lsn::new(0x180),
+            slot_used: true,
             flush: Lsn::new(0x200),
             standby: false,
             confirmed_here: Lsn::ZERO,
             stream_created: "then",
             last_sequence: 3,
+            newest: Some(Position {
+                commit: 0x100,
+                index: 0,
+            }),
+            holds: false,
             letters: Some(2),
             delayed: None,
             at_stored: At::Same,
@@ -351,7 +373,9 @@ mod tests {
             problems(&record(), |facts| facts.last_sequence = 2),
             problems(&record(), |facts| facts.at_stored = At::Other),
             problems(&record(), |facts| facts.stream_created = "now"),
-            problems(&record(), |facts| facts.letters = Some(1)),
+            problems(&record(), |facts| {
+                (facts.letters, facts.start) = (Some(1), Lsn::new(0x100));
+            }),
         ];
         let expected = [
             "slot outjet was moved: events may be missing",
@@ -368,10 +392,21 @@ mod tests {
     }
 
     #[test]
+    fn stream_that_lost_what_was_confirmed_is_told_with_the_way_to_get_it_back() {
+        let found = problems(&record(), |facts| {
+            (facts.last_sequence, facts.newest) = (2, None);
+        });
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found[1].contains("the stream may lack events"), "{found:?}");
+        assert!(found[1].contains("`outjet recover`"), "{found:?}");
+    }
+
+    #[test]
     fn open_gap_is_told_once_with_its_fix() {
         let gap = Gap {
             from: Lsn::new(0x80),
             to: Lsn::new(0x100),
+            shown_by: watermark::Shows::Slot,
         };
         let open = Record {
             gap: Some(gap),

@@ -35,12 +35,11 @@ use self::state::{Slots, State};
 use super::progress::Progress;
 use super::rows::{self, Row, Rows};
 use super::stored::{self, Outbox, execute};
-use super::{Out, append::Append, setup, unwritten};
+use super::{Out, append::Append, birth, setup, unwritten};
 use crate::assemble::{self, AssembleError, Unsent};
 use crate::cli;
 use crate::config::Config;
 use crate::error::{Exit, Failure, Problem};
-use crate::event::lineage::{Lineage, Source};
 use crate::event::{Event, Position};
 use crate::fault;
 use crate::lead::relay;
@@ -116,8 +115,8 @@ impl Recovery<'_> {
         let facts = setup::read(self.client, &self.wanted).await?;
         setup::refuse(&preflight::judge_server(&facts))?;
         let left = self.left_over().await?;
-        let (session, lineage) = self.identify().await?;
-        let state = State::find(self.config, lineage, &facts).await?;
+        let (session, lineage) = birth::identify(self.params, &self.wanted.slot).await?;
+        let state = State::find((self.config, self.client), lineage, &facts).await?;
         if let Some(other) = state.other_house() {
             if !self.typed.yes {
                 return Err(state.moved_house(other));
@@ -189,7 +188,7 @@ impl Recovery<'_> {
     /// Says how large the gap is that is accepted.
     fn tell_gap(&self, state: &State, to: Lsn, out: Out<'_>) -> Result<(), Failure> {
         match state.gap(to) {
-            Some(Gap { from, to }) => writeln!(
+            Some(Gap { from, to, .. }) => writeln!(
                 out,
                 "accepted  gap from {from} to {to}: {} bytes of WAL were not published",
                 to.bytes_since(from)
@@ -307,22 +306,6 @@ impl Recovery<'_> {
     async fn connect(&self) -> Result<Session, Failure> {
         let session = Session::connect(self.params, &[]).await;
         session.map_err(|error| error.failure(self.params))
-    }
-
-    /// A replication session, and who we are there.
-    async fn identify(&self) -> Result<(Session, Lineage), Failure> {
-        let failure = |error: crate::pg::Error| error.failure(self.params);
-        let mut session = self.connect().await?;
-        let system = session.identify_system().await.map_err(failure)?;
-        let history = session.timeline_history(system.timeline).await;
-        let ended = history.map_err(failure)?.into_iter();
-        let ended = ended.map(|switch| (switch.timeline, switch.ended_at.as_u64()));
-        let source = Source {
-            system: system.id,
-            timeline: system.timeline,
-            slot: self.wanted.slot.clone(),
-        };
-        Ok((session, Lineage::new(source, ended.collect())))
     }
 
     async fn make(&self, mut session: Session) -> Result<Made, Failure> {

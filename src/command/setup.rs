@@ -5,7 +5,7 @@
 
 use tokio_postgres::Client;
 
-use super::{Out, unwritten};
+use super::{Out, birth, unwritten};
 use crate::cli;
 use crate::config::Config;
 use crate::error::{Disposition, Exit, Failure, Problem};
@@ -28,34 +28,43 @@ pub async fn setup_all(
 ) -> Result<(), Failure> {
     let control = super::connect(params).await?;
     let (client, wanted) = (control.client(), config.preflight_options());
+    let options = config.sink_options();
     let done = async {
         // What is wrong in Postgres is told first.
         let nowhere = &mut std::io::sink();
         setup(client, &wanted, true, nowhere).await?;
-        refuse_new_slot(client, config, &wanted).await?;
-        setup(client, &wanted, dry_run, out).await
+        let new = refuse_new_slot(client, config, &wanted).await?;
+        if dry_run || !new {
+            setup(client, &wanted, dry_run, out).await?;
+            return set_up_streams(&options, dry_run, out).await;
+        }
+        // A slot is made once it can be recorded.
+        let mut streams = Vec::new();
+        set_up_streams(&options, dry_run, &mut streams).await?;
+        setup(client, &wanted, dry_run, out).await?;
+        out.write_all(&streams).map_err(unwritten)?;
+        Box::pin(birth::record(client, config, params)).await
     };
-    let done = done.await;
+    let done = Box::pin(done).await;
     control.close().await;
-    done?;
-    let options = config.sink_options();
-    set_up_streams(&options, dry_run, out).await
+    done
 }
 
-/// Refuses to make a slot where the record or the stream shows that there was one.
+/// Whether there is a slot to be made. Refuses where the record or the stream shows that there was
+/// one.
 async fn refuse_new_slot(
     client: &Client,
     config: &Config,
     wanted: &Options,
-) -> Result<(), Failure> {
+) -> Result<bool, Failure> {
     let facts = read(client, wanted).await?;
     if facts.slot.is_some() {
-        return Ok(());
+        return Ok(false);
     }
     let options = config.sink_options();
     let traces = Box::pin(Traces::find(&options, &source(&facts, wanted))).await;
     let traces = traces.map_err(|error| error.failure(&options.of_stream()))?;
-    traces.slot_gone(&facts, wanted).map_or(Ok(()), Err)
+    traces.slot_gone(&facts, wanted).map_or(Ok(true), Err)
 }
 
 /// Who we would write as. The timeline is not known.

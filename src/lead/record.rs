@@ -24,6 +24,8 @@ use crate::vitals::Recorded;
 pub struct Server {
     /// Where the slot stands.
     pub start: Lsn,
+    /// Whether anything was ever read from it.
+    pub slot_used: bool,
     /// Up to where the server has flushed, or a standby replayed.
     pub flush: Lsn,
     /// Whether it is a standby.
@@ -42,7 +44,7 @@ pub struct Begun {
     pub watermark: Watermark,
     /// Where the sink begins.
     pub past: Past,
-    /// What no outjet has read, found now or before.
+    /// What the stream may lack, found now or before.
     pub gap: Option<Gap>,
 }
 
@@ -68,12 +70,21 @@ pub async fn claim(
     let mut blank = Record::blank(lineage.source(), &history, server.start);
     blank.stream_created.clone_from(&standing.created);
     let claimant = (instance, standing.server_id.as_str());
-    let mut found = found.unwrap_or_else(|| blank.clone());
-    if sink.delays() {
-        // Before the first is: the next leader may be told otherwise.
-        found.delayed = found.delayed.or(Some(0));
-        blank.delayed = Some(0);
-    }
+    // Before any is: the next leader may be told otherwise.
+    let delays = sink.delays().then_some(0);
+    blank.delayed = delays;
+    let mut facts = facts((&standing, server), (lineage.source(), &history));
+    let found = match found {
+        Some(found) => Record {
+            delayed: found.delayed.or(delays),
+            ..found
+        },
+        // Judged before anything is written, which would say that the slot is known here.
+        None => Record {
+            gap: unrecorded(&kept, &facts)?,
+            ..blank.clone()
+        },
+    };
     let last_writer = found.server_id.clone();
     let mut keeper = Keeper::claim(found, revision, claimant);
     let claimed = match kept {
@@ -83,29 +94,50 @@ pub async fn claim(
     if let Err(why) = claimed {
         keeper = keeper.without_bucket(blank, &why);
     }
-    let at_stored = match &keeper.record.stored {
-        Some(place) => sink.found_at(place).await?,
-        None => At::Nothing,
-    };
-    let same_process = !last_writer.is_empty() && last_writer == standing.server_id;
-    let facts = Facts {
-        source: lineage.source(),
-        history: &history,
+    if let Some(place) = &keeper.record.stored {
+        facts.at_stored = sink.found_at(place).await?;
+    }
+    facts.current |= !last_writer.is_empty() && last_writer == standing.server_id;
+    let verdict = watermark::judge(&keeper.record, &facts);
+    let verdict = verdict.map_err(|refusal| refusal.failure(&facts))?;
+    keeper.begin(sink, verdict, server.flush).await
+}
+
+/// What is known before the record is read: nothing of S.
+fn facts<'a>(
+    (standing, server): (&'a Standing, Server),
+    (source, history): (&'a Source, &'a [Switch]),
+) -> Facts<'a> {
+    Facts {
+        source,
+        history,
         start: server.start,
+        slot_used: server.slot_used,
         flush: server.flush,
         standby: server.standby,
         confirmed_here: server.confirmed_here,
         stream_created: &standing.created,
         last_sequence: standing.last_sequence,
+        newest: standing.newest,
+        holds: standing.holds,
         letters: standing.letters,
         delayed: standing.delayed,
-        at_stored,
-        current: standing.record_replicas >= SAFE_REPLICAS || same_process,
+        at_stored: At::Nothing,
+        current: standing.record_replicas >= SAFE_REPLICAS,
         void: server.void,
-    };
-    let verdict = watermark::judge(&keeper.record, &facts);
-    let verdict = verdict.map_err(|refusal| refusal.failure(&facts))?;
-    keeper.begin(sink, verdict, server.flush).await
+    }
+}
+
+/// What the stream may lack where there could be a record and is none.
+fn unrecorded(
+    kept: &Result<Option<Kept>, String>,
+    facts: &Facts<'_>,
+) -> Result<Option<Gap>, Failure> {
+    match kept {
+        // Without a bucket nothing was ever recorded.
+        Err(_) => Ok(None),
+        Ok(_) => watermark::judge_unrecorded(facts).map_err(|refusal| refusal.failure(facts)),
+    }
 }
 
 /// Another cluster's record is not claimed: who leads there would yield.

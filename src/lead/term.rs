@@ -309,7 +309,7 @@ impl Term<'_> {
         let wanted = &self.options.preflight;
         let mut stood_by = false;
         loop {
-            let start = self.confirmed_flush(&mut session).await?;
+            let (start, slot_used) = self.before_start(&mut session).await?;
             let publications = std::slice::from_ref(&wanted.publication);
             let starting = session.start(&wanted.slot, publications, true);
             let started = self.answered(async { Ok(starting.await) }).await?;
@@ -319,6 +319,7 @@ impl Term<'_> {
                         control,
                         stream,
                         start,
+                        slot_used,
                         lineage,
                         synchronous: Arc::default(),
                         sink,
@@ -359,6 +360,7 @@ impl Term<'_> {
         let confirmed = self.confirmed.filter(|(on, _)| *on == timeline);
         let server = Server {
             start: facts.confirmed.unwrap_or(lead.start),
+            slot_used: lead.slot_used,
             flush: facts.flushed,
             standby: facts.standby,
             confirmed_here: confirmed.map_or(Lsn::ZERO, |(_, lsn)| lsn),
@@ -402,23 +404,25 @@ impl Term<'_> {
         Ok((lead, begun))
     }
 
-    /// Where the slot stands, asked on the connection that will stream it: after a failover another
-    /// one may lead to another server.
-    async fn confirmed_flush(&self, session: &mut Session) -> Result<Lsn, Failure> {
+    /// Where the slot stands, and whether it was ever read, asked on the connection that will
+    /// stream it: after a failover another one may lead to another server. Once it streams, it is
+    /// being read.
+    async fn before_start(&self, session: &mut Session) -> Result<(Lsn, bool), Failure> {
         let slot = postgres_protocol::escape::escape_literal(&self.options.preflight.slot);
         let sql = include_str!("../../sql/confirmed_flush.sql").replace("$1", &slot);
         let rows = session.query(&sql);
         let params = &self.options.params;
         let rows = self.answered(async { rows.await.map_err(|error| error.failure(params)) });
-        let lsn = rows
+        let mut values = rows
             .await?
             .into_iter()
-            .flatten()
-            .flatten()
             .next()
-            .and_then(|lsn| lsn.parse().ok());
-        // A slot that is being made has none yet.
-        Ok(lsn.unwrap_or(Lsn::ZERO))
+            .unwrap_or_default()
+            .into_iter();
+        let lsn = values.next().flatten().and_then(|lsn| lsn.parse().ok());
+        let used = values.next().flatten().is_some_and(|used| used == "t");
+        // A slot that is being made has no position yet.
+        Ok((lsn.unwrap_or(Lsn::ZERO), used))
     }
 
     /// Says who leads; a stranger may hold the slot for ever.
@@ -479,6 +483,7 @@ impl Term<'_> {
             mut control,
             stream,
             start,
+            slot_used: _,
             lineage,
             synchronous,
             sink,
@@ -599,6 +604,7 @@ struct Lead {
     control: Control,
     stream: Stream,
     start: Lsn,
+    slot_used: bool,
     lineage: Lineage,
     synchronous: Arc<AtomicBool>,
     sink: JetStream,

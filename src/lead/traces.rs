@@ -9,6 +9,7 @@ use crate::lead::watermark::Record;
 use crate::lsn::Lsn;
 use crate::pg::catalog::Facts;
 use crate::preflight;
+use crate::sink::At;
 use crate::sink::jetstream::{self, Error, Shelf};
 
 /// What was found beside the stream and at its end. Without a stream: nothing.
@@ -18,6 +19,10 @@ pub struct Traces {
     pub record: Option<Record>,
     /// When the stream was created, RFC 3339.
     pub stream_created: String,
+    /// Its last sequence number.
+    pub last_sequence: u64,
+    /// What is found at the record's S.
+    pub at_stored: At,
     stream: String,
     shared: bool,
     newest: Vec<Mark>,
@@ -34,16 +39,26 @@ impl Traces {
         };
         let kept = async {
             let shelf = Box::pin(Shelf::open(&options, ours)).await?;
-            Ok((shelf.read().await?, shelf.stream_created().0))
+            let record = shelf.read().await?.as_ref().and_then(record::read);
+            let stored = record.as_ref().and_then(|record| record.stored.as_ref());
+            let at_stored = match stored {
+                Some(place) => shelf.found_at(place, ours).await?.0,
+                None => At::Nothing,
+            };
+            Ok((record, at_stored, shelf.stream_created().0))
         };
-        let (kept, stream_created) = match kept.await {
+        let (record, at_stored, stream_created) = match kept.await {
             // Who may not read it leads without it.
-            Err(Error::BucketDenied(_) | Error::PublishDenied(_)) => Default::default(),
+            Err(Error::BucketDenied(_) | Error::PublishDenied(_)) => {
+                (None, At::Nothing, String::new())
+            }
             kept => kept?,
         };
         Ok(Self {
-            record: kept.as_ref().and_then(record::read),
+            record,
             stream_created,
+            last_sequence: found.last_sequence,
+            at_stored,
             stream: found.name,
             shared: found.shared,
             newest: found.newest,
@@ -87,7 +102,8 @@ impl Traces {
         let gone = preflight::slot_gone(facts, options, newest);
         gone.or_else(|| {
             let record = self.record.as_ref();
-            let used = record.filter(|it| it.settled.is_some() || it.confirmed > Lsn::ZERO)?;
+            let led = record.filter(|it| it.term > 0);
+            let used = led.filter(|it| it.settled.is_some() || it.confirmed > Lsn::ZERO)?;
             Some(self.gone(facts, used))
         })
     }

@@ -55,7 +55,7 @@ pub struct Record {
     /// C.
     #[serde(with = "text")]
     pub confirmed: Lsn,
-    /// What nobody has read: `recover` closes it.
+    /// What the stream may lack: `recover` closes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gap: Option<Gap>,
     /// Counts stints of leading.
@@ -116,7 +116,7 @@ pub struct Settled {
     pub id: Option<String>,
 }
 
-/// A part of the log that was confirmed and that no outjet has read.
+/// A part of the log that was confirmed, and whose events the stream may lack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gap {
     /// It begins here.
@@ -125,25 +125,57 @@ pub struct Gap {
     /// It ends here.
     #[serde(with = "text")]
     pub to: Lsn,
+    /// What shows it.
+    #[serde(default)]
+    pub shown_by: Shows,
+}
+
+/// What shows a gap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Shows {
+    /// It starts above what was confirmed.
+    #[default]
+    Slot,
+    /// It ends before what was confirmed.
+    Stream,
 }
 
 impl Gap {
     /// For people, with the way to close it.
     pub fn problem(&self, slot: &str) -> Problem {
-        let Self { from, to } = self;
-        Problem::new(
-            format!("slot {slot} was moved: events may be missing"),
-            format!(
-                "it starts at {to}, and no outjet has confirmed more than {from}: somebody \
-                 advanced it, read from it or made it again; what was committed in these {} bytes \
-                 of WAL was not published",
-                to.bytes_since(*from)
+        let Self { from, to, shown_by } = self;
+        let bytes = to.bytes_since(*from);
+        match shown_by {
+            Shows::Slot => Problem::new(
+                format!("slot {slot} was moved: events may be missing"),
+                format!(
+                    "it starts at {to}, and no outjet has confirmed more than {from}: somebody \
+                     advanced it, read from it or made it again, or an older record was put back; \
+                     what was committed in these {bytes} bytes of WAL was not published"
+                ),
+                CLOSE,
             ),
-            "`outjet recover` publishes the rows of the outbox tables that the stream lacks; \
-             `outjet recover --accept` accepts the gap",
-        )
+            Shows::Stream => Problem::new(
+                format!("the stream may lack events that slot {slot} has confirmed"),
+                format!(
+                    "{}, and the slot was confirmed up to {to}: what was committed in these \
+                     {bytes} bytes of WAL may be in another stream, or nowhere",
+                    match *from {
+                        Lsn::ZERO => "it shows none of its events".to_owned(),
+                        from => format!("its newest event is at {from}"),
+                    }
+                ),
+                format!("if the stream is another one by mistake: {OTHER_STREAM}; else {CLOSE}"),
+            ),
+        }
     }
 }
+
+const CLOSE: &str = "`outjet recover` publishes the rows of the outbox tables that the stream \
+                     lacks; `outjet recover --accept` accepts the gap";
+
+const OTHER_STREAM: &str = "correct nats.url, the account or stream.name";
 
 /// What the judge must know.
 #[derive(Clone, Debug)]
@@ -154,6 +186,8 @@ pub struct Facts<'a> {
     pub history: &'a [Switch],
     /// Where the slot stands.
     pub start: Lsn,
+    /// Whether anything was ever read from it, as far as the server's statistics remember.
+    pub slot_used: bool,
     /// Up to where the server has flushed, read after it had started to stream: what was committed
     /// there or behind is new.
     pub flush: Lsn,
@@ -165,6 +199,10 @@ pub struct Facts<'a> {
     pub stream_created: &'a str,
     /// Its last sequence number.
     pub last_sequence: u64,
+    /// Its newest event of ours.
+    pub newest: Option<Position>,
+    /// Events are confirmed only after a while: most of what a stream may lose is sent again.
+    pub holds: bool,
     /// The same of the dead letters, and of what is delayed, unless they were not asked.
     pub letters: Option<u64>,
     /// The same of what is delayed.
@@ -234,6 +272,8 @@ pub enum Refusal {
     PutBack(Lsn),
     /// The standby has not come as far yet.
     Behind(Lsn),
+    /// Nothing was ever stored, here at least, and the slot may be an old one.
+    Unknown,
 }
 
 impl Refusal {
@@ -266,6 +306,15 @@ impl Refusal {
                 "connect to the right server; if it was restored on purpose, `outjet recover` \
                  publishes the rows of the outbox tables that the stream lacks",
             ),
+            Self::Unknown => halt(
+                format!("nothing shows that slot {slot} has fed this stream"),
+                format!(
+                    "the stream has never held a message, and nothing is recorded beside it: what \
+                     the slot has confirmed, up to {}, may be in another stream",
+                    facts.start
+                ),
+                UNKNOWN,
+            ),
             Self::Behind(confirmed) => Failure::retry(Problem::new(
                 "the standby is behind",
                 format!(
@@ -277,6 +326,11 @@ impl Refusal {
         }
     }
 }
+
+const UNKNOWN: &str = "if the stream is the wrong one, correct nats.url, the account or \
+                       stream.name; if NATS has moved, `outjet recover` publishes the rows of the \
+                       outbox tables that the stream lacks; if the slot is new, or the stream is \
+                       to begin here, `outjet recover --accept`";
 
 /// Another cluster publishes into the stream, or did.
 pub fn other_system(ours: &Source, found: &Source) -> Failure {
@@ -301,10 +355,17 @@ pub fn judge(found: &Record, facts: &Facts<'_>) -> Result<Verdict, Refusal> {
         stream_created: facts.stream_created.to_owned(),
         ..found.clone()
     };
-    // Rule 1.
+    // Rule 1. A stream that was restored from a backup counts as another one, too; what it is known
+    // to lack, and where the slot must not start, the record says all the same.
     if found.stream_created != facts.stream_created {
+        let mut gap = None;
+        if found.source.same_slot(facts.source) {
+            record.confirmed = record.confirmed.min(shared_up_to(found, facts));
+            gap = moved(&mut record, facts)?;
+        }
         record.confirmed = facts.start;
-        return Ok(nothing_known(record, Void::Created));
+        let void = nothing_known(record, Void::Created);
+        return Ok(Verdict { gap, ..void }.lacking(found, facts));
     }
     // Rule 2.
     if found.source.system != facts.source.system {
@@ -334,10 +395,12 @@ pub fn judge(found: &Record, facts: &Facts<'_>) -> Result<Verdict, Refusal> {
     }
     // Rules 5 and 6.
     if let Some(void) = void(&record, facts) {
-        return Ok(Verdict {
+        let known = record.clone();
+        let verdict = Verdict {
             gap,
             ..nothing_known(record, void)
-        });
+        };
+        return Ok(verdict.lacking(&known, facts));
     }
     Ok(Verdict {
         watermark: Watermark::new(record.settled.clone(), facts.start),
@@ -345,6 +408,54 @@ pub fn judge(found: &Record, facts: &Facts<'_>) -> Result<Verdict, Refusal> {
         gap,
         void: None,
     })
+}
+
+/// Says how the first term begins whose slot nobody has recorded: what the stream may lack.
+pub fn judge_unrecorded(facts: &Facts<'_>) -> Result<Option<Gap>, Refusal> {
+    let is_new = !facts.slot_used && facts.newest.is_none();
+    if facts.start <= facts.confirmed_here || is_new {
+        return Ok(None);
+    }
+    match facts.last_sequence {
+        0 => Err(Refusal::Unknown),
+        _ => Ok(behind_newest(facts)),
+    }
+}
+
+/// What was confirmed behind the newest event of the stream. The transaction with that event comes
+/// again if its commit lies at the slot's start or behind it.
+fn behind_newest(facts: &Facts<'_>) -> Option<Gap> {
+    let from = facts.newest.map_or(Lsn::ZERO, |it| Lsn::new(it.commit));
+    let (to, shown_by) = (facts.start, Shows::Stream);
+    (from < to).then_some(Gap { from, to, shown_by })
+}
+
+impl Verdict {
+    /// Adds what was stored, is stored no more, and does not come again.
+    fn lacking(mut self, known: &Record, facts: &Facts<'_>) -> Self {
+        let stored = known.stored.as_ref().map(|place| place.position);
+        let lost = match self.void {
+            Some(Void::Created | Void::StreamEnds { .. } | Void::OtherMessage(_)) => {
+                stored.filter(|stored| facts.newest < Some(*stored))
+            }
+            Some(Void::BesideEnds) => known.settled.as_ref().map(|settled| settled.position),
+            Some(Void::History | Void::OtherEvent) | None => None,
+        };
+        // What is held is not confirmed yet: it comes again, and the event at S with it.
+        let comes = |lost: Position| facts.holds && facts.start <= Lsn::new(lost.commit);
+        let same_house = known.source.same_slot(facts.source);
+        if let Some(lost) = lost
+            && same_house
+            && !comes(lost)
+            && let Some(gap) = behind_newest(facts)
+        {
+            self.gap = Some(gap);
+            let open = self.record.gap.iter().map(|open| open.from);
+            let from = open.chain([gap.from]).min().unwrap_or(gap.from);
+            self.record.gap = Some(Gap { from, ..gap });
+        }
+        self
+    }
 }
 
 /// Whether the slot stands above what any of us may have confirmed.
@@ -356,6 +467,7 @@ fn moved(record: &mut Record, facts: &Facts<'_>) -> Result<Option<Gap>, Refusal>
     let gap = Gap {
         from: record.confirmed,
         to: facts.start,
+        shown_by: Shows::Slot,
     };
     let stored = record.stored.as_ref().map_or(0, |place| place.sequence);
     if facts.current && facts.last_sequence <= stored {

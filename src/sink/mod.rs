@@ -64,11 +64,12 @@ pub struct Kept {
 }
 
 /// What is found where a message of ours was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum At {
     /// That message.
     Same,
     /// None, or none was looked for.
+    #[default]
     Nothing,
     /// Another message.
     Other,

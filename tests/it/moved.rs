@@ -2,6 +2,7 @@
 //! is noticed, and `outjet recover` closes the gap, or takes it as it is.
 
 mod house;
+mod nats;
 mod put_back;
 mod upgrade;
 
@@ -28,11 +29,23 @@ async fn commit_each(stage: &Stage, numbers: RangeInclusive<u32>) {
     }
 }
 
+/// A halt is over as soon as its cause is.
+const HALTING: &str = "
+postgres: {takeover_after: 3s, halt_retry: 1s}
+nats: {connect_timeout: 2s}
+stream: {duplicate_window: 100ms}
+publish: {ack_timeout: 1s}
+";
+
 /// A stage whose events 1 to 10 were published and confirmed by a leader that has ended.
 async fn published() -> Stage {
-    let yaml = QUICK.replace("takeover_after: 3s", "takeover_after: 3s, halt_retry: 1s");
-    let yaml = yaml + "messages: {prefixes: [outbox]}\n";
-    let stage = Stage::on(Nats::builder(), &yaml).await;
+    let yaml = format!("{HALTING}messages: {{prefixes: [outbox]}}\n");
+    published_on(Nats::builder(), &yaml).await
+}
+
+/// The same on a server and with a configuration of the test.
+async fn published_on(nats: crate::harness::nats::Builder, yaml: &str) -> Stage {
+    let stage = Stage::on(nats, yaml).await;
     let mut outjet = stage.lead().await;
     commit_each(&stage, 1..=10).await;
     stage.confirmed().await;

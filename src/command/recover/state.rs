@@ -2,6 +2,7 @@
 //! says afterwards.
 
 use bytes::Bytes;
+use tokio_postgres::Client;
 use uuid::Uuid;
 
 use crate::config::Config;
@@ -10,11 +11,11 @@ use crate::event::Position;
 use crate::event::lineage::{Lineage, Source};
 use crate::lead::record;
 use crate::lead::traces::Traces;
-use crate::lead::watermark::{self, Gap, Record, Refusal, Settled, Switch, Verdict, judge};
+use crate::lead::watermark::{self, Gap, Record, Refusal, Settled, Shows, Switch, Verdict, judge};
 use crate::lsn::Lsn;
 use crate::pg::catalog;
 use crate::sink::jetstream::{Error, Options, Shelf};
-use crate::sink::{At, Write, Written};
+use crate::sink::{Write, Written};
 
 /// How often the record is written anew because something else was there: copies that have halted
 /// claim it every now and then.
@@ -36,6 +37,8 @@ pub(super) struct State {
     traces: Traces,
     /// Up to where the server has written.
     current: Lsn,
+    holds: bool,
+    slot_used: bool,
     /// Nothing can be told of the slot but by this.
     judged: Judged,
 }
@@ -52,7 +55,7 @@ impl State {
     /// Reads the record and the stream. Of a slot that exists `facts` must be older: what it
     /// confirms is recorded before.
     pub(super) async fn find(
-        config: &Config,
+        (config, client): (&Config, &Client),
         lineage: Lineage,
         facts: &catalog::Facts,
     ) -> Result<Self, Failure> {
@@ -64,14 +67,21 @@ impl State {
             lineage,
             traces,
             current: facts.server.current,
+            holds: false,
+            slot_used: false,
             judged: Judged::Closed,
         };
+        state.holds = !options.hold.is_zero();
+        let used = slot_used(client, &state.source().slot).await;
+        state.slot_used = used.map_err(|error| error.failure())?;
         let slot = facts.slot.as_ref().filter(|slot| !slot.lost());
         let start = slot.and_then(|slot| slot.confirmed_flush);
         if let Some(record) = &state.traces.record {
             state.judged = state.judge(record, start.unwrap_or(Lsn::ZERO))?;
         } else if state.other_house().is_some() {
             state.judged = Judged::Open(None);
+        } else if let Some(start) = start {
+            state.judged = state.judge_unrecorded(start);
         }
         Ok(state)
     }
@@ -111,7 +121,8 @@ impl State {
         let newest = self.traces.newest(self.source());
         let newest = newest.map(|mark| Lsn::new(mark.position.commit));
         let from = confirmed.or(newest).filter(|from| *from < to)?;
-        Some(Gap { from, to })
+        let shown_by = Shows::Slot;
+        Some(Gap { from, to, shown_by })
     }
 
     fn judge(&self, record: &Record, start: Lsn) -> Result<Judged, Failure> {
@@ -126,8 +137,18 @@ impl State {
                 refusal @ (Refusal::Version(_)
                 | Refusal::OlderTimeline(_)
                 | Refusal::Moved(_)
+                | Refusal::Unknown
                 | Refusal::Behind(_)),
             ) => Err(refusal.failure(&facts)),
+        }
+    }
+
+    /// Of a slot that nobody has recorded.
+    fn judge_unrecorded(&self, start: Lsn) -> Judged {
+        match watermark::judge_unrecorded(&self.facts(start)) {
+            Ok(None) => Judged::Closed,
+            Ok(Some(gap)) => Judged::Open(Some(gap)),
+            Err(_) => Judged::Open(None),
         }
     }
 
@@ -137,17 +158,27 @@ impl State {
             source: self.source(),
             history: &self.history,
             start,
+            slot_used: self.slot_used,
             flush: self.current.max(start),
             standby: false,
             confirmed_here: Lsn::ZERO,
             stream_created: &self.traces.stream_created,
-            last_sequence: u64::MAX,
+            last_sequence: self.traces.last_sequence,
+            newest: self.newest(),
+            holds: self.holds,
             letters: None,
             delayed: None,
-            at_stored: At::Nothing,
+            at_stored: self.traces.at_stored,
             current: false,
             void: false,
         }
+    }
+
+    /// Where the stream's newest event of ours is.
+    fn newest(&self) -> Option<Position> {
+        let newest = self.traces.newest(self.source());
+        let newest = newest.filter(|mark| self.lineage.holds(mark));
+        newest.map(|mark| mark.position)
     }
 
     /// Writes the record of a slot that begins here; `Err`: why there is none.
@@ -212,6 +243,16 @@ impl State {
             ..record
         }
     }
+}
+
+/// Whether anything was ever read from a slot, as far as the server's statistics remember.
+async fn slot_used(client: &Client, slot: &str) -> Result<bool, catalog::Error> {
+    let sql = "SELECT total_txns > 0 FROM pg_catalog.pg_stat_replication_slots \
+               WHERE slot_name = $1";
+    let row = client.query_opt(sql, &[&slot]).await;
+    let used = row.and_then(|row| row.map(|row| row.try_get(0)).transpose());
+    let used = used.map_err(|error| catalog::Error::new("read the slot's statistics", error))?;
+    Ok(used.unwrap_or(false))
 }
 
 /// Behind all that was committed before.

@@ -60,11 +60,14 @@ struct Case {
     source: Source,
     history: Vec<Switch>,
     start: u64,
+    slot_used: bool,
     flush: u64,
     standby: bool,
     confirmed_here: u64,
     created: &'static str,
     last_sequence: u64,
+    newest: Option<u64>,
+    holds: bool,
     beside: (Option<u64>, Option<u64>),
     at_stored: At,
     current: bool,
@@ -78,11 +81,14 @@ fn case() -> Case {
         source: source("7", 1),
         history: Vec::new(),
         start: 90,
+        slot_used: true,
         flush: 200,
         standby: false,
         confirmed_here: 0,
         created: "then",
         last_sequence: 9,
+        newest: Some(105),
+        holds: false,
         beside: (Some(3), Some(4)),
         at_stored: At::Same,
         current: false,
@@ -97,24 +103,28 @@ impl Case {
     }
 
     fn judge(&self) -> Result<Verdict, Refusal> {
-        judge(
-            &self.record,
-            &Facts {
-                source: &self.source,
-                history: &self.history,
-                start: lsn(self.start),
-                flush: lsn(self.flush),
-                standby: self.standby,
-                confirmed_here: lsn(self.confirmed_here),
-                stream_created: self.created,
-                last_sequence: self.last_sequence,
-                letters: self.beside.0,
-                delayed: self.beside.1,
-                at_stored: self.at_stored,
-                current: self.current,
-                void: self.void,
-            },
-        )
+        judge(&self.record, &self.facts())
+    }
+
+    fn facts(&self) -> Facts<'_> {
+        Facts {
+            source: &self.source,
+            history: &self.history,
+            start: lsn(self.start),
+            slot_used: self.slot_used,
+            flush: lsn(self.flush),
+            standby: self.standby,
+            confirmed_here: lsn(self.confirmed_here),
+            stream_created: self.created,
+            last_sequence: self.last_sequence,
+            newest: self.newest.map(at),
+            holds: self.holds,
+            letters: self.beside.0,
+            delayed: self.beside.1,
+            at_stored: self.at_stored,
+            current: self.current,
+            void: self.void,
+        }
     }
 }
 
@@ -151,7 +161,8 @@ fn told(case: &Case) -> Told {
 fn each_rule_has_its_verdict() {
     let moved = |from, to| {
         let (from, to) = (lsn(from), lsn(to));
-        Refusal::Moved(Gap { from, to })
+        let shown_by = Shows::Slot;
+        Refusal::Moved(Gap { from, to, shown_by })
     };
     let cases = [
         // A restart: 14–16 rewind, 17 and newer start where it was confirmed.
@@ -331,6 +342,7 @@ fn a_gap_stays_in_the_record_and_grows() {
     let whole = Gap {
         from: lsn(110),
         to: lsn(140),
+        shown_by: Shows::Slot,
     };
     assert_eq!(gap, Some(whole));
 }
@@ -340,6 +352,97 @@ fn void_streams_and_moved_slots_are_both_reported() {
     let both = case().with(|c| (c.start, c.at_stored) = (120, At::Other));
     let verdict = both.judge().expect("a term");
     assert!(verdict.gap.is_some() && verdict.void.is_some());
+}
+
+/// What is reported of a stream that lacks S, or is another one.
+fn lacking(change: impl FnOnce(&mut Case)) -> Option<(u64, u64)> {
+    let verdict = case().with(change).judge().expect("a term");
+    assert_eq!(verdict.record.gap, verdict.gap);
+    let gap = verdict.gap?;
+    assert_eq!(gap.shown_by, Shows::Stream);
+    Some((gap.from.as_u64(), gap.to.as_u64()))
+}
+
+#[test]
+fn stream_without_what_was_stored_is_reported_unless_that_comes_again() {
+    let created = |c: &mut Case| (c.created, c.start) = ("now", 110);
+    // A copy that has all of it, and one that ends before S.
+    assert_eq!(lacking(created), None);
+    let ends = |newest: Option<u64>| {
+        lacking(|c| {
+            created(c);
+            c.newest = newest;
+        })
+    };
+    assert_eq!(ends(Some(100)), None);
+    assert_eq!(ends(Some(99)), Some((99, 110)));
+    assert_eq!(ends(None), Some((0, 110)));
+    let lost = |start: u64, holds: bool| {
+        lacking(|c| {
+            (c.last_sequence, c.newest) = (6, Some(80));
+            (c.start, c.holds) = (start, holds);
+        })
+    };
+    // The slot sends from 80 on, with the transaction of the newest event.
+    assert_eq!(lost(80, false), None);
+    assert_eq!(lost(81, false), Some((80, 81)));
+    // What is held comes again, and the event at S with it.
+    assert_eq!(lost(100, true), None);
+    assert_eq!(lost(101, true), Some((80, 101)));
+    let letters = |c: &mut Case| (c.beside, c.newest) = ((Some(2), Some(4)), Some(80));
+    assert_eq!(lacking(letters), Some((80, 90)));
+    // A backup of both, in which nothing contradicts anything but the slot.
+    let backup = case().with(|c| (c.created, c.start, c.newest) = ("now", 120, Some(100)));
+    let gap = backup.judge().expect("a term").record.gap.expect("a gap");
+    let expected = (lsn(110), lsn(120), Shows::Slot);
+    assert_eq!((gap.from, gap.to, gap.shown_by), expected);
+    let current = backup.with(|c| (c.current, c.last_sequence) = (true, 7));
+    assert!(matches!(current.judge(), Err(Refusal::Moved(_))));
+    // Nothing was stored yet.
+    let nothing = |c: &mut Case| {
+        created(c);
+        (c.record.stored, c.newest) = (None, None);
+    };
+    assert_eq!(lacking(nothing), None);
+    // Another cluster's positions say nothing.
+    let elsewhere = |c: &mut Case| {
+        created(c);
+        (c.source, c.newest) = (source("8", 1), None);
+    };
+    assert_eq!(lacking(elsewhere), None);
+}
+
+#[test]
+fn gaps_of_the_slot_and_of_the_stream_become_one() {
+    let both = case().with(|c| {
+        (c.start, c.last_sequence, c.newest) = (120, 6, Some(80));
+    });
+    let gap = both.judge().expect("a term").record.gap.expect("a gap");
+    assert_eq!((gap.from, gap.to), (lsn(80), lsn(120)));
+}
+
+/// What comes of a slot without a record.
+fn unrecorded(change: impl FnOnce(&mut Case)) -> Result<Option<(u64, u64)>, Refusal> {
+    let case = case().with(change);
+    let gap = judge_unrecorded(&case.facts())?;
+    Ok(gap.map(|gap| (gap.from.as_u64(), gap.to.as_u64())))
+}
+
+#[test]
+fn slot_without_a_record_is_new_or_known_by_the_stream_or_halts() {
+    assert_eq!(unrecorded(|c| c.newest = Some(90)), Ok(None));
+    assert_eq!(unrecorded(|c| c.newest = Some(89)), Ok(Some((89, 90))));
+    assert_eq!(unrecorded(|c| c.newest = None), Ok(Some((0, 90))));
+    let empty = |c: &mut Case| (c.newest, c.last_sequence) = (None, 0);
+    assert_eq!(unrecorded(empty), Err(Refusal::Unknown));
+    // Nobody has read it, or this process has confirmed it.
+    let new = |c: &mut Case| (c.newest, c.last_sequence, c.slot_used) = (None, 0, false);
+    assert_eq!(unrecorded(new), Ok(None));
+    let own = |c: &mut Case| (c.newest, c.last_sequence, c.confirmed_here) = (None, 0, 90);
+    assert_eq!(unrecorded(own), Ok(None));
+    // The statistics were lost, the events were not.
+    let forgotten = |c: &mut Case| (c.newest, c.slot_used) = (Some(89), false);
+    assert_eq!(unrecorded(forgotten), Ok(Some((89, 90))));
 }
 
 fn pending() -> Watermark {
@@ -393,6 +496,7 @@ fn a_record_reads_as_it_was_written() {
     record.gap = Some(Gap {
         from: lsn(1),
         to: lsn(2),
+        shown_by: Shows::Stream,
     });
     let json = serde_json::to_string(&record).expect("JSON");
     assert!(json.contains(r#""source":"7/1/outjet""#), "{json}");

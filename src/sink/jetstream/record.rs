@@ -10,9 +10,11 @@ use super::client::{self, Connection};
 use super::error::Error;
 use super::messages::Messages;
 use super::names::record_bucket;
-use super::{JetStream, epoch_mut, inspection, tail};
+use super::tail::{self, Bounds};
+use super::{JetStream, epoch_mut, inspection};
 use crate::error::Failure;
-use crate::event::lineage::{Mark, Place};
+use crate::event::Position;
+use crate::event::lineage::{Lineage, Mark, Place};
 use crate::fault;
 use crate::sink::{At, Kept, Past, Report, Write, Written};
 
@@ -33,6 +35,10 @@ pub struct Standing {
     pub created: String,
     /// Its last sequence number.
     pub last_sequence: u64,
+    /// Its newest event of our lineage, if one is found near the end.
+    pub newest: Option<Position>,
+    /// Whether events are held back before they are confirmed.
+    pub holds: bool,
     /// The same of the dead letters, and of what is delayed, as far as they were asked for.
     pub letters: Option<u64>,
     /// The same of what is delayed.
@@ -122,6 +128,12 @@ impl JetStream {
         }
         let epoch = epoch_mut(&mut self.epoch);
         let connection = &epoch.connection;
+        let bounds = Bounds {
+            last: epoch.last_sequence,
+            ..Bounds::of(&connection.info)
+        };
+        let newest = Box::pin(tail::newest_marks(&connection.stream, bounds));
+        let newest = connection.unless_broken(newest).await?;
         let delayed = match delayed {
             true => {
                 let name = self.options.stream.delayed().name;
@@ -138,6 +150,8 @@ impl JetStream {
         Ok(Standing {
             created: client::created(&connection.info),
             last_sequence: epoch.last_sequence,
+            newest: newest_of(&newest, &self.lineage),
+            holds: !self.options.hold.is_zero(),
             letters: letters.map(|(_, info)| info.state.last_sequence),
             delayed,
             record_replicas: epoch.bucket.as_ref().map_or(0, |bucket| bucket.replicas),
@@ -308,4 +322,11 @@ impl JetStream {
         let _ = reports.send(Report::Written(written)).await;
         Ok(())
     }
+}
+
+/// Where the newest event of a slot is in the commit order, unless it is of a dead timeline.
+fn newest_of(newest: &[Mark], lineage: &Lineage) -> Option<Position> {
+    let mut own = newest.iter();
+    let own = own.find(|mark| mark.source.same_slot(lineage.source()))?;
+    lineage.holds(own).then_some(own.position)
 }

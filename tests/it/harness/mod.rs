@@ -21,6 +21,7 @@ pub(crate) mod port;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod proxy;
+pub(crate) mod snapshot;
 pub(crate) mod stage;
 pub(crate) mod wait;
 pub(crate) mod world;

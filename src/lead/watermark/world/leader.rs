@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use super::{Rule, World, event, lsn, row_of};
+use crate::event::Position;
 use crate::event::lineage::{Lineage, Mark, Place};
 use crate::guard::{Entry, Guard, Stream, Verdict, late_max};
 use crate::lead::record::{Keeper, Urgency, read};
@@ -100,6 +101,8 @@ impl World {
         let standing = Standing {
             created: "then".to_owned(),
             last_sequence: last,
+            newest: self.newest(&lineage),
+            holds: false,
             letters: None,
             delayed: None,
             record_replicas: 1,
@@ -138,6 +141,7 @@ impl World {
             source: lineage.source(),
             history: &blank.history,
             start,
+            slot_used: true,
             flush,
             standby: false,
             confirmed_here: match self.without {
@@ -146,6 +150,8 @@ impl World {
             },
             stream_created: &standing.created,
             last_sequence: last,
+            newest: standing.newest,
+            holds: standing.holds,
             letters: None,
             delayed: None,
             at_stored: at_stored.unwrap_or(At::Nothing),
@@ -194,6 +200,14 @@ impl World {
         let write = keeper.write(keeper.record().confirmed, 0);
         let written = self.keep(&write);
         keeper.written(written).expect("nobody else leads");
+    }
+
+    /// `tail::newest_marks`.
+    fn newest(&self, lineage: &Lineage) -> Option<Position> {
+        let there = self.stream.iter().rev().filter(|stored| stored.there);
+        let mark = there.filter_map(|stored| stored.mark.as_ref()).next();
+        mark.filter(|mark| lineage.holds(mark))
+            .map(|mark| mark.position)
     }
 
     /// `JetStream::found_at`.
@@ -543,7 +557,7 @@ impl World {
     }
 
     /// `Tail::search`: jumps back in growing steps to one of ours behind the first event.
-    fn begin_search(&self, position: crate::event::Position) -> Search {
+    fn begin_search(&self, position: Position) -> Search {
         let leader = self.leader.as_ref().expect("somebody leads");
         let ours = |sequence: &u64| {
             let stored = &self.stream[*sequence as usize - 1];

@@ -209,11 +209,11 @@ impl Error {
             }
             Self::InboxDenied(_) | Self::PublishDenied(_) => permissions(options),
             Self::StreamMissing(_) => "`outjet setup`, or set stream.manage to create".to_owned(),
-            Self::StreamNotCreated { .. } => format!(
+            Self::StreamNotCreated { name, .. } => format!(
                 "correct the section stream of the configuration, or create it: \
                  `nats stream add {name}`"
             ),
-            Self::StreamRefused { .. } => {
+            Self::StreamRefused { name, .. } => {
                 format!("change it with `nats stream edit {name}`, or name another in stream.name")
             }
             Self::NoBatches { .. } => {
