@@ -1,6 +1,6 @@
-//! What `outjet setup` records beside the stream once it has made a slot, in nobody's term: that the
-//! slot was made for this stream. One that was read already and comes without it, to a stream that
-//! has never held a message, was made for another one
+//! What `outjet setup` records beside the stream once it has made a slot, in nobody's term: that
+//! the slot was made for this stream. One that was read already and comes without it, to a stream
+//! that has never held a message, was made for another one
 //! ([`crate::lead::watermark::judge_unrecorded`]).
 
 use bytes::Bytes;

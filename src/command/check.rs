@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::error::{Disposition, Exit, Failure, Problem};
 use crate::event::lineage::Source;
 use crate::lead::traces::Traces;
-use crate::pg::catalog::Facts;
+use crate::pg::catalog::{self, Facts};
 use crate::pg::control::Control;
 use crate::pg::params::Params;
 use crate::pg::replication::Session;
@@ -26,10 +26,10 @@ pub async fn check_all(config: &Config, params: &Params, out: Out<'_>) -> Result
     let (mut checks, slot) = match Control::connect(params).await {
         Ok(control) => {
             let found = check(control.client(), &options).await;
-            let gone = slot_gone(control.client(), config).await;
+            let unfed = slot_unfed(control.client(), config).await;
             control.close().await;
             let (checks, slot) = found?;
-            (but_gone(checks, gone?), slot)
+            (but_unfed(checks, unfed?), slot)
         }
         Err(error) => (unreachable(error.failure(params)), None),
     };
@@ -40,28 +40,37 @@ pub async fn check_all(config: &Config, params: &Params, out: Out<'_>) -> Result
     write(&checks, out).map_err(unwritten)
 }
 
-/// Why `outjet setup` makes no slot, where there is none.
-async fn slot_gone(client: &Client, config: &Config) -> Result<Option<Failure>, Failure> {
+/// Why `outjet setup` makes no slot, where there is none; or why nobody leads with the one that
+/// there is, as far as the stream says it.
+async fn slot_unfed(client: &Client, config: &Config) -> Result<Option<Failure>, Failure> {
     let wanted = config.preflight_options();
     let facts = setup::read(client, &wanted).await?;
-    if facts.slot.is_some() {
-        return Ok(None);
-    }
     let ours = setup::source(&facts, &wanted);
     let traces = Box::pin(Traces::find(&config.sink_options(), &ours)).await;
-    Ok(match traces {
-        Ok(traces) => traces.slot_gone(&facts, &wanted),
-        Err(error) => Some(Traces::unknown(&wanted, &error)),
-    })
+    let Some(slot) = &facts.slot else {
+        return Ok(match traces {
+            Ok(traces) => traces.slot_gone(&facts, &wanted),
+            Err(error) => Some(Traces::unknown(&wanted, &error)),
+        });
+    };
+    // What is wrong with NATS is told by its own checks.
+    let (Ok(traces), Some(start)) = (traces, slot.confirmed_flush) else {
+        return Ok(None);
+    };
+    let used = catalog::slot_used(client, &slot.name).await;
+    let used = used.map_err(|error| error.failure())?;
+    Ok(traces
+        .slot_unknown(&slot.name, start)
+        .filter(|_| used && !slot.active))
 }
 
-/// The checks with a better word for the missing slot.
-fn but_gone(mut checks: Vec<Check>, gone: Option<Failure>) -> Vec<Check> {
+/// The checks with a better word for the slot.
+fn but_unfed(mut checks: Vec<Check>, unfed: Option<Failure>) -> Vec<Check> {
     let slot = |check: &&mut Check| (check.group, check.name) == ("slot", "exists");
-    if let Some(gone) = gone
+    if let Some(unfed) = unfed
         && let Some(check) = checks.iter_mut().find(slot)
     {
-        check.verdict = Verdict::Fail(gone);
+        check.verdict = Verdict::Fail(unfed);
     }
     checks
 }

@@ -43,7 +43,14 @@ pub async fn setup_all(
         set_up_streams(&options, dry_run, &mut streams).await?;
         setup(client, &wanted, dry_run, out).await?;
         out.write_all(&streams).map_err(unwritten)?;
-        Box::pin(birth::record(client, config, params)).await
+        match Box::pin(birth::record(client, config, params)).await {
+            Ok(()) => Ok(()),
+            // Until it is read, the slot counts as a new one all the same.
+            Err(Failure { problem, .. }) => {
+                let Problem { problem, cause, .. } = problem;
+                writeln!(out, "missing  record of the slot: {problem}: {cause}").map_err(unwritten)
+            }
+        }
     };
     let done = Box::pin(done).await;
     control.close().await;

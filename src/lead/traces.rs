@@ -5,7 +5,7 @@
 use crate::error::{Exit, Failure, Problem};
 use crate::event::lineage::{Mark, Source};
 use crate::lead::record;
-use crate::lead::watermark::Record;
+use crate::lead::watermark::{self, Record};
 use crate::lsn::Lsn;
 use crate::pg::catalog::Facts;
 use crate::preflight;
@@ -19,6 +19,8 @@ pub struct Traces {
     pub record: Option<Record>,
     /// When the stream was created, RFC 3339.
     pub stream_created: String,
+    /// Whether a leader records, or would make the bucket to do so.
+    pub recordable: bool,
     /// Its last sequence number.
     pub last_sequence: u64,
     /// What is found at the record's S.
@@ -32,9 +34,14 @@ impl Traces {
     /// Looks for them, and creates nothing. Of `ours` the timeline does not matter.
     pub async fn find(options: &jetstream::Options, ours: &Source) -> Result<Self, Error> {
         let mut options = options.of_stream();
-        options.stream.create = false;
+        let creates = std::mem::take(&mut options.stream.create);
         let found = match Box::pin(jetstream::inspect(&options)).await {
-            Err(Error::StreamMissing(_)) => return Ok(Self::default()),
+            Err(Error::StreamMissing(_)) => {
+                return Ok(Self {
+                    recordable: creates,
+                    ..Self::default()
+                });
+            }
             found => found?,
         };
         let kept = async {
@@ -45,17 +52,17 @@ impl Traces {
                 Some(place) => shelf.found_at(place, ours).await?.0,
                 None => At::Nothing,
             };
-            Ok((record, at_stored, shelf.stream_created().0))
+            let recordable = creates || shelf.missing().is_none();
+            Ok((record, at_stored, (recordable, shelf.stream_created().0)))
         };
-        let (record, at_stored, stream_created) = match kept.await {
+        let (record, at_stored, (recordable, stream_created)) = match kept.await {
             // Who may not read it leads without it.
-            Err(Error::BucketDenied(_) | Error::PublishDenied(_)) => {
-                (None, At::Nothing, String::new())
-            }
+            Err(Error::BucketDenied(_) | Error::PublishDenied(_)) => Default::default(),
             kept => kept?,
         };
         Ok(Self {
             record,
+            recordable,
             stream_created,
             last_sequence: found.last_sequence,
             at_stored,
@@ -106,6 +113,13 @@ impl Traces {
             let used = led.filter(|it| it.settled.is_some() || it.confirmed > Lsn::ZERO)?;
             Some(self.gone(facts, used))
         })
+    }
+
+    /// Why nobody leads with a slot that was read before and starts here; `None`: nothing is known
+    /// against it.
+    pub fn slot_unknown(&self, slot: &str, start: Lsn) -> Option<Failure> {
+        let known = self.record.is_some() || self.last_sequence > 0 || !self.recordable;
+        (!known).then(|| watermark::unknown(slot, start))
     }
 
     /// What is said of a missing slot where nobody can tell whether there was one.

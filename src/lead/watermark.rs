@@ -306,15 +306,7 @@ impl Refusal {
                 "connect to the right server; if it was restored on purpose, `outjet recover` \
                  publishes the rows of the outbox tables that the stream lacks",
             ),
-            Self::Unknown => halt(
-                format!("nothing shows that slot {slot} has fed this stream"),
-                format!(
-                    "the stream has never held a message, and nothing is recorded beside it: what \
-                     the slot has confirmed, up to {}, may be in another stream",
-                    facts.start
-                ),
-                UNKNOWN,
-            ),
+            Self::Unknown => unknown(slot, facts.start),
             Self::Behind(confirmed) => Failure::retry(Problem::new(
                 "the standby is behind",
                 format!(
@@ -327,10 +319,22 @@ impl Refusal {
     }
 }
 
-const UNKNOWN: &str = "if the stream is the wrong one, correct nats.url, the account or \
-                       stream.name; if NATS has moved, `outjet recover` publishes the rows of the \
-                       outbox tables that the stream lacks; if the slot is new, or the stream is \
-                       to begin here, `outjet recover --accept`";
+/// Nothing shows that a slot that was read before has fed the stream. It was confirmed up to here.
+pub fn unknown(slot: &str, confirmed: Lsn) -> Failure {
+    let problem = Problem::new(
+        format!("nothing shows that slot {slot} has fed this stream"),
+        format!(
+            "the stream has never held a message, and nothing is recorded beside it: what the \
+             slot has confirmed, up to {confirmed}, may be in another stream"
+        ),
+        format!(
+            "if the stream is the wrong one, {OTHER_STREAM}; if NATS has moved, `outjet recover` \
+             publishes the rows of the outbox tables that the stream lacks; if the slot is new, \
+             or the stream is to begin here, `outjet recover --accept`"
+        ),
+    );
+    Failure::halt(Exit::Config, problem)
+}
 
 /// Another cluster publishes into the stream, or did.
 pub fn other_system(ours: &Source, found: &Source) -> Failure {

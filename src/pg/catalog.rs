@@ -11,7 +11,7 @@ use tokio_postgres::{Client, Row};
 mod leading;
 mod standbys;
 
-pub use self::leading::Leading;
+pub use self::leading::{Leading, slot_used};
 pub use self::standbys::{Partitions, Standbys};
 use super::name::{TableName, quote};
 use crate::error::{self, Exit, Failure, Problem};

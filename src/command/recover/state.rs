@@ -72,7 +72,7 @@ impl State {
             judged: Judged::Closed,
         };
         state.holds = !options.hold.is_zero();
-        let used = slot_used(client, &state.source().slot).await;
+        let used = catalog::slot_used(client, &state.source().slot).await;
         state.slot_used = used.map_err(|error| error.failure())?;
         let slot = facts.slot.as_ref().filter(|slot| !slot.lost());
         let start = slot.and_then(|slot| slot.confirmed_flush);
@@ -143,8 +143,12 @@ impl State {
         }
     }
 
-    /// Of a slot that nobody has recorded.
+    /// Of a slot that nobody has recorded. Where nothing ever is, what was published since would
+    /// be compared again by each call.
     fn judge_unrecorded(&self, start: Lsn) -> Judged {
+        if !self.traces.recordable && self.traces.last_sequence > 0 {
+            return Judged::Closed;
+        }
         match watermark::judge_unrecorded(&self.facts(start)) {
             Ok(None) => Judged::Closed,
             Ok(Some(gap)) => Judged::Open(Some(gap)),
@@ -243,16 +247,6 @@ impl State {
             ..record
         }
     }
-}
-
-/// Whether anything was ever read from a slot, as far as the server's statistics remember.
-async fn slot_used(client: &Client, slot: &str) -> Result<bool, catalog::Error> {
-    let sql = "SELECT total_txns > 0 FROM pg_catalog.pg_stat_replication_slots \
-               WHERE slot_name = $1";
-    let row = client.query_opt(sql, &[&slot]).await;
-    let used = row.and_then(|row| row.map(|row| row.try_get(0)).transpose());
-    let used = used.map_err(|error| catalog::Error::new("read the slot's statistics", error))?;
-    Ok(used.unwrap_or(false))
 }
 
 /// Behind all that was committed before.

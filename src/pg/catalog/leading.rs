@@ -36,3 +36,12 @@ impl Leading {
         })
     }
 }
+
+/// Whether anything was ever read from a slot, as far as the server's statistics remember.
+pub async fn slot_used(client: &Client, slot: &str) -> Result<bool, Error> {
+    let sql = include_str!("../../../sql/catalog/slot_used.sql");
+    let row = client.query_opt(sql, &[&slot]).await;
+    let used = row.and_then(|row| row.map(|row| row.try_get(0)).transpose());
+    let used = used.map_err(wrap(|| format!("read the statistics of slot {slot}")))?;
+    Ok(used.unwrap_or(false))
+}

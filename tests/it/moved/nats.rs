@@ -68,6 +68,10 @@ async fn assert_unknown(stage: &Stage) -> Outjet {
             assert!(halted.stderr.contains(named), "{typed}: {halted:?}");
         }
     }
+    let checked = types(stage, "check").await;
+    assert_eq!(checked.code, Some(1), "{checked:?}");
+    let problem = UNKNOWN.trim_start_matches("halted: ");
+    assert!(checked.stdout.contains(problem), "{checked:?}");
     let mut outjet = stage.run();
     outjet.logged(UNKNOWN, SOON).await;
     assert_eq!(slot(stage).await, before);
@@ -362,6 +366,43 @@ async fn record_that_was_restored_beside_a_newer_stream_doubles_nothing() {
     let _outjet = leads_in_silence(&stage).await;
     commit_each(&stage, 24..=25).await;
     assert_in_order(&stage, 1..=25).await;
+}
+
+#[tokio::test]
+async fn stream_that_was_made_again_under_a_leader_gets_back_what_the_tables_have() {
+    let stage = published().await;
+    let mut outjet = stage.lead().await;
+    let jetstream = stage.jetstream().await;
+    let config = stage.stream().await.cached_info().config.clone();
+    delete(&stage, STREAM).await;
+    jetstream.create_stream(config).await.expect("made again");
+    outjet.logged(LACKING, SOON).await;
+    commit_each(&stage, 11..=13).await;
+    stage.confirmed().await;
+    assert_eq!(numbers(&stage).await, [11, 12, 13]);
+    recovers(&stage, outjet, 10).await;
+    let _outjet = leads_in_silence(&stage).await;
+    assert_each_once(&stage, 1..=13).await;
+}
+
+/// A slot that somebody makes by hand for a new stream is a new one, until it was read.
+#[tokio::test]
+async fn slot_that_was_made_by_hand_begins_in_an_empty_stream() {
+    let stage = Stage::ready().await;
+    delete(&stage, STREAM).await;
+    delete(&stage, BUCKET).await;
+    stage.drop_slot("outjet").await;
+    stage.session.run(super::MAKE).await;
+    commit_each(&stage, 1..=3).await;
+    let checked = types(&stage, "check").await;
+    assert_eq!(checked.code, Some(0), "{checked:?}");
+    let mut outjet = leads_in_silence(&stage).await;
+    assert_in_order(&stage, 1..=3).await;
+    assert_eq!(outjet.terminate(SOON).await, Some(0));
+    until_free(&stage).await;
+    delete(&stage, STREAM).await;
+    delete(&stage, BUCKET).await;
+    stage.run().logged(UNKNOWN, SOON).await;
 }
 
 /// How a second stream follows the first.

@@ -253,7 +253,7 @@ impl Error {
                  such rows; the event is sent as soon as it fits"
                 .to_owned(),
             Self::StreamChanged { .. } => "nothing: what Postgres still has is sent again; \
-                 `outjet verify` tells whether that is all"
+                 `outjet verify` tells whether that is all, and `outjet recover` publishes the rest"
                 .to_owned(),
             Self::BucketDenied(_) => format!("allow our user to publish to {}", of_record(options)),
             Self::Broken(_) => {
