@@ -53,7 +53,8 @@ struct Asked {
     #[arg(long, conflicts_with_all = ["cluster", "atomic", "hold"])]
     strangers: bool,
     /// Events are consumed, expire, are purged or delayed, settings change from one start of a copy
-    /// to the next, older records are put back, and the slot is moved, made again or dropped
+    /// to the next, dead letters are dropped and retried, older records are put back, and the slot
+    /// is moved, made again or dropped
     #[arg(long, conflicts_with_all = ["atomic", "hold", "strangers"])]
     past: bool,
     /// Major version of Postgres [default: the preferred one]

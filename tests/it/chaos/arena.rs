@@ -411,13 +411,15 @@ pub(crate) struct Operator {
 
 impl Operator {
     /// Of both servers.
-    pub(crate) fn of(database: &Database, broker: &Broker, plan: &Plan) -> Self {
+    pub(crate) async fn of(database: &Database, broker: &Broker, plan: &Plan) -> Self {
+        let mut settings = plan.first;
+        settings.delayed_now = !broker.keeps().await;
         Self {
             environment: [
                 ("DATABASE_URL", database.0.url()),
                 ("NATS_URL", broker.url()),
             ],
-            yaml: configuration(plan, plan.first),
+            yaml: configuration(plan, settings),
         }
     }
 
@@ -457,6 +459,7 @@ nats: {{connect_timeout: 2s}}
 stream: {{name: {STREAM}, replicas: {}, duplicate_window: {}, hold: {}s}}
 publish: {{transactions: {}, ack_timeout: 1s, drain_timeout: 3s, in_flight_max: {},
   in_flight_bytes_max: {}KiB, delayed: {}}}
+messages: {{prefixes: [{}]}}
 ",
         TAKEOVER_AFTER.as_secs(),
         plan.replicas,
@@ -474,6 +477,12 @@ publish: {{transactions: {}, ack_timeout: 1s, drain_timeout: 3s, in_flight_max: 
             "now"
         } else {
             "schedule"
+        },
+        // Without one, no dead letter can be retried.
+        if plan.letters.is_empty() {
+            ""
+        } else {
+            "outbox"
         },
     )
 }

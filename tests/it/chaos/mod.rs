@@ -10,6 +10,7 @@
 
 mod arena;
 mod contents;
+mod letters;
 mod moved;
 mod past;
 pub(crate) mod plan;
@@ -30,8 +31,9 @@ use crate::harness::postgres::{self, Session};
 use crate::harness::{Judge, Proxy, Verdict, nats};
 use arena::{Broker, Copy, Database, Links, Operator};
 use contents::Writers;
+use letters::Letters;
 use past::{Consumer, Evidence, Found};
-use plan::{CopyFault, LinkFault, Moving, NatsFault, Plan, Planned, StrangerFault, Whom};
+use plan::{CopyFault, LinkFault, Moving, NatsFault, Past, Plan, Planned, StrangerFault, Whom};
 use report::{Report, Struck};
 use strangers::Strangers;
 use watch::Watch;
@@ -72,7 +74,7 @@ pub(crate) async fn play(
     let watch = Watch::start(jetstream.clone(), url);
     let writers = Writers::start(url, plan.seed);
     let stage = Stage::new(&plan, &watch, &show);
-    let mut strangers = Strangers::default();
+    let (mut strangers, mut letters) = (Strangers::default(), Letters::default());
     let to_postgres = |copy: usize| std::slice::from_ref(&links[copy].postgres);
     let to_nats = |copy: usize| links[copy].nats.as_slice();
     tokio::join!(
@@ -80,6 +82,7 @@ pub(crate) async fn play(
         stage.nats(&plan, broker),
         stage.copies(&plan, copies, (jetstream, operator, url)),
         stage.strangers(&plan, (jetstream, consumer.as_ref()), &mut strangers),
+        stage.letters(&plan, (operator, url, jetstream), &mut letters),
         stage.links(&plan.postgres_link, "to Postgres", to_postgres),
         stage.links(&plan.nats_link, "to NATS", to_nats),
     );
@@ -95,7 +98,9 @@ pub(crate) async fn play(
         &table(&session).await,
         &known,
     ));
-    let found = round.judged(&stage, (&plan, &strangers), committed).await;
+    let hands = (&strangers, &letters);
+    let found = round.judged(&stage, (&plan, hands), committed).await;
+    problems.extend(found.problems);
     let (accused, mut logs) = round.account(&stage);
     logs.push(("places".to_owned(), found.places));
     problems.extend(accused);
@@ -141,6 +146,7 @@ struct Judged {
     places: String,
     uncertain: usize,
     unseen: usize,
+    problems: Vec<String>,
 }
 
 impl Round {
@@ -153,7 +159,7 @@ impl Round {
         let session = database.0.connect().await;
         session.run(contents::BUSINESS).await;
         past::make_queue(&broker.jetstream().await, plan).await;
-        let operator = Operator::of(&database, &broker, plan);
+        let operator = Operator::of(&database, &broker, plan).await;
         operator.set_up().await;
         broker.lose_one().await;
         let keeps = broker.keeps().await;
@@ -165,7 +171,7 @@ impl Round {
         let jetstream = broker.jetstream().await;
         let mut consumer = None;
         if plan.past.is_some() {
-            session.run(&past::times(plan)).await;
+            session.run(&past::variety(plan)).await;
             consumer = Some(Consumer::start(&jetstream).await);
             past::prelude(&session).await;
         }
@@ -186,8 +192,8 @@ impl Round {
     async fn judged(
         &self,
         stage: &Stage<'_>,
-        (plan, strangers): (&Plan, &Strangers),
-        committed: Vec<String>,
+        (plan, (strangers, letters)): (&Plan, (&Strangers, &Letters)),
+        mut committed: Vec<String>,
     ) -> Judged {
         let Some(consumer) = &self.consumer else {
             let stored = strangers.ours(drain::messages(&self.jetstream, STREAM).await);
@@ -198,6 +204,7 @@ impl Round {
                 stored,
                 uncertain: 0,
                 unseen: 0,
+                problems: Vec::new(),
             };
         };
         let evidence = Evidence {
@@ -206,6 +213,14 @@ impl Round {
             forgot_at: stage.forgot_at(),
         };
         let found = Found::by(consumer, &evidence).await;
+        let mut problems = Vec::new();
+        if plan.past.is_some_and(Past::has_letters) {
+            let rejected = committed.extract_if(.., |id| letters::is_rejected(id));
+            let rejected: Vec<String> = rejected.filter(|id| strangers.left(id)).collect();
+            let mut kept = letters::all(&self.jetstream).await;
+            kept.retain(|letter| letter.id().is_none_or(|id| strangers.left(id)));
+            problems = letters.problems(&rejected, (&kept, &found.corrected));
+        }
         let verdict = found.verdict(&evidence, committed);
         Judged {
             places: found.places(&verdict),
@@ -214,6 +229,7 @@ impl Round {
             at_once: found.stored.len(),
             uncertain: found.uncertain,
             unseen: found.unseen,
+            problems,
         }
     }
 
@@ -394,6 +410,25 @@ impl<'a> Stage<'a> {
         }
     }
 
+    async fn letters(
+        &self,
+        plan: &Plan,
+        (operator, url, jetstream): (&Operator, &str, &async_nats::jetstream::Context),
+        letters: &mut Letters,
+    ) {
+        for planned in &plan.letters {
+            if self.is_over_before(planned).await {
+                break;
+            }
+            let (fault, lasts) = (planned.fault, planned.lasts);
+            let struck = self.struck(fault.to_string(), lasting(lasts), None);
+            let typed = letters.strike((operator, url), jetstream, (fault, lasts));
+            if typed.await {
+                self.show(struck);
+            }
+        }
+    }
+
     async fn links<'l>(
         &self,
         track: &[Planned<(Whom, LinkFault)>],
@@ -490,7 +525,6 @@ fn lasting(lasts: Duration) -> String {
 mod tests {
     use super::*;
     use crate::harness::{Nats, Postgres};
-    use plan::Past;
 
     /// Short, as these run with everything else; `scripts/chaos` plays longer.
     const LENGTH: Duration = Duration::from_secs(15);
@@ -571,7 +605,11 @@ mod tests {
     async fn each_event_is_stored_once_while_a_consumer_empties_the_stream_and_everything_fails() {
         let plan = |seed| Plan::changing(seed, Past::Consumed, LENGTH / 2);
         play_short(8, plan, Nats::builder(), |reports| {
-            hits(reports) >= HITS_MIN && struck(reports, "record: put back while no copy runs")
+            let kinds = [
+                "record: put back while no copy runs",
+                "dead letter: retried",
+            ];
+            hits(reports) >= HITS_MIN && kinds.iter().all(|kind| struck(reports, kind))
         })
         .await;
     }

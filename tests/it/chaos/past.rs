@@ -16,7 +16,7 @@ use tokio::time::{sleep, timeout};
 use super::arena::Copy;
 use super::plan::{Past, Plan};
 use super::strangers::Strangers;
-use super::{LOOK, STREAM, contents};
+use super::{LOOK, STREAM, contents, letters};
 use crate::harness::drain::{self, Stored};
 use crate::harness::outbox::Random;
 use crate::harness::postgres::Session;
@@ -73,16 +73,21 @@ pub(crate) async fn make_queue(jetstream: &jetstream::Context, plan: &Plan) {
     jetstream.create_stream(queue).await.expect("a work queue");
 }
 
-/// Has the server of the database say when events are due and when they expire, by their ids:
-/// what writers write is the same in all rounds. The times lie within some seconds.
-pub(crate) fn times(plan: &Plan) -> String {
+/// Has the server of the database say when events are due and when they expire, and which cannot
+/// be published, by their ids: what writers write is the same in all rounds. The times lie within
+/// some seconds.
+pub(crate) fn variety(plan: &Plan) -> String {
     let expiring = match plan.past {
         Some(Past::Expiring) => EXPIRING_IDS.iter().collect(),
         Some(Past::Consumed | Past::Moved) | None => "-".to_owned(),
     };
     let delayed: String = DELAYED_IDS.iter().collect();
+    let rejected = match plan.past.is_some_and(Past::has_letters) {
+        true => letters::REJECTED_IDS,
+        false => "-",
+    };
     format!(
-        "CREATE FUNCTION set_times() RETURNS trigger LANGUAGE plpgsql AS $$
+        "CREATE FUNCTION set_variety() RETURNS trigger LANGUAGE plpgsql AS $$
          DECLARE
            quarters integer := ('x' || substr(NEW.id::text, 2, 1))::bit(4)::integer;
          BEGIN
@@ -92,10 +97,13 @@ pub(crate) fn times(plan: &Plan) -> String {
            IF NEW.id::text ~ '^[{expiring}]' THEN
              NEW.expires_at := clock_timestamp() + interval '1 s' + quarters * interval '250 ms';
            END IF;
+           IF NEW.id::text ~ '^{rejected}' THEN
+             NEW.headers := '[0]';
+           END IF;
            RETURN NEW;
          END $$;
-         CREATE TRIGGER set_times BEFORE INSERT ON outbox.events
-           FOR EACH ROW EXECUTE FUNCTION set_times()"
+         CREATE TRIGGER set_variety BEFORE INSERT ON outbox.events
+           FOR EACH ROW EXECUTE FUNCTION set_variety()"
     )
 }
 
@@ -279,6 +287,8 @@ pub(crate) struct Found {
     marks: Vec<Stored>,
     /// Sequence numbers at which nobody saw a message, and which no stranger had.
     pub(crate) unseen: usize,
+    /// How often the stream has an event that could not be published, by its id.
+    pub(crate) corrected: HashMap<String, usize>,
     /// Events that were stored twice, as nobody could know that they were stored once.
     pub(crate) uncertain: usize,
 }
@@ -312,8 +322,10 @@ impl Found {
             due,
             marks,
             unseen,
+            corrected: HashMap::new(),
             uncertain: 0,
         };
+        let has_letters = evidence.plan.past.is_some_and(Past::has_letters);
         let mut first = HashMap::new();
         for message in strangers.ours(stored) {
             let id = message.id().expect("an id").to_owned();
@@ -322,6 +334,9 @@ impl Found {
                     found.uncertain += 1;
                 }
                 _ if !strangers.left(&id) => {}
+                _ if has_letters && letters::is_rejected(&id) => {
+                    *found.corrected.entry(id.clone()).or_default() += 1;
+                }
                 _ => found.stored.push(message.clone()),
             }
             first.insert(id, (message.sequence, message.stored_at));

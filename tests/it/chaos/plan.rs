@@ -42,6 +42,8 @@ pub(crate) struct Plan {
     pub(crate) past: Option<Past>,
     /// What others do to the stream; with it events may stand where they did not belong.
     pub(crate) strangers: Vec<Planned<StrangerFault>>,
+    /// What is done with dead letters.
+    pub(crate) letters: Vec<Planned<LetterFault>>,
     /// What happens to the database server.
     pub(crate) postgres: Vec<Planned<PostgresFault>>,
     /// What happens to the broker.
@@ -64,6 +66,16 @@ pub(crate) enum Past {
     Expiring,
     /// The slot is moved, made again or dropped.
     Moved,
+}
+
+impl Past {
+    /// Whether some events cannot be published, and somebody does something about them.
+    pub(crate) fn has_letters(self) -> bool {
+        match self {
+            Self::Consumed | Self::Expiring => true,
+            Self::Moved => false,
+        }
+    }
 }
 
 /// What can happen to the slot while no copy runs.
@@ -177,6 +189,15 @@ impl StrangerFault {
     }
 }
 
+/// What is done with a dead letter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LetterFault {
+    /// `outjet dead-letters drop`, of the newest.
+    Drop,
+    /// The row of the oldest is corrected, and then `outjet dead-letters retry`.
+    Retry,
+}
+
 /// What can happen to outjet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CopyFault {
@@ -230,6 +251,7 @@ impl Plan {
             hold: false,
             past: None,
             strangers: Vec::new(),
+            letters: Vec::new(),
             postgres: track(source(2), (500, 4_000), length, &mut postgres_faults()),
             nats: track(source(3), (500, 4_000), length, &mut nats_faults(&[])),
             copy: track(
@@ -283,6 +305,12 @@ impl Plan {
         if !faults.is_empty() {
             let mut draw = stranger_faults(&faults);
             plan.strangers = track(random, (50, 600), length, &mut draw);
+        }
+        if past.has_letters() {
+            let mut deck = Deck::of(&[LetterFault::Drop, LetterFault::Retry]);
+            // A retry that takes longer is killed.
+            let mut draw = |random: &mut Random| (deck.deal(random), between(random, (500, 4_000)));
+            plan.letters = track(Self::source(seed, 9), (300, 2_000), length, &mut draw);
         }
         plan.past = Some(past);
         let (random, copies) = (Self::source(seed, 4), plan.copies);
@@ -338,6 +366,7 @@ impl Plan {
         self.postgres.len()
             + self.nats.len()
             + self.strangers.len()
+            + self.letters.len()
             + self.copy.len()
             + self.postgres_link.len()
             + self.nats_link.len()
@@ -563,6 +592,15 @@ impl fmt::Display for StrangerFault {
     }
 }
 
+impl fmt::Display for LetterFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Drop => "dead letter: dropped",
+            Self::Retry => "dead letter: retried",
+        })
+    }
+}
+
 impl fmt::Display for CopyFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -614,80 +652,4 @@ impl LinkFault {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MINUTE: Duration = Duration::from_secs(60);
-
-    #[test]
-    fn a_seed_names_one_plan_and_another_seed_another() {
-        assert_eq!(Plan::new(7, MINUTE), Plan::new(7, MINUTE));
-        assert_ne!(
-            Plan::new(7, MINUTE).nats_link,
-            Plan::new(8, MINUTE).nats_link
-        );
-    }
-
-    #[test]
-    fn a_longer_plan_begins_like_a_shorter_one() {
-        let (short, long) = (Plan::new(3, MINUTE), Plan::new(3, 10 * MINUTE));
-        assert!(long.faults() > 5 * short.faults());
-        assert_eq!(long.copy[..short.copy.len()], short.copy[..]);
-        assert_eq!(long.postgres[..short.postgres.len()], short.postgres[..]);
-    }
-
-    #[test]
-    fn a_copy_has_other_settings_from_one_start_to_the_next_where_the_past_changes() {
-        let (still, changing) = (Plan::new(3, MINUTE), Plan::past_of(3, MINUTE));
-        let all = |plan: &Plan| (0..50).map(|start| plan.settings(0, start)).collect();
-        let (still, changing): (Vec<_>, Vec<_>) = (all(&still), all(&changing));
-        assert!(still.iter().all(|settings| *settings == still[0]));
-        assert_eq!(changing[0], still[0]);
-        for window in [16, 256, 4096] {
-            assert!(
-                changing
-                    .iter()
-                    .any(|settings| settings.in_flight_max == window)
-            );
-        }
-        assert!(changing[1..].iter().any(|settings| settings.delayed_now));
-        assert!(changing[1..].iter().any(|settings| !settings.delayed_now));
-    }
-
-    #[test]
-    fn a_minute_of_each_past_has_what_changes_it() {
-        let kinds = |past| {
-            let plan = Plan::changing(1, past, MINUTE);
-            let copy = plan.copy.iter().map(|planned| planned.fault.1.to_string());
-            let strangers = plan.strangers.iter();
-            let strangers = strangers.map(|planned| planned.fault.to_string());
-            copy.chain(strangers).collect::<Vec<_>>().join("\n")
-        };
-        assert!(kinds(Past::Consumed).contains("record: put back"));
-        assert!(kinds(Past::Expiring).contains("stranger: purges"));
-        for moving in ["advanced", "dropped and made again", "dropped\n"] {
-            assert!(kinds(Past::Moved).contains(moving), "{moving}");
-        }
-    }
-
-    #[test]
-    fn a_minute_has_every_kind_of_fault() {
-        let plan = Plan::holding(1, MINUTE);
-        let mut kinds: Vec<String> = Vec::new();
-        kinds.extend(
-            plan.postgres
-                .iter()
-                .map(|planned| planned.fault.to_string()),
-        );
-        kinds.extend(plan.nats.iter().map(|planned| planned.fault.to_string()));
-        kinds.extend(plan.copy.iter().map(|planned| planned.fault.1.to_string()));
-        kinds.extend(
-            plan.nats_link
-                .iter()
-                .map(|planned| planned.fault.1.to_string()),
-        );
-        kinds.sort();
-        kinds.dedup();
-        assert_eq!(kinds.len(), 6 + 4 + 4 + 7, "{kinds:?}");
-    }
-}
+mod tests;
