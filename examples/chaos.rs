@@ -228,6 +228,20 @@ impl Sum {
         }
     }
 
+    /// What is true of all rounds, if each was perfect.
+    fn conclusion(&self) -> String {
+        let [_, _, twice, _, _, _, out_of_order, ..] = self.counts;
+        let often = match twice {
+            0 => "once",
+            _ => "once, or twice where nobody could know of the first time",
+        };
+        let order = match out_of_order {
+            0 => ", in commit order",
+            _ => "",
+        };
+        format!("Every committed event was stored {often}{order}.")
+    }
+
     fn print(&self) {
         println!("{:<44}{:>8}{:>24}", "fault", "done", "hit a running stream");
         for (kind, (done, hit)) in &self.kinds {
@@ -244,7 +258,7 @@ impl Sum {
             self.rounds, self.takeovers, self.drained_max,
         );
         match self.imperfect.as_slice() {
-            [] => println!("Every committed event is in the stream, once, in commit order."),
+            [] => println!("{}", self.conclusion()),
             seeds => println!("NOT PERFECT: seeds {seeds:?}"),
         }
     }
