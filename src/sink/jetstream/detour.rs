@@ -1,5 +1,5 @@
 //! What is done with an event that does not simply go out: its body goes into the bucket, it is
-//! kept until it is due, or it is a dead letter. Each in its turn: when what was before it is stored.
+//! kept until it is due, or it is a dead letter. Each in its turn: what was before it is stored.
 
 use super::bodies::outgoing;
 use super::chain::{Passed, Waiting};
