@@ -200,8 +200,14 @@ impl Consumer {
             max_ack_pending: 10_000,
             ..Default::default()
         };
-        let made = stream.create_consumer(config).await;
-        made.expect("a consumer");
+        // A node that is down may be chosen, and is found out by a timeout.
+        until("a consumer", REST_WITHIN, async || {
+            match stream.create_consumer(config.clone()).await {
+                Ok(_) => Wait::Ready(()),
+                Err(error) => Wait::NotYet(error.to_string()),
+            }
+        })
+        .await;
         let (sender, seen) = watch::channel(BTreeMap::new());
         let mut tasks = JoinSet::new();
         tasks.spawn(consume(jetstream.clone(), sender));
