@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::measured::{Commit, Measured};
 use super::progress::Progress;
-use super::{Out, emit, setup};
+use super::{Out, emit, facts};
 use crate::cli;
 use crate::config::Config;
 use crate::error::{Exit, Failure, Problem};
@@ -101,10 +101,10 @@ async fn until_led(typed: &cli::Bench, client: &Client, config: &Config) -> Resu
 /// That nobody leads. An error if nobody could.
 async fn unled(client: &Client, config: &Config) -> Result<Option<Failure>, Failure> {
     let wanted = config.preflight_options();
-    let facts = setup::read(client, &wanted).await?;
-    setup::refuse(&preflight::judge_tables(&facts, &wanted))?;
-    setup::refuse(&preflight::judge_publication(&facts, &wanted))?;
-    setup::refuse(&preflight::judge_slot(&facts, &wanted))?;
+    let facts = facts::read(client, &wanted).await?;
+    facts::refuse(&preflight::judge_tables(&facts, &wanted))?;
+    facts::refuse(&preflight::judge_publication(&facts, &wanted))?;
+    facts::refuse(&preflight::judge_slot(&facts, &wanted))?;
     let led = facts.slot.is_some_and(|slot| slot.active);
     let problem = Problem::new(
         "nobody leads, so nothing is published",

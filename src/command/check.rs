@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
-use super::{Out, setup, unwritten};
+use super::{Out, facts, unwritten};
 use crate::config::Config;
 use crate::error::{Disposition, Exit, Failure, Problem};
 use crate::event::lineage::Source;
@@ -44,8 +44,8 @@ pub async fn check_all(config: &Config, params: &Params, out: Out<'_>) -> Result
 /// there is, as far as the stream says it.
 async fn slot_unfed(client: &Client, config: &Config) -> Result<Option<Failure>, Failure> {
     let wanted = config.preflight_options();
-    let facts = setup::read(client, &wanted).await?;
-    let ours = setup::source(&facts, &wanted);
+    let facts = facts::read(client, &wanted).await?;
+    let ours = facts::source(&facts, &wanted);
     let traces = Box::pin(Traces::find(&config.sink_options(), &ours)).await;
     let Some(slot) = &facts.slot else {
         return Ok(match traces {

@@ -11,6 +11,7 @@ mod dead_letters;
 mod delayed;
 pub mod drop;
 pub mod emit;
+mod facts;
 mod handover;
 mod inspect;
 mod progress;
@@ -130,11 +131,9 @@ async fn one_shot(
 ) -> Result<bool, Failure> {
     match command {
         Command::Check => Box::pin(check::check_all(config, params, out)).await,
-        Command::Setup(typed) if typed.backfill => {
-            Box::pin(setup::backfill_all(config, params, out))
-                .await
-                .map(|()| true)
-        }
+        Command::Setup(typed) if typed.backfill => Box::pin(recover::backfill(config, params, out))
+            .await
+            .map(|()| true),
         Command::Setup(typed) => setup::setup_all(config, params, typed.dry_run, out)
             .await
             .map(|()| true),

@@ -35,7 +35,7 @@ use self::state::{Slots, State};
 use super::progress::Progress;
 use super::rows::{self, Row, Rows};
 use super::stored::{self, Outbox, execute};
-use super::{Out, append::Append, birth, setup, unwritten};
+use super::{Out, append::Append, birth, facts, setup, unwritten};
 use crate::assemble::{self, AssembleError, Unsent};
 use crate::cli;
 use crate::config::Config;
@@ -75,6 +75,22 @@ pub(super) async fn recover(
     done
 }
 
+/// Sets up all but the slot, and makes that with the rows that are in the tables already.
+pub(super) async fn backfill(
+    config: &Config,
+    params: &Params,
+    out: Out<'_>,
+) -> Result<(), Failure> {
+    let control = super::connect(params).await?;
+    let done = setup::all_but_the_slot(control.client(), &config.preflight_options(), out).await;
+    control.close().await;
+    done?;
+    let options = config.sink_options();
+    setup::set_up_streams(&options, false, out).await?;
+    let typed = cli::Recover::default();
+    Box::pin(recover(&typed, config, params, out)).await
+}
+
 struct Recovery<'a> {
     client: &'a Client,
     config: &'a Config,
@@ -112,8 +128,8 @@ struct Published {
 
 impl Recovery<'_> {
     async fn run(&self, out: Out<'_>) -> Result<(), Failure> {
-        let facts = setup::read(self.client, &self.wanted).await?;
-        setup::refuse(&preflight::judge_server(&facts))?;
+        let facts = facts::read(self.client, &self.wanted).await?;
+        facts::refuse(&preflight::judge_server(&facts))?;
         let left = self.left_over().await?;
         let (session, lineage) = birth::identify(self.params, &self.wanted.slot).await?;
         let state = State::find((self.config, self.client), lineage, &facts).await?;
@@ -126,7 +142,7 @@ impl Recovery<'_> {
         let facts = self.set_up(facts, out).await?;
         let kept = facts.slot.as_ref().filter(|slot| !slot.lost());
         if let Some(slot) = kept {
-            setup::refuse(&preflight::judge_slot(&facts, &self.wanted))?;
+            facts::refuse(&preflight::judge_slot(&facts, &self.wanted))?;
             if !state.is_open() {
                 if left {
                     // The last call ended behind its last step but one.
@@ -146,7 +162,7 @@ impl Recovery<'_> {
             true => Vec::new(),
             false => Outbox::all(&assemble.tables, &facts)?,
         };
-        setup::tell_open_writers(self.client, out).await?;
+        facts::tell_open_writers(self.client, out).await?;
         let made = self.make(session).await?;
         fault::point("slot made to recover");
         let consistent = made.consistent;
@@ -178,10 +194,10 @@ impl Recovery<'_> {
     async fn set_up(&self, mut facts: Facts, out: Out<'_>) -> Result<Facts, Failure> {
         if facts.slot.is_none() && facts.publication.is_none() {
             setup::all_but_the_slot(self.client, &self.wanted, out).await?;
-            facts = setup::read(self.client, &self.wanted).await?;
+            facts = facts::read(self.client, &self.wanted).await?;
         }
-        setup::refuse(&preflight::judge_tables(&facts, &self.wanted))?;
-        setup::refuse(&preflight::judge_publication(&facts, &self.wanted))?;
+        facts::refuse(&preflight::judge_tables(&facts, &self.wanted))?;
+        facts::refuse(&preflight::judge_publication(&facts, &self.wanted))?;
         Ok(facts)
     }
 

@@ -5,17 +5,16 @@
 
 use tokio_postgres::Client;
 
+use super::facts::{read, refuse, source, tell_open_writers};
 use super::{Out, birth, unwritten};
-use crate::cli;
 use crate::config::Config;
-use crate::error::{Disposition, Exit, Failure, Problem};
-use crate::event::lineage::Source;
+use crate::error::{Exit, Failure, Problem};
 use crate::lead::traces::Traces;
 use crate::pg::catalog::{self, Error, Facts, Publication};
 use crate::pg::ddl;
 use crate::pg::name::TableName;
 use crate::pg::params::Params;
-use crate::preflight::{self, Check, Options};
+use crate::preflight::{self, Options};
 use crate::sink::jetstream;
 
 /// Sets up Postgres, then the stream. Never makes a slot where one has fed the stream: what was
@@ -74,16 +73,7 @@ async fn refuse_new_slot(
     traces.slot_gone(&facts, wanted).map_or(Ok(true), Err)
 }
 
-/// Who we would write as. The timeline is not known.
-pub(super) fn source(facts: &Facts, wanted: &Options) -> Source {
-    Source {
-        system: facts.server.system_identifier.clone(),
-        timeline: 0,
-        slot: wanted.slot.clone(),
-    }
-}
-
-async fn set_up_streams(
+pub(super) async fn set_up_streams(
     options: &jetstream::Options,
     dry_run: bool,
     out: Out<'_>,
@@ -143,18 +133,6 @@ async fn set_up_stream(
     };
     let done = if found.created { "created" } else { "exists " };
     writeln!(out, "{done}  stream {name}").map_err(unwritten)
-}
-
-/// Sets up all but the slot, and makes that with the rows that are in the tables already.
-pub async fn backfill_all(config: &Config, params: &Params, out: Out<'_>) -> Result<(), Failure> {
-    let control = super::connect(params).await?;
-    let done = all_but_the_slot(control.client(), &config.preflight_options(), out).await;
-    control.close().await;
-    done?;
-    let options = config.sink_options();
-    set_up_streams(&options, false, out).await?;
-    let typed = cli::Recover::default();
-    Box::pin(super::recover::recover(&typed, config, params, out)).await
 }
 
 /// What a slot must find when it is made.
@@ -369,38 +347,6 @@ fn plan_slot(facts: &Facts, options: &Options) -> Result<Vec<Step>, Failure> {
         what: format!("{SLOT} {name}"),
         sql: ddl::create_slot(name, &facts.server),
     }])
-}
-
-/// A slot in use is no reason not to set up: there is a leader.
-pub(super) fn refuse(checks: &[Check]) -> Result<(), Failure> {
-    checks
-        .iter()
-        .filter_map(Check::failure)
-        .find(|failure| failure.disposition != Disposition::Standby)
-        .map_or(Ok(()), |failure| Err(failure.clone()))
-}
-
-pub(super) async fn read(client: &Client, options: &Options) -> Result<Facts, Failure> {
-    let names = options.table_names();
-    Facts::read(client, &options.slot, &options.publication, &names)
-        .await
-        .map_err(|error| error.failure())
-}
-
-/// Creating a slot waits for these, and says nothing.
-pub(super) async fn tell_open_writers(client: &Client, out: Out<'_>) -> Result<(), Failure> {
-    let writers = catalog::open_writers(client).await;
-    for writer in writers.map_err(|error| error.failure())? {
-        writeln!(
-            out,
-            "waiting  for a transaction to end: pid {}, application \"{}\", begun {}",
-            writer.pid,
-            writer.application_name.unwrap_or_default(),
-            writer.since.as_deref().unwrap_or("at an unknown time")
-        )
-        .map_err(unwritten)?;
-    }
-    out.flush().map_err(unwritten)
 }
 
 /// Says what became of it: two copies may set up at once, and the later finds it there.

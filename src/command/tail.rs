@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 use tokio::io::{AsyncWriteExt, Stdout};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use super::{setup, unwritten};
+use super::{facts, unwritten};
 use crate::assemble::{Assembler, Step, timestamp};
 use crate::cli;
 use crate::config::Config;
@@ -75,11 +75,11 @@ pub(super) async fn tail(
 async fn open(config: &Config, params: &Params) -> Result<(Stream, Lsn), Failure> {
     let wanted = config.preflight_options();
     let control = super::connect(params).await?;
-    let facts = setup::read(control.client(), &wanted).await?;
-    setup::refuse(&preflight::judge_server(&facts))?;
-    setup::refuse(&preflight::judge_tables(&facts, &wanted))?;
-    setup::refuse(&preflight::judge_publication(&facts, &wanted))?;
-    setup::tell_open_writers(control.client(), &mut io::stderr()).await?;
+    let facts = facts::read(control.client(), &wanted).await?;
+    facts::refuse(&preflight::judge_server(&facts))?;
+    facts::refuse(&preflight::judge_tables(&facts, &wanted))?;
+    facts::refuse(&preflight::judge_publication(&facts, &wanted))?;
+    facts::tell_open_writers(control.client(), &mut io::stderr()).await?;
     control.close().await;
     let failure = |error: crate::pg::Error| error.failure(params);
     let mut session = Session::connect(params, &[]).await.map_err(failure)?;

@@ -2,6 +2,7 @@
 //!
 //! Each rule is a function from one source file to complaints, and is shown a file that breaks it.
 
+mod circles;
 mod planted;
 mod source;
 
@@ -220,6 +221,12 @@ fn modules_import_along_the_borders_only() {
     let files = sources("src");
     let complaints: Vec<String> = files.iter().flat_map(keeps_to_its_border).collect();
     assert!(complaints.is_empty(), "\n{}\n", complaints.join("\n"));
+}
+
+#[test]
+fn no_files_import_each_other_in_a_circle() {
+    let found = circles::circles(&sources("src"));
+    assert!(found.is_empty(), "\n{}\n", found.join("\n"));
 }
 
 #[test]

@@ -113,6 +113,27 @@ fn an_import_across_a_border() {
 }
 
 #[test]
+fn a_circle_of_imports() {
+    let file = |name: &str, text: &str| source(&format!("src/{name}.rs"), text);
+    let found = circles::circles(&[
+        file("a", "use crate::b::B;\n"),
+        file("b", "use super::c::{C, D};\n"),
+        file("c", "mod deep;\n"),
+        // One module in two files.
+        file("c/deep", "use super::C;\nfn f() { crate::a::f(); }\n"),
+        file("d", "use crate::a::A;\n"),
+    ]);
+    assert!(found.is_empty(), "{found:?}");
+    let found = circles::circles(&[
+        file("a", "use crate::b::B;\n"),
+        file("b", "use super::c::{C, D};\n"),
+        file("c", "fn f() { crate::a::f(); }\n"),
+        file("d", "use crate::a::A;\n"),
+    ]);
+    assert_eq!(found, ["src/a.rs src/b.rs src/c.rs"]);
+}
+
+#[test]
 fn a_clock_in_the_core() {
     for (text, complaints) in [
         ("let now = SystemTime::now();\n", 1),
