@@ -80,6 +80,25 @@ const BORDERS: &[(&str, Border)] = &[
             "sink", "event", "fault", "guard", "route", "error", "backoff", "metrics",
         ]),
     ),
+    ("sink::jetstream::names", Border::Only(&["event"])),
+    (
+        "sink::jetstream::options",
+        Border::Only(&["event", "route", "sink::Kept", "sink::jetstream::names"]),
+    ),
+    (
+        "sink::jetstream::error",
+        Border::Only(&[
+            "error",
+            "event",
+            "route",
+            "sink::jetstream::error",
+            "sink::jetstream::names",
+            "sink::jetstream::options",
+        ]),
+    ),
+    // Knows nothing of what is appended meanwhile.
+    ("sink::jetstream::aside", Border::Only(BELOW_APPENDING)),
+    ("sink::jetstream::read", Border::Only(BELOW_APPENDING)),
     (
         "lead::relay",
         Border::AllBut(&[
@@ -123,14 +142,38 @@ const BORDERS: &[(&str, Border)] = &[
     ("fuzzing", Border::AllBut(&["cli", "command"])),
 ];
 
+/// What may be used by all of the sink.
+const BELOW_APPENDING: &[&str] = &[
+    "error",
+    "event",
+    "fault",
+    "guard",
+    "route",
+    "sink::At",
+    "sink::Kept",
+    "sink::Write",
+    "sink::Written",
+    "sink::jetstream::aside",
+    "sink::jetstream::bucket",
+    "sink::jetstream::client",
+    "sink::jetstream::error",
+    "sink::jetstream::headers",
+    "sink::jetstream::messages",
+    "sink::jetstream::names",
+    "sink::jetstream::options",
+    "sink::jetstream::read",
+    "sink::jetstream::reply",
+    "sink::jetstream::tail",
+];
+
 /// No async, no clock, no socket: what must be testable without any.
 const PURE: &[&str] = &[
     "lsn",
     "lead::window",
     "lead::watermark",
-    "sink::jetstream::chain",
-    "sink::jetstream::memory",
-    "sink::jetstream::places",
+    "sink::jetstream::append::chain",
+    "sink::jetstream::append::memory",
+    "sink::jetstream::append::places",
     "guard",
     "event",
     "route",
@@ -168,8 +211,8 @@ const SHOWN_TIMES: &[&str] = &[
     "lead::relay",
     "lead::retention",
     "sampler",
-    "sink::jetstream::bodies",
-    "sink::jetstream::delayed",
+    "sink::jetstream::aside::bodies",
+    "sink::jetstream::aside::delayed",
     "sink::jetstream::headers",
     "vitals",
 ];

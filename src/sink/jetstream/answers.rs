@@ -17,7 +17,7 @@ use super::reply::Reply;
 impl Connection {
     /// Publishes one message and waits for what `stream` answers. Not with the client's request,
     /// which takes the first answer, whosever it is.
-    pub(super) async fn request(
+    pub(crate) async fn request(
         &self,
         (subject, headers, payload): (String, HeaderMap, Bytes),
         (stream, within): (&str, Duration),
@@ -36,7 +36,7 @@ impl Connection {
     }
 
     /// Publishes one message, and returns where everybody's answers come.
-    pub(super) async fn ask(
+    pub(crate) async fn ask(
         &self,
         (subject, headers, payload): (String, HeaderMap, Bytes),
         within: Duration,
@@ -53,7 +53,7 @@ impl Connection {
     }
 
     /// Reads an answer to a publish that was meant for `stream`. `None`: somebody else's.
-    pub(super) fn read(&self, message: &Message, stream: &str) -> Option<Reply> {
+    pub(crate) fn read(&self, message: &Message, stream: &str) -> Option<Reply> {
         match Reply::read(message, stream, self.domain.as_deref()) {
             Ok(reply) => Some(reply),
             Err(twin) => {

@@ -27,7 +27,7 @@ use crate::sink::{Kept, Write, Written};
 
 /// The configuration that the missing bucket of a stream is created with, as the clients make them,
 /// where the stream is.
-pub(super) fn config(stream: &str, beside: &Config) -> Config {
+pub(crate) fn config(stream: &str, beside: &Config) -> Config {
     Config {
         name: record_stream(stream),
         subjects: vec![format!("$KV.{}.>", record_bucket(stream))],
@@ -47,14 +47,14 @@ pub(super) fn config(stream: &str, beside: &Config) -> Config {
 }
 
 /// A bucket that exists.
-pub(super) struct Opened {
-    pub(super) config: Config,
+pub(crate) struct Opened {
+    pub(crate) config: Config,
     /// It was missing and was created.
-    pub(super) created: bool,
+    pub(crate) created: bool,
 }
 
 /// The bucket of a slot's record, created if told so; or why there is none.
-pub(super) async fn of_slot(
+pub(crate) async fn of_slot(
     connection: &Connection,
     options: &Options,
     source: &Source,
@@ -67,7 +67,7 @@ pub(super) async fn of_slot(
 }
 
 /// Opens the bucket of the record, or creates it if told so; or says why there is none.
-pub(super) async fn open(
+pub(crate) async fn open(
     connection: &Connection,
     options: &Options,
 ) -> Result<Result<Opened, String>, Error> {
@@ -104,7 +104,7 @@ pub(super) async fn open(
 }
 
 /// Does something with the bucket, which we may lack the right to.
-pub(super) async fn unless_denied<T>(
+pub(crate) async fn unless_denied<T>(
     connection: &Connection,
     work: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {
@@ -115,7 +115,7 @@ pub(super) async fn unless_denied<T>(
 }
 
 /// What keeps a bucket from keeping a record as safe as the stream is.
-pub(super) fn warnings(bucket: &Config, stream: &Config) -> Vec<String> {
+pub(crate) fn warnings(bucket: &Config, stream: &Config) -> Vec<String> {
     let (kept, wanted) = (bucket.num_replicas, stream.num_replicas);
     let memory = |config: &Config| config.storage == StorageType::Memory;
     let warnings = [
@@ -138,18 +138,18 @@ pub(super) fn warnings(bucket: &Config, stream: &Config) -> Vec<String> {
 
 /// The key of our slot.
 #[derive(Clone, Debug)]
-pub(super) struct Bucket {
+pub(crate) struct Bucket {
     messages: Messages,
     stream: String,
     subject: String,
     /// Where to publish to it.
     entrance: String,
-    pub(super) replicas: usize,
+    pub(crate) replicas: usize,
 }
 
 impl Bucket {
     /// For the key of a slot in the bucket of a stream, whose replicas were read.
-    pub(super) fn new(
+    pub(crate) fn new(
         connection: &Connection,
         (options, source): (&Options, &Source),
         replicas: usize,
@@ -170,7 +170,7 @@ impl Bucket {
     }
 
     /// Tries to write, and to read, and changes nothing.
-    pub(super) async fn try_rights(
+    pub(crate) async fn try_rights(
         &self,
         connection: &Connection,
         within: Duration,
@@ -186,7 +186,7 @@ impl Bucket {
     }
 
     /// What is kept.
-    pub(super) async fn read(&self) -> Result<Option<Kept>, Error> {
+    pub(crate) async fn read(&self) -> Result<Option<Kept>, Error> {
         let found = self.messages.last_whole_of(&self.subject).await?;
         Ok(found.map(|message| Kept {
             revision: message.stored.sequence,
@@ -198,12 +198,12 @@ impl Bucket {
     }
 
     /// Removes what is kept.
-    pub(super) async fn remove(&self) -> Result<(), Error> {
+    pub(crate) async fn remove(&self) -> Result<(), Error> {
         self.messages.purge(&self.subject).await
     }
 
     /// Where to publish a write, and with which headers.
-    pub(super) fn message(&self, write: &Write) -> (String, HeaderMap, Bytes) {
+    pub(crate) fn message(&self, write: &Write) -> (String, HeaderMap, Bytes) {
         let mut headers = HeaderMap::new();
         let expected = HeaderValue::from(write.expected);
         headers.insert(EXPECTED_LAST_SUBJECT_SEQUENCE, expected);
@@ -211,7 +211,7 @@ impl Bucket {
     }
 
     /// What an answer to a write says.
-    pub(super) fn answer(&self, connection: &Connection, answer: &Message) -> Answer {
+    pub(crate) fn answer(&self, connection: &Connection, answer: &Message) -> Answer {
         match connection.read(answer, &self.stream) {
             None => Answer::Twin,
             Some(Reply::Stored { sequence, .. }) => Answer::Known(Written::Stored(sequence)),
@@ -223,7 +223,7 @@ impl Bucket {
     }
 
     /// Writes, and waits for the outcome.
-    pub(super) async fn write(
+    pub(crate) async fn write(
         &self,
         connection: &Connection,
         write: &Write,
@@ -248,7 +248,7 @@ impl Bucket {
 }
 
 /// What an answer to a write says.
-pub(super) enum Answer {
+pub(crate) enum Answer {
     /// It is not our bucket's.
     Twin,
     Known(Written),

@@ -37,31 +37,31 @@ pub const SHARED_WINDOW_MIN: Duration = Duration::from_secs(60);
 const NOWHERE: &str = "nats://127.0.0.1:0";
 
 /// Header blocks of 64 KiB and more are refused (error 10097).
-pub(super) const HEADER_BYTES_MAX: usize = 64 * 1024 - 1;
+pub(crate) const HEADER_BYTES_MAX: usize = 64 * 1024 - 1;
 
 /// A connection, as long as it lives.
-pub(super) struct Connection {
-    pub(super) client: Client,
-    pub(super) context: Context,
-    pub(super) replies: Subscriber,
+pub(crate) struct Connection {
+    pub(crate) client: Client,
+    pub(crate) context: Context,
+    pub(crate) replies: Subscriber,
     /// Replies come to `<inbox>.<number>`.
-    pub(super) inbox: String,
+    pub(crate) inbox: String,
     /// The first thing that went wrong with the connection.
-    pub(super) broken: watch::Receiver<Option<String>>,
-    pub(super) stream: Messages,
-    pub(super) info: Info,
-    pub(super) letters: Option<(Messages, Info)>,
+    pub(crate) broken: watch::Receiver<Option<String>>,
+    pub(crate) stream: Messages,
+    pub(crate) info: Info,
+    pub(crate) letters: Option<(Messages, Info)>,
     /// The stream was missing and was created.
-    pub(super) created: bool,
+    pub(crate) created: bool,
     /// Of our streams: an acknowledgement of another one proves nothing.
-    pub(super) domain: Option<String>,
+    pub(crate) domain: Option<String>,
     /// It was told that another one answers.
-    pub(super) told_twin: AtomicBool,
+    pub(crate) told_twin: AtomicBool,
 }
 
 impl Connection {
     /// Connects, subscribes to an inbox of its own, and reads the stream; creates it if told so.
-    pub(super) async fn open(options: &Options) -> Result<Self, Error> {
+    pub(crate) async fn open(options: &Options) -> Result<Self, Error> {
         let (client, broken) = connect(options).await?;
         let inbox = client.new_inbox();
         let subscribed = client.subscribe(format!("{inbox}.*")).await;
@@ -105,24 +105,24 @@ impl Connection {
     }
 
     /// One more stream; creates it if told so.
-    pub(super) async fn open_stream(&self, stream: &StreamOptions) -> Result<Info, Error> {
+    pub(crate) async fn open_stream(&self, stream: &StreamOptions) -> Result<Info, Error> {
         check_version(&self.client, stream)?;
         Ok(read_usable(&self.context, stream).await?.0)
     }
 
     /// The server's id, which is that of its process, and its name.
-    pub(super) fn server(&self) -> (String, String) {
+    pub(crate) fn server(&self) -> (String, String) {
         let server = self.client.server_info();
         (server.server_id, server.server_name)
     }
 
     /// Whether the server is this old or newer.
-    pub(super) fn is_compatible(&self, major: i64, minor: i64, patch: i64) -> bool {
+    pub(crate) fn is_compatible(&self, major: i64, minor: i64, patch: i64) -> bool {
         self.client.is_server_compatible(major, minor, patch)
     }
 
     /// Does something with the connection, which may break meanwhile: the client would only wait.
-    pub(super) async fn unless_broken<T>(
+    pub(crate) async fn unless_broken<T>(
         &self,
         work: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
@@ -131,7 +131,7 @@ impl Connection {
 
     /// Hands a message to the client. Waits for the socket where its queue is full; that no message
     /// of it was taken for `within` means that none will be.
-    pub(super) async fn publish(
+    pub(crate) async fn publish(
         &self,
         (subject, reply): (String, Option<String>),
         (headers, payload): (HeaderMap, Bytes),
@@ -161,7 +161,7 @@ impl Connection {
     }
 
     /// Most bytes of headers and body that one message of a stream may have.
-    pub(super) fn message_bytes_max(&self, info: &Info) -> usize {
+    pub(crate) fn message_bytes_max(&self, info: &Info) -> usize {
         let payload = self.client.max_payload();
         usize::try_from(info.config.max_message_size)
             .ok()
@@ -283,7 +283,7 @@ fn note(trouble: &watch::Sender<Option<String>>, event: &Event) {
 }
 
 /// A stream of anybody's, of any kind, that is only read; and what says that the connection breaks.
-pub(super) async fn open_any(
+pub(crate) async fn open_any(
     options: &Options,
 ) -> Result<(Messages, Info, watch::Receiver<Option<String>>), Error> {
     let (client, broken) = connect(options).await?;
@@ -293,7 +293,7 @@ pub(super) async fn open_any(
     Ok((Messages::new(context, &options.stream.name), info, broken))
 }
 
-pub(super) async fn unless_broken<T>(
+pub(crate) async fn unless_broken<T>(
     broken: &watch::Receiver<Option<String>>,
     work: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {
@@ -306,7 +306,7 @@ pub(super) async fn unless_broken<T>(
 }
 
 /// Waits for the first trouble with a connection. Cancel-safe, as `wait_for` is.
-pub(super) async fn until_broken(broken: &mut watch::Receiver<Option<String>>) -> Error {
+pub(crate) async fn until_broken(broken: &mut watch::Receiver<Option<String>>) -> Error {
     let said = match broken.wait_for(Option::is_some).await {
         Ok(said) => said.clone().unwrap_or_default(),
         Err(_) => "the connection was closed".to_owned(),
@@ -557,7 +557,7 @@ pub fn warnings(config: &Config, shared: bool) -> Vec<&'static str> {
 
 /// Whether messages may vanish before anybody says so: what arrives late is then known by its id
 /// alone.
-pub(super) fn vanishing(config: &Config) -> bool {
+pub(crate) fn vanishing(config: &Config) -> bool {
     let limited = config.max_messages > 0 || config.max_bytes > 0;
     config.allow_message_ttl
         || !config.max_age.is_zero()
@@ -567,7 +567,7 @@ pub(super) fn vanishing(config: &Config) -> bool {
 }
 
 /// When a stream was created, RFC 3339.
-pub(super) fn created(info: &Info) -> String {
+pub(crate) fn created(info: &Info) -> String {
     info.created.format(&Rfc3339).unwrap_or_default()
 }
 

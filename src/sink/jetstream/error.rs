@@ -172,7 +172,7 @@ pub enum Error {
 
 impl Error {
     /// The event cannot be sent as it is.
-    pub(super) fn unsendable(event: &Event, rejected: Rejected) -> Self {
+    pub(crate) fn unsendable(event: &Event, rejected: Rejected) -> Self {
         Self::Unsendable {
             position: event.position,
             id: event.id.clone(),
@@ -181,7 +181,7 @@ impl Error {
     }
 
     /// What is wrong with the event alone, if it is that.
-    pub(super) fn rejected(&self) -> Option<&Rejected> {
+    pub(crate) fn rejected(&self) -> Option<&Rejected> {
         match self {
             Self::Unsendable { rejected, .. } => Some(rejected),
             _ => None,

@@ -8,13 +8,13 @@ use super::names::{MESSAGE_ID, PLAIN_ID, POSITION, REPLAY, SOURCE, TTL};
 use crate::event::{Event, HeaderName};
 
 /// A value of `Nats-TTL`: whole seconds, of which there must be one (ADR-43).
-pub(super) fn ttl(left: time::Duration) -> String {
+pub(crate) fn ttl(left: time::Duration) -> String {
     let seconds = left.whole_seconds() + i64::from(left.subsec_nanoseconds() > 0);
     format!("{}s", seconds.max(1))
 }
 
 /// The bytes of a header block as it is sent; the server counts them with the body.
-pub(super) fn wire_len(headers: &HeaderMap) -> usize {
+pub(crate) fn wire_len(headers: &HeaderMap) -> usize {
     let lines = headers.iter().flat_map(|(name, values)| {
         let name: &str = name.as_ref();
         values
@@ -25,7 +25,7 @@ pub(super) fn wire_len(headers: &HeaderMap) -> usize {
 }
 
 /// The headers of a message but for the expectation.
-pub(super) fn headers(
+pub(crate) fn headers(
     (event, source): (&Event, &str),
     anonymous: bool,
     stream: &Config,
@@ -50,7 +50,7 @@ pub(super) fn headers(
 }
 
 /// The headers of the format and of the row.
-pub(super) fn row_headers(event: &Event) -> HeaderMap {
+pub(crate) fn row_headers(event: &Event) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, value) in event.headers.iter() {
         // Names and values were checked when the event was made; a map that differs from the

@@ -9,7 +9,7 @@ use super::options::{Ingress, StreamOptions};
 impl StreamOptions {
     /// The public subjects of a stream as it is found; refuses one that takes events otherwise than
     /// it should, wholly or in part.
-    pub(super) fn public_subjects(&self, found: &Config) -> Result<Vec<String>, Error> {
+    pub(crate) fn public_subjects(&self, found: &Config) -> Result<Vec<String>, Error> {
         let prefix = private_prefix(&self.name);
         let mut subjects: Vec<String> = Vec::new();
         for subject in &found.subjects {

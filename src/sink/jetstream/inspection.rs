@@ -76,7 +76,7 @@ pub async fn inspect(options: &Options) -> Result<Inspection, Error> {
 }
 
 /// Refuses to append behind these newest events.
-pub(super) fn check_newest(
+pub(crate) fn check_newest(
     stream: &StreamOptions,
     newest: &[Mark],
     ours: &Source,

@@ -18,7 +18,7 @@ use super::error::Error;
 
 /// Reads one stream.
 #[derive(Clone, Debug)]
-pub(super) struct Messages {
+pub(crate) struct Messages {
     context: Context,
     stream: String,
     /// Where others write, too: the subjects that our messages have.
@@ -27,25 +27,25 @@ pub(super) struct Messages {
 
 /// A stored message.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Stored {
-    pub(super) sequence: u64,
+pub(crate) struct Stored {
+    pub(crate) sequence: u64,
     /// About how long its body is.
-    pub(super) body_bytes: usize,
+    pub(crate) body_bytes: usize,
     /// When it was stored, by the server's clock.
-    pub(super) time: OffsetDateTime,
+    pub(crate) time: OffsetDateTime,
     header_block: Vec<u8>,
 }
 
 /// A stored message with its body.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Whole {
-    pub(super) stored: Stored,
-    pub(super) subject: String,
-    pub(super) body: Vec<u8>,
+pub(crate) struct Whole {
+    pub(crate) stored: Stored,
+    pub(crate) subject: String,
+    pub(crate) body: Vec<u8>,
 }
 
 /// What is kept of a message that is read.
-pub(super) trait Kept: Sized {
+pub(crate) trait Kept: Sized {
     /// The message at a sequence number; `None` if there is none.
     async fn at(stream: &Messages, seq: u64) -> Result<Option<Self>, Error>;
 
@@ -78,7 +78,7 @@ impl Kept for Whole {
 }
 
 impl Messages {
-    pub(super) fn new(context: Context, stream: &str) -> Self {
+    pub(crate) fn new(context: Context, stream: &str) -> Self {
         let stream = stream.to_owned();
         Self {
             context,
@@ -88,23 +88,23 @@ impl Messages {
     }
 
     /// The same of a stream that others write, too: ours have these subjects.
-    pub(super) fn among_others(self, ours: &[String]) -> Self {
+    pub(crate) fn among_others(self, ours: &[String]) -> Self {
         let ours = Some(ours.into());
         Self { ours, ..self }
     }
 
     /// All of them, whosever they are.
-    pub(super) fn of_all(self) -> Self {
+    pub(crate) fn of_all(self) -> Self {
         Self { ours: None, ..self }
     }
 
     /// Whether messages of others are to be expected.
-    pub(super) fn shared(&self) -> bool {
+    pub(crate) fn shared(&self) -> bool {
         self.ours.is_some()
     }
 
     /// The message at a sequence number; `None` if there is none.
-    pub(super) async fn at(&self, seq: u64) -> Result<Option<Stored>, Error> {
+    pub(crate) async fn at(&self, seq: u64) -> Result<Option<Stored>, Error> {
         self.ask_stored(&Question {
             seq: Some(seq),
             ..Question::default()
@@ -113,7 +113,7 @@ impl Messages {
     }
 
     /// The last message with this subject.
-    pub(super) async fn last_of(&self, subject: &str) -> Result<Option<Stored>, Error> {
+    pub(crate) async fn last_of(&self, subject: &str) -> Result<Option<Stored>, Error> {
         self.ask_stored(&Question {
             last_by_subj: Some(subject),
             ..Question::default()
@@ -122,7 +122,7 @@ impl Messages {
     }
 
     /// The first message at or behind a sequence number.
-    pub(super) async fn from(&self, seq: u64) -> Result<Option<Stored>, Error> {
+    pub(crate) async fn from(&self, seq: u64) -> Result<Option<Stored>, Error> {
         self.ask_stored(&Question {
             seq: Some(seq),
             next_by_subj: Some(">"),
@@ -132,7 +132,7 @@ impl Messages {
     }
 
     /// The last message with this subject, with its body.
-    pub(super) async fn last_whole_of(&self, subject: &str) -> Result<Option<Whole>, Error> {
+    pub(crate) async fn last_whole_of(&self, subject: &str) -> Result<Option<Whole>, Error> {
         let question = Question {
             last_by_subj: Some(subject),
             ..Question::default()
@@ -141,7 +141,7 @@ impl Messages {
     }
 
     /// Deletes all messages with this subject.
-    pub(super) async fn purge(&self, subject: &str) -> Result<(), Error> {
+    pub(crate) async fn purge(&self, subject: &str) -> Result<(), Error> {
         let broken =
             |error: &(dyn std::error::Error + 'static)| Error::Broken(crate::error::chain(error));
         let stream = self.context.get_stream_no_info(&self.stream).await;
@@ -151,7 +151,7 @@ impl Messages {
     }
 
     /// The first one at or behind a sequence number that may be ours.
-    pub(super) async fn ours_from(&self, seq: u64) -> Result<Option<Stored>, Error> {
+    pub(crate) async fn ours_from(&self, seq: u64) -> Result<Option<Stored>, Error> {
         let Some(subjects) = &self.ours else {
             return self.from(seq).await;
         };
@@ -170,7 +170,7 @@ impl Messages {
     }
 
     /// The last one with each of the subjects that ours have.
-    pub(super) async fn last_of_ours(&self) -> Result<Vec<Stored>, Error> {
+    pub(crate) async fn last_of_ours(&self) -> Result<Vec<Stored>, Error> {
         let mut last = Vec::new();
         for subject in self.ours.iter().flat_map(|subjects| subjects.iter()) {
             last.extend(self.last_of(subject).await?);
@@ -179,12 +179,12 @@ impl Messages {
     }
 
     /// The last sequence number of the stream; 0 if there is no such stream.
-    pub(super) async fn last_sequence(&self) -> Result<u64, Error> {
+    pub(crate) async fn last_sequence(&self) -> Result<u64, Error> {
         Ok(self.look().await?.map_or(0, |found| found.last_sequence))
     }
 
     /// What the stream is at this moment.
-    pub(super) async fn standing(&self) -> Result<Standing, Error> {
+    pub(crate) async fn standing(&self) -> Result<Standing, Error> {
         let missing = || Error::Broken(format!("look at {}: it is gone", self.stream));
         self.look().await?.ok_or_else(missing)
     }
@@ -209,7 +209,7 @@ impl Messages {
     }
 
     /// The name of the stream.
-    pub(super) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.stream
     }
 
@@ -243,13 +243,13 @@ const NO_MESSAGE: async_nats::jetstream::ErrorCode =
 
 /// What tells a stream from one that was put in its place.
 #[derive(Clone, Debug)]
-pub(super) struct Standing {
-    pub(super) created: OffsetDateTime,
-    pub(super) last_sequence: u64,
+pub(crate) struct Standing {
+    pub(crate) created: OffsetDateTime,
+    pub(crate) last_sequence: u64,
     /// By the server's clock.
-    pub(super) now: Option<OffsetDateTime>,
+    pub(crate) now: Option<OffsetDateTime>,
     /// The JetStream domain of the server, if it has one.
-    pub(super) domain: Option<String>,
+    pub(crate) domain: Option<String>,
 }
 
 fn time(text: &str) -> Option<OffsetDateTime> {
@@ -369,7 +369,7 @@ impl Stored {
     }
 
     /// The first value of a header; lines that are no headers are passed over.
-    pub(super) fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let lines = self.header_block.split(|byte| *byte == b'\n');
         let mut values = lines.filter_map(|line| {
             let value = line.strip_prefix(name.as_bytes())?.strip_prefix(b":")?;

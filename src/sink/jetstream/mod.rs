@@ -1,6 +1,6 @@
 //! Appends to one JetStream stream, of which this sink is the only writer: in order, each event
 //! once, whatever breaks. Knows no LSN and no Postgres. What holds of it in a stream that others
-//! write, too, says [`shared`].
+//! write, too, says [`append::shared`].
 //!
 //! Every publish expects the sequence that its predecessor made, so whatever is refused or lost
 //! takes everything behind it along, and what a dead connection still delivers late fits nowhere.
@@ -18,36 +18,21 @@
 //! used again, and some servers call what they refused a duplicate.
 
 mod answers;
-mod batch;
-mod bodies;
+pub(crate) mod append;
+mod aside;
 mod bucket;
-pub(crate) mod chain;
 pub mod client;
-mod delayed;
-mod detour;
 mod error;
-mod follower;
 mod headers;
-mod hold;
 mod ingress;
 mod inspection;
-mod ledger;
-mod letterbox;
-mod letters;
-pub(crate) mod memory;
 mod messages;
 mod names;
 mod options;
-mod past;
-mod places;
-mod record;
+mod read;
 mod reply;
 mod rights;
-mod schedules;
-mod shared;
-mod shelf;
 mod tail;
-mod transcript;
 
 use std::time::Duration;
 
@@ -58,31 +43,32 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use self::batch::{BATCH_HEADER_BYTES, Batch};
-use self::bodies::{Bodies, outgoing};
+use self::append::batch::Batch;
+use self::append::chain::{Chain, Passed};
+use self::append::hold::{self, Hold, Seen, Witness};
+use self::append::memory::Memory;
+use self::append::past::Doubts;
+use self::append::record;
+pub use self::append::record::Standing;
+use self::aside::bodies::{Bodies, outgoing};
+use self::aside::delayed::Delayed;
+use self::aside::letters::{Buried, Letters};
 use self::bucket::Bucket;
-use self::chain::{Chain, Passed};
 use self::client::{Connection, HEADER_BYTES_MAX};
-use self::delayed::Delayed;
 pub use self::error::Error;
-pub use self::follower::Follower;
 use self::headers::{headers, wire_len};
-use self::hold::{Hold, Seen, Witness};
 pub use self::inspection::{Inspection, inspect};
-pub use self::ledger::{Ledger, Line, Past};
-pub use self::letterbox::{DeadLetter, Letterbox};
-use self::letters::{Buried, Letters};
-use self::memory::Memory;
-use self::names::{EXPECTED_LAST_SEQUENCE, TOO_LARGE};
+use self::names::{BATCH_HEADER_BYTES, EXPECTED_LAST_SEQUENCE, TOO_LARGE};
 pub use self::options::{Buries, Ingress, NatsOptions, Options, Storage, StreamOptions};
-use self::past::Doubts;
-pub use self::record::Standing;
+pub use self::read::follower::Follower;
+pub use self::read::ledger::{Ledger, Line, Past};
+pub use self::read::letterbox::{DeadLetter, Letterbox};
+pub use self::read::schedules::{Schedule, Schedules};
+pub use self::read::shelf::{BucketFound, Shelf, bucket_config, inspect_bucket};
+pub use self::read::transcript::{Message as StoredMessage, Transcript};
 use self::reply::Reply;
 pub use self::rights::check_rights;
-pub use self::schedules::{Schedule, Schedules};
-pub use self::shelf::{BucketFound, Shelf, bucket_config, inspect_bucket};
 use self::tail::{Bounds, Search};
-pub use self::transcript::{Message as StoredMessage, Transcript};
 use crate::backoff::{self, Backoff};
 use crate::error::Failure;
 use crate::event::lineage::Lineage;

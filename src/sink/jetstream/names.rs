@@ -8,86 +8,90 @@ use crate::event::lineage::Source;
 
 /// Whose event a message is, its place in the commit order, and its id: [`PLAIN_ID`] where
 /// [`MESSAGE_ID`] was left out.
-pub(super) const SOURCE: &str = "Outjet-Source";
-pub(super) const POSITION: &str = "Outjet-Position";
-pub(super) const MESSAGE_ID: &str = "Nats-Msg-Id";
-pub(super) const PLAIN_ID: &str = "Outjet-Id";
+pub(crate) const SOURCE: &str = "Outjet-Source";
+pub(crate) const POSITION: &str = "Outjet-Position";
+pub(crate) const MESSAGE_ID: &str = "Nats-Msg-Id";
+pub(crate) const PLAIN_ID: &str = "Outjet-Id";
 
 /// On what was published before and goes out again.
-pub(super) const REPLAY: &str = "Outjet-Replay";
+pub(crate) const REPLAY: &str = "Outjet-Replay";
 
 /// What a dead letter says about itself besides.
-pub(super) const REASON: &str = "Outjet-Reason";
-pub(super) const ERROR: &str = "Outjet-Error";
-pub(super) const TABLE: &str = "Outjet-Table";
+pub(crate) const REASON: &str = "Outjet-Reason";
+pub(crate) const ERROR: &str = "Outjet-Error";
+pub(crate) const TABLE: &str = "Outjet-Table";
 /// The length of a body that was too large to be kept; the row is found by table and id.
-pub(super) const BODY_BYTES: &str = "Outjet-Body-Bytes";
+pub(crate) const BODY_BYTES: &str = "Outjet-Body-Bytes";
 
 /// The header that makes the chain.
-pub(super) const EXPECTED_LAST_SEQUENCE: &str = "Nats-Expected-Last-Sequence";
-pub(super) const EXPECTED_LAST_SUBJECT_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";
-pub(super) const EXPECTED_STREAM: &str = "Nats-Expected-Stream";
+pub(crate) const EXPECTED_LAST_SEQUENCE: &str = "Nats-Expected-Last-Sequence";
+pub(crate) const EXPECTED_LAST_SUBJECT_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";
+pub(crate) const EXPECTED_STREAM: &str = "Nats-Expected-Stream";
 
 /// How long the server keeps a message.
-pub(super) const TTL: &str = "Nats-TTL";
+pub(crate) const TTL: &str = "Nats-TTL";
 
 /// Atomic batches (ADR-50).
-pub(super) const BATCH_ID: &str = "Nats-Batch-Id";
-pub(super) const BATCH_SEQUENCE: &str = "Nats-Batch-Sequence";
-pub(super) const BATCH_COMMIT: &str = "Nats-Batch-Commit";
+pub(crate) const BATCH_ID: &str = "Nats-Batch-Id";
+pub(crate) const BATCH_SEQUENCE: &str = "Nats-Batch-Sequence";
+pub(crate) const BATCH_COMMIT: &str = "Nats-Batch-Commit";
+
+/// What these three and the expectation take at most, with an id of 43 characters (a number behind
+/// the last token of an inbox).
+pub(crate) const BATCH_HEADER_BYTES: usize = 160;
 
 /// Message schedules (ADR-51).
-pub(super) const SCHEDULE: &str = "Nats-Schedule";
-pub(super) const SCHEDULE_TARGET: &str = "Nats-Schedule-Target";
-pub(super) const SCHEDULE_TTL: &str = "Nats-Schedule-TTL";
+pub(crate) const SCHEDULE: &str = "Nats-Schedule";
+pub(crate) const SCHEDULE_TARGET: &str = "Nats-Schedule-Target";
+pub(crate) const SCHEDULE_TTL: &str = "Nats-Schedule-TTL";
 
 /// What tells that a key of a bucket was deleted (ADR-8).
-pub(super) const KV_OPERATION: &str = "KV-Operation";
+pub(crate) const KV_OPERATION: &str = "KV-Operation";
 
 /// The reason of dead letters that no message holds.
-pub(super) const TOO_LARGE: &str = "too_large";
+pub(crate) const TOO_LARGE: &str = "too_large";
 
 /// The reason of dead letters that cannot be kept until they are due.
-pub(super) const NOT_DELAYED: &str = "delayed";
+pub(crate) const NOT_DELAYED: &str = "delayed";
 
 /// The subject of dead letters that have none of their own. Ends with the stream's name, because
 /// no two streams of an account may listen on the same subject.
-pub(super) fn invalid_subject(stream: &str) -> String {
+pub(crate) fn invalid_subject(stream: &str) -> String {
     format!("dlq._invalid.{stream}")
 }
 
 /// What the private subjects of all streams begin with.
-pub(super) const PRIVATE: &str = "_outjet.";
+pub(crate) const PRIVATE: &str = "_outjet.";
 
 /// What the private subjects of a stream begin with.
-pub(super) fn private_prefix(stream: &str) -> String {
+pub(crate) fn private_prefix(stream: &str) -> String {
     format!("{PRIVATE}{stream}.")
 }
 
 /// What stands before the subject of an event that was delayed.
-pub(super) const TARGET_PREFIX: &str = "delayed.";
+pub(crate) const TARGET_PREFIX: &str = "delayed.";
 
 /// The last token of a mark's subject.
 const MARK: &str = "mark";
 
 /// What the schedules of a stream have their subjects under.
-pub(super) fn schedules_prefix(stream: &str) -> String {
+pub(crate) fn schedules_prefix(stream: &str) -> String {
     format!("_outjet.delayed.{stream}")
 }
 
 /// The subject of an event's mark.
-pub(super) fn mark_subject(stream: &str, event: &Event) -> String {
+pub(crate) fn mark_subject(stream: &str, event: &Event) -> String {
     format!("{}.{MARK}", schedule_subject(stream, event))
 }
 
 /// The subject of an event's schedule.
-pub(super) fn schedule_subject(stream: &str, event: &Event) -> String {
+pub(crate) fn schedule_subject(stream: &str, event: &Event) -> String {
     let Event { position, id, .. } = event;
     format!("{}.{}.{position}", schedules_prefix(stream), token(id))
 }
 
 /// The subject of the schedules of all events with this id.
-pub(super) fn schedules_of(stream: &str, id: &str) -> String {
+pub(crate) fn schedules_of(stream: &str, id: &str) -> String {
     format!("{}.{}.*", schedules_prefix(stream), token(id))
 }
 
@@ -104,11 +108,11 @@ fn token(id: &str) -> String {
 }
 
 /// How the name of an object bucket's stream begins.
-pub(super) const OBJECTS: &str = "OBJ_";
+pub(crate) const OBJECTS: &str = "OBJ_";
 
 /// The bucket of a stream's records: `OUTJET_<STREAM>`. Names of buckets have fewer characters than
 /// names of streams; the hash keeps two streams apart that would have the same.
-pub(super) fn record_bucket(stream: &str) -> String {
+pub(crate) fn record_bucket(stream: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     if stream.chars().all(plain) {
         return format!("OUTJET_{stream}");
@@ -127,12 +131,12 @@ pub(super) fn record_bucket(stream: &str) -> String {
 }
 
 /// The stream that this bucket is.
-pub(super) fn record_stream(stream: &str) -> String {
+pub(crate) fn record_stream(stream: &str) -> String {
     format!("KV_{}", record_bucket(stream))
 }
 
 /// The key of a slot's record. Streams that are shared may have writers of several clusters.
-pub(super) fn record_key(shared: bool, source: &Source) -> String {
+pub(crate) fn record_key(shared: bool, source: &Source) -> String {
     match shared {
         true => format!("{}.{}", source.system, source.slot),
         false => source.slot.clone(),
@@ -140,7 +144,7 @@ pub(super) fn record_key(shared: bool, source: &Source) -> String {
 }
 
 /// Where to publish to a subject of a record's bucket.
-pub(super) fn record_entrance(domain: Option<&str>, subject: &str) -> String {
+pub(crate) fn record_entrance(domain: Option<&str>, subject: &str) -> String {
     match domain {
         // No twin in another domain answers this (nats.go, kv.go: useJSPfx).
         Some(domain) => format!("$JS.{domain}.API.{subject}"),

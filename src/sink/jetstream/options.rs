@@ -96,7 +96,7 @@ pub struct Buries {
 }
 
 impl Buries {
-    pub(super) fn takes(self, rejected: &Rejected) -> bool {
+    pub(crate) fn takes(self, rejected: &Rejected) -> bool {
         match rejected.reason {
             TOO_LARGE => self.oversize,
             _ => self.others,
@@ -146,7 +146,7 @@ impl std::fmt::Debug for NatsOptions {
 
 impl NatsOptions {
     /// What the subjects of JetStream's requests begin with.
-    pub(super) fn api(&self) -> String {
+    pub(crate) fn api(&self) -> String {
         match &self.domain {
             Some(domain) => format!("$JS.{domain}.API"),
             None => "$JS.API".to_owned(),
@@ -171,7 +171,7 @@ impl NatsOptions {
     }
 
     /// How to sign in, of the first URL that says it.
-    pub(super) fn of_url(&self) -> Option<SignIn> {
+    pub(crate) fn of_url(&self) -> Option<SignIn> {
         let mut authorities = self.servers.iter().map(|server| {
             let (_, rest) = server.split_once("://").unwrap_or(("", server));
             rest.split('/').next().unwrap_or_default()
@@ -190,7 +190,7 @@ impl NatsOptions {
 /// What stands before the `@` of a URL.
 #[derive(PartialEq, Eq)]
 #[cfg_attr(test, derive(Debug))]
-pub(super) enum SignIn {
+pub(crate) enum SignIn {
     /// `user:password@`
     User { user: String, password: String },
     /// `token@`
@@ -249,7 +249,7 @@ pub struct StreamOptions {
 
 impl StreamOptions {
     /// What of our subjects a stream takes that listens on these.
-    pub(super) fn subjects_among(&self, found: &[String]) -> Vec<String> {
+    pub(crate) fn subjects_among(&self, found: &[String]) -> Vec<String> {
         let ours = self.subjects.iter();
         let both = ours.flat_map(|ours| found.iter().map(|found| route::intersection(ours, found)));
         both.flatten().collect()
@@ -303,12 +303,12 @@ impl StreamOptions {
     }
 
     /// The name of the bucket whose stream this is.
-    pub(super) fn bucket(&self) -> &str {
+    pub(crate) fn bucket(&self) -> &str {
         self.name.strip_prefix(OBJECTS).unwrap_or(&self.name)
     }
 
     /// What the stream listens on.
-    pub(super) fn entrances(&self) -> Vec<String> {
+    pub(crate) fn entrances(&self) -> Vec<String> {
         let subjects = self.subjects.iter();
         let entrances = subjects.map(|subject| self.ingress.entrance(&self.name, subject));
         entrances.collect()
@@ -347,7 +347,7 @@ pub enum Ingress {
 
 impl Ingress {
     /// Where to publish what a stream is to store under a subject or pattern.
-    pub(super) fn entrance(self, stream: &str, subject: &str) -> String {
+    pub(crate) fn entrance(self, stream: &str, subject: &str) -> String {
         match self {
             Self::Public => subject.to_owned(),
             Self::Private => private_prefix(stream) + subject,
@@ -355,7 +355,7 @@ impl Ingress {
     }
 
     /// What the stream does to the subjects of what it takes.
-    pub(super) fn transform(self, stream: &str) -> Option<SubjectTransform> {
+    pub(crate) fn transform(self, stream: &str) -> Option<SubjectTransform> {
         match self {
             Self::Public => None,
             Self::Private => Some(SubjectTransform {
@@ -366,7 +366,7 @@ impl Ingress {
     }
 
     /// The arguments of `nats stream edit` for a stream with these public subjects.
-    pub(super) fn edit(self, stream: &str, subjects: &[String]) -> String {
+    pub(crate) fn edit(self, stream: &str, subjects: &[String]) -> String {
         let entrances = subjects.iter().map(|s| self.entrance(stream, s));
         let entrances = entrances.collect::<Vec<_>>().join(",");
         format!("nats stream edit {stream} --subjects '{entrances}'")
@@ -385,7 +385,7 @@ pub enum Storage {
 #[cfg(test)]
 impl NatsOptions {
     /// Without anything else.
-    pub(super) fn of_servers(servers: Vec<String>) -> Self {
+    pub(crate) fn of_servers(servers: Vec<String>) -> Self {
         Self {
             servers,
             name: String::new(),

@@ -4,7 +4,7 @@ use async_nats::{Message, StatusCode};
 
 /// An answer, by what it proves.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Reply {
+pub(crate) enum Reply {
     /// Stored at this sequence number of our stream, the last of so many that were stored together.
     Stored { sequence: u64, together: u64 },
     /// Not stored: its id was seen before, at this sequence number if the server says so; or, of a
@@ -20,7 +20,7 @@ pub(super) enum Reply {
 /// nothing about ours, which may still come.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{stream:?} of domain {domain:?}")]
-pub(super) struct Twin {
+pub(crate) struct Twin {
     stream: String,
     /// Empty: its server has none.
     domain: String,
@@ -32,7 +32,7 @@ impl Reply {
     /// A server with a domain names it in every acknowledgement, of duplicates and batches too, and
     /// in its answer to `STREAM.INFO`; one without leaves it out. No error names it: whose that is,
     /// nobody knows (seen with nats-server 2.10.26 and 2.15.1).
-    pub(super) fn read(
+    pub(crate) fn read(
         message: &Message,
         stream: &str,
         domain: Option<&str>,
@@ -76,7 +76,7 @@ impl Reply {
 }
 
 /// The stream that refuses a message, by its name.
-pub(super) fn refusing_stream(message: &Message) -> Option<String> {
+pub(crate) fn refusing_stream(message: &Message) -> Option<String> {
     let answer: PubAck = serde_json::from_slice(&message.payload).ok()?;
     let refuses = answer.error.is_some() && !answer.stream.is_empty();
     refuses.then(|| answer.stream.to_owned())

@@ -77,7 +77,7 @@ pub async fn check_rights(options: &Options, pattern: &str) -> Result<Vec<String
 }
 
 /// What no stream takes.
-pub(super) fn unheeded() -> HeaderMap {
+pub(crate) fn unheeded() -> HeaderMap {
     HeaderMap::from_iter([(
         EXPECTED_STREAM.parse().expect("a header's name"),
         NO_STREAM.parse().expect("a header's value"),
@@ -110,7 +110,7 @@ async fn try_all(
 }
 
 /// Any other answer is one: that nobody listens, or that there is no such stream yet.
-pub(super) fn denied<T>(tried: Result<T, Error>) -> Result<(), Error> {
+pub(crate) fn denied<T>(tried: Result<T, Error>) -> Result<(), Error> {
     use Error::{BucketDenied, InboxDenied, PublishDenied};
     match tried {
         Err(error @ (PublishDenied(_) | InboxDenied(_) | BucketDenied(_))) => Err(error),

@@ -32,7 +32,7 @@ const STRANGERS_MAX: u64 = 16 * 1024;
 
 /// The guard's merge with its view of a stream, for one epoch.
 #[derive(Debug)]
-pub(super) struct Tail {
+pub(crate) struct Tail {
     reader: Reader,
     guard: Guard,
     /// All that is looked for is stored behind this sequence number.
@@ -45,17 +45,17 @@ pub(super) struct Tail {
 
 /// What a search for the first event begins with.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Start {
-    pub(super) bounds: Bounds,
+pub(crate) struct Start {
+    pub(crate) bounds: Bounds,
     /// The first event to be judged.
-    pub(super) first: Position,
+    pub(crate) first: Position,
     /// Most events and bytes that are under way at once.
-    pub(super) events_max: usize,
-    pub(super) bytes_max: usize,
+    pub(crate) events_max: usize,
+    pub(crate) bytes_max: usize,
 }
 
 /// How far the merge of an epoch is.
-pub(super) enum Search {
+pub(crate) enum Search {
     /// It starts at the first event that there is.
     Pending(Bounds),
     Reading(Box<Tail>),
@@ -64,7 +64,7 @@ pub(super) enum Search {
 
 impl Search {
     /// For a stream of which nothing is known but its bounds.
-    pub(super) fn new(bounds: Bounds) -> Self {
+    pub(crate) fn new(bounds: Bounds) -> Self {
         if bounds.last == 0 {
             Self::Finished
         } else {
@@ -73,12 +73,12 @@ impl Search {
     }
 
     /// Whether it has nothing more to say.
-    pub(super) fn is_finished(&self) -> bool {
+    pub(crate) fn is_finished(&self) -> bool {
         matches!(self, Self::Finished)
     }
 
     /// Whether the stream holds anything but our own events in order, as far as it was read.
-    pub(super) fn odd(&self) -> bool {
+    pub(crate) fn odd(&self) -> bool {
         match self {
             Self::Reading(tail) => tail.guard.odd(),
             Self::Pending(_) | Self::Finished => false,
@@ -86,12 +86,12 @@ impl Search {
     }
 
     /// Whether messages are gone that may have been the events at hand.
-    pub(super) fn cut(&self) -> bool {
+    pub(crate) fn cut(&self) -> bool {
         matches!(self, Self::Reading(tail) if tail.cut || tail.guard.vacant())
     }
 
     /// Behind which sequence number it reads.
-    pub(super) fn behind(&self) -> Option<u64> {
+    pub(crate) fn behind(&self) -> Option<u64> {
         match self {
             Self::Reading(tail) => Some(tail.behind),
             Self::Pending(_) | Self::Finished => None,
@@ -99,7 +99,7 @@ impl Search {
     }
 
     /// Where the stream holds the event. To be asked in commit order.
-    pub(super) async fn place_of(
+    pub(crate) async fn place_of(
         &mut self,
         stream: &Messages,
         lineage: &Lineage,
@@ -120,7 +120,7 @@ impl Search {
     }
 
     /// Takes note that nothing is left to be read.
-    pub(super) fn finish(&mut self) {
+    pub(crate) fn finish(&mut self) {
         if let Self::Reading(tail) = self
             && tail.guard.finished()
         {
@@ -202,7 +202,7 @@ fn tell_strangers(stream: &Messages, messages: u64) {
 }
 
 /// Reads all that a stream holds from one sequence number to another.
-pub(super) async fn find(
+pub(crate) async fn find(
     found: &mut Found,
     (stream, kind): (&Messages, guard::Stream),
     (first, last): (u64, u64),
@@ -224,7 +224,7 @@ pub(super) async fn find(
 
 /// Reads a part of the stream from its beginning to its end.
 #[derive(Debug)]
-pub(super) struct Reader {
+pub(crate) struct Reader {
     stream: Messages,
     read: VecDeque<Entry>,
     next_sequence: u64,
@@ -233,7 +233,7 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    pub(super) fn new(stream: Messages, next_sequence: u64, last_sequence: u64) -> Self {
+    pub(crate) fn new(stream: Messages, next_sequence: u64, last_sequence: u64) -> Self {
         Self {
             stream,
             read: VecDeque::new(),
@@ -300,7 +300,7 @@ impl Reader {
 
     /// The next batch of what is left, empty at its end; over a gap, with one request to its end.
     /// In a stream that others write, too, a batch of theirs is a gap.
-    pub(super) async fn fetch_on<M: Kept>(&mut self) -> Result<Vec<M>, Error> {
+    pub(crate) async fn fetch_on<M: Kept>(&mut self) -> Result<Vec<M>, Error> {
         while self.next_sequence <= self.last_sequence {
             let end = self.last_sequence.min(self.next_sequence + self.batch - 1);
             let messages = self.fetch_all::<M>(self.next_sequence..=end).await?;
@@ -341,19 +341,19 @@ impl Reader {
 }
 
 /// Whether a message that was stored once is there no more.
-pub(super) async fn is_gone(stream: &Messages, sequence: u64) -> Result<bool, Error> {
+pub(crate) async fn is_gone(stream: &Messages, sequence: u64) -> Result<bool, Error> {
     Ok(stream.at(sequence).await?.is_none())
 }
 
 /// What a stream holds: the first and the last sequence number.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bounds {
-    pub(super) first: u64,
-    pub(super) last: u64,
+pub(crate) struct Bounds {
+    pub(crate) first: u64,
+    pub(crate) last: u64,
 }
 
 impl Bounds {
-    pub(super) fn of(info: &Info) -> Self {
+    pub(crate) fn of(info: &Info) -> Self {
         Self {
             first: info.state.first_sequence,
             last: info.state.last_sequence,
@@ -362,7 +362,7 @@ impl Bounds {
 }
 
 /// Whether this event stands at a sequence number.
-pub(super) async fn stands_at(
+pub(crate) async fn stands_at(
     stream: &Messages,
     (sequence, lineage): (u64, &Lineage),
     event: &Event,
@@ -376,7 +376,7 @@ pub(super) async fn stands_at(
 
 /// The newest event near the end, if one is found; of a stream that others write, too, that of each
 /// source, and what our subjects were last used for.
-pub(super) async fn newest_marks(stream: &Messages, bounds: Bounds) -> Result<Vec<Mark>, Error> {
+pub(crate) async fn newest_marks(stream: &Messages, bounds: Bounds) -> Result<Vec<Mark>, Error> {
     // Enough to look past a few strangers; an older event of another source is found by the guard.
     const LOOK_BACK: u64 = 8;
     let mut found = stream.last_of_ours().await?;
@@ -405,14 +405,14 @@ pub(super) async fn newest_marks(stream: &Messages, bounds: Bounds) -> Result<Ve
     Ok(newest)
 }
 
-pub(super) fn entry(message: &Stored) -> Entry {
+pub(crate) fn entry(message: &Stored) -> Entry {
     Entry {
         sequence: message.sequence,
         mark: mark(message),
     }
 }
 
-pub(super) fn mark(message: &Stored) -> Option<Mark> {
+pub(crate) fn mark(message: &Stored) -> Option<Mark> {
     Some(Mark {
         source: Source::parse(message.header(SOURCE)?)?,
         position: message.header(POSITION)?.parse().ok()?,
@@ -424,7 +424,7 @@ pub(super) fn mark(message: &Stored) -> Option<Mark> {
 }
 
 /// Whether a message is the one that had this place.
-pub(super) fn compare(found: Option<&Stored>, place: &Place, source: &Source) -> At {
+pub(crate) fn compare(found: Option<&Stored>, place: &Place, source: &Source) -> At {
     match found.map(mark) {
         None => At::Nothing,
         Some(Some(mark))

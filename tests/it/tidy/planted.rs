@@ -79,13 +79,13 @@ fn an_import_across_a_border() {
     for (name, text, complaints) in [
         ("src/sink/mod.rs", "use crate::lsn::Lsn;\n", 1),
         (
-            "src/sink/jetstream/chain.rs",
-            "use super::super::window;\n",
+            "src/sink/jetstream/append/chain.rs",
+            "use super::super::super::window;\n",
             0,
         ),
         (
-            "src/sink/jetstream/chain.rs",
-            "use super::super::super::window;\n",
+            "src/sink/jetstream/append/chain.rs",
+            "use super::super::super::super::window;\n",
             1,
         ),
         (

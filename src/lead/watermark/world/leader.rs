@@ -11,8 +11,8 @@ use crate::lead::watermark::{Facts, Record, Switch, Watermark, judge};
 use crate::lead::window::{Limits, Window};
 use crate::lsn::Lsn;
 use crate::sink::jetstream::Standing;
-use crate::sink::jetstream::chain::{Chain, Passed};
-use crate::sink::jetstream::memory::{Memory, Merge};
+use crate::sink::jetstream::append::chain::{Chain, Passed};
+use crate::sink::jetstream::append::memory::{Memory, Merge};
 use crate::sink::{At, Write, Written};
 
 /// Most events in flight.

@@ -27,7 +27,7 @@ impl Error {
     }
 
     /// What a stream that has lost released events means.
-    pub(in super::super) fn gap(&self, options: &Options) -> Problem {
+    pub(crate) fn gap(&self, options: &Options) -> Problem {
         let name = &options.stream.name;
         Problem::new(
             format!("stream {name:?} lacks events that were confirmed to Postgres"),

@@ -12,30 +12,28 @@ use async_nats::{HeaderMap, HeaderValue};
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use super::super::IN_FLIGHT_BYTES_MAX;
+use super::super::JetStream;
+use super::super::epoch_mut;
+use super::super::error::Error;
+use super::super::names::{BATCH_COMMIT, BATCH_ID, BATCH_SEQUENCE, EXPECTED_LAST_SEQUENCE};
 use super::chain::Chain;
-use super::error::Error;
-use super::names::{BATCH_COMMIT, BATCH_ID, BATCH_SEQUENCE, EXPECTED_LAST_SEQUENCE};
-use super::{IN_FLIGHT_BYTES_MAX, JetStream, epoch_mut};
 use crate::fault;
-
-/// What these three and the expectation take at most, with an id of 43 characters (a number behind
-/// the last token of an inbox).
-pub(super) const BATCH_HEADER_BYTES: usize = 160;
 
 /// The messages of the events that are staged, without the headers of a batch.
 #[derive(Default)]
-pub(super) struct Batch(Vec<(String, HeaderMap, Bytes)>);
+pub(crate) struct Batch(Vec<(String, HeaderMap, Bytes)>);
 
 impl Batch {
     /// One more message.
-    pub(super) fn push(&mut self, subject: String, headers: HeaderMap, payload: Bytes) {
+    pub(crate) fn push(&mut self, subject: String, headers: HeaderMap, payload: Bytes) {
         self.0.push((subject, headers, payload));
     }
 }
 
 impl JetStream {
     /// Whether the waiting event may go out, and those that go with it: all of them or none.
-    pub(super) fn has_room(&self) -> bool {
+    pub(crate) fn has_room(&self) -> bool {
         let (in_flight, staged) = (self.chain.in_flight(), self.chain.staged());
         if staged > 0 {
             return true;
@@ -60,7 +58,7 @@ impl JetStream {
     }
 
     /// Passes the waiting event; if it was the last of those that go together, they go.
-    pub(super) async fn pass(&mut self, how: impl FnOnce(&mut Chain)) -> Result<(), Error> {
+    pub(crate) async fn pass(&mut self, how: impl FnOnce(&mut Chain)) -> Result<(), Error> {
         let waiting = self.chain.waiting().expect("an event waits");
         let last = waiting.event.followers == 0;
         how(&mut self.chain);

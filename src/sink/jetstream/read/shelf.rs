@@ -2,12 +2,13 @@
 
 use async_nats::jetstream::stream::Config;
 
-use super::bucket::Bucket;
-use super::client::{self, Connection};
-use super::error::Error;
-use super::names::record_bucket;
-use super::options::Options;
-use super::{bucket, tail};
+use super::super::bucket;
+use super::super::bucket::Bucket;
+use super::super::client::{self, Connection};
+use super::super::error::Error;
+use super::super::names::record_bucket;
+use super::super::options::Options;
+use super::super::tail;
 use crate::event::lineage::{Place, Source};
 use crate::sink::{At, Kept, Write, Written};
 

@@ -3,11 +3,11 @@
 use async_nats::HeaderMap;
 use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
 
-use super::client::Connection;
-use super::delayed::schedule_target;
-use super::error::Error;
-use super::names::{PLAIN_ID, TARGET_PREFIX, schedules_of, schedules_prefix};
-use super::options::Options;
+use super::super::aside::delayed::schedule_target;
+use super::super::client::Connection;
+use super::super::error::Error;
+use super::super::names::{PLAIN_ID, TARGET_PREFIX, schedules_of, schedules_prefix};
+use super::super::options::Options;
 use crate::error::chain;
 
 /// The stream of what is delayed.

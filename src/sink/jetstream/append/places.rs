@@ -6,7 +6,7 @@
 
 /// The places that events get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Places {
+pub(crate) struct Places {
     shared: bool,
     /// Of one writer: the last sequence of the stream once all that was sent is stored. Among
     /// others: the highest that was seen.
@@ -15,7 +15,7 @@ pub(super) struct Places {
 
 impl Places {
     /// In a stream that others may write, too, or not.
-    pub(super) fn new(shared: bool) -> Self {
+    pub(crate) fn new(shared: bool) -> Self {
         let last_sequence = 0;
         Self {
             shared,
@@ -24,7 +24,7 @@ impl Places {
     }
 
     /// The stream is found to end here.
-    pub(super) fn begin(&mut self, last_sequence: u64) {
+    pub(crate) fn begin(&mut self, last_sequence: u64) {
         self.last_sequence = match self.shared {
             true => self.last_sequence.max(last_sequence),
             false => last_sequence,
@@ -32,7 +32,7 @@ impl Places {
     }
 
     /// The place before those that so many events get, which are sent now.
-    pub(super) fn take(&mut self, events: u64) -> u64 {
+    pub(crate) fn take(&mut self, events: u64) -> u64 {
         let before = self.last_sequence;
         if !self.shared {
             self.last_sequence += events;
@@ -42,7 +42,7 @@ impl Places {
 
     /// Whether an event that was to have one place, or that place at the least, may have been
     /// stored at another.
-    pub(super) fn fits(&self, place: u64, stored: u64) -> bool {
+    pub(crate) fn fits(&self, place: u64, stored: u64) -> bool {
         if self.shared {
             stored >= place
         } else {
@@ -51,12 +51,12 @@ impl Places {
     }
 
     /// An event was stored.
-    pub(super) fn stored(&mut self, sequence: u64) {
+    pub(crate) fn stored(&mut self, sequence: u64) {
         self.last_sequence = self.last_sequence.max(sequence);
     }
 
     /// Takes down a place whose answer was never heard: each that it may be, or the lowest.
-    pub(super) fn keep(&self, places: &mut Vec<u64>, place: u64) {
+    pub(crate) fn keep(&self, places: &mut Vec<u64>, place: u64) {
         let enough = self.shared && !places.is_empty();
         if !enough && !places.contains(&place) {
             places.push(place);
@@ -64,7 +64,7 @@ impl Places {
     }
 
     /// What the next event stands behind.
-    pub(super) fn last_sequence(&self) -> u64 {
+    pub(crate) fn last_sequence(&self) -> u64 {
         self.last_sequence
     }
 }

@@ -7,12 +7,12 @@ use async_nats::jetstream::stream::RetentionPolicy;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
-use super::client;
-use super::error::Error;
-use super::messages::{Messages, Whole};
-use super::names::{MESSAGE_ID, PLAIN_ID, REPLAY};
-use super::options::Options;
-use super::tail::{Bounds, Reader, mark};
+use super::super::client;
+use super::super::error::Error;
+use super::super::messages::{Messages, Whole};
+use super::super::names::{MESSAGE_ID, PLAIN_ID, REPLAY};
+use super::super::options::Options;
+use super::super::tail::{Bounds, Reader, mark};
 
 /// A stream that is read once.
 pub struct Transcript {

@@ -15,18 +15,17 @@ use bytes::Bytes;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::batch::BATCH_HEADER_BYTES;
-use super::client::{Connection, HEADER_BYTES_MAX};
-use super::error::Error;
-use super::headers::{row_headers, ttl, wire_len};
-use super::messages::Messages;
-use super::names::{
-    BATCH_COMMIT, BATCH_ID, BATCH_SEQUENCE, EXPECTED_LAST_SUBJECT_SEQUENCE, NOT_DELAYED, PLAIN_ID,
-    POSITION, SCHEDULE, SCHEDULE_TARGET, SCHEDULE_TTL, SOURCE, TARGET_PREFIX, TOO_LARGE, TTL,
-    mark_subject, schedule_subject,
+use super::super::client::{Connection, HEADER_BYTES_MAX};
+use super::super::error::Error;
+use super::super::headers::{row_headers, ttl, wire_len};
+use super::super::messages::Messages;
+use super::super::names::{
+    BATCH_COMMIT, BATCH_HEADER_BYTES, BATCH_ID, BATCH_SEQUENCE, EXPECTED_LAST_SUBJECT_SEQUENCE,
+    NOT_DELAYED, PLAIN_ID, POSITION, SCHEDULE, SCHEDULE_TARGET, SCHEDULE_TTL, SOURCE,
+    TARGET_PREFIX, TOO_LARGE, TTL, mark_subject, schedule_subject,
 };
-use super::options::{Options, StreamOptions};
-use super::reply::Reply;
+use super::super::options::{Options, StreamOptions};
+use super::super::reply::Reply;
 use crate::event::lineage::Source;
 use crate::event::{Event, Rejected};
 use crate::fault;
@@ -41,7 +40,7 @@ const SCHEDULE_HEADER_BYTES: usize = 200;
 
 /// When a schedule was stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Scheduled {
+pub(crate) enum Scheduled {
     /// Just now, at this sequence number.
     Now(u64),
     /// Before: its mark is there.
@@ -49,7 +48,7 @@ pub(super) enum Scheduled {
 }
 
 /// The stream of an `Options::delayed`, for one epoch.
-pub(super) struct Delayed {
+pub(crate) struct Delayed {
     name: String,
     subjects: Vec<String>,
     bytes_max: usize,
@@ -59,7 +58,7 @@ pub(super) struct Delayed {
 
 impl Delayed {
     /// Opens the stream, or creates it if told so.
-    pub(super) async fn open(
+    pub(crate) async fn open(
         connection: &Connection,
         stream: &StreamOptions,
     ) -> Result<Self, Error> {
@@ -75,7 +74,7 @@ impl Delayed {
     }
 
     /// Stores the schedule of the event, and waits until it is.
-    pub(super) async fn store(
+    pub(crate) async fn store(
         &mut self,
         connection: &Connection,
         (event, source): (&Event, &str),
@@ -163,7 +162,7 @@ impl Delayed {
 }
 
 /// Whether the schedule of an event of this source was stored.
-pub(super) async fn is_marked(
+pub(crate) async fn is_marked(
     connection: &Connection,
     stream: &StreamOptions,
     (event, source): (&Event, &str),
@@ -178,7 +177,7 @@ pub(super) async fn is_marked(
 }
 
 /// That events cannot be kept is no reason to stop the others: what one event makes of it.
-pub(super) fn refused(event: &Event, error: Error) -> Error {
+pub(crate) fn refused(event: &Event, error: Error) -> Error {
     match error {
         Error::NoSchedules { .. }
         | Error::NotScheduling { .. }
@@ -194,7 +193,7 @@ pub(super) fn refused(event: &Event, error: Error) -> Error {
 }
 
 /// Where a schedule says that its event will appear.
-pub(super) fn schedule_target(headers: &HeaderMap) -> Option<&str> {
+pub(crate) fn schedule_target(headers: &HeaderMap) -> Option<&str> {
     headers.get(SCHEDULE_TARGET).map(HeaderValue::as_str)
 }
 

@@ -1,18 +1,19 @@
 //! What is done with an event that does not simply go out: its body goes into the bucket, it is
 //! kept until it is due, or it is a dead letter. Each in its turn: what was before it is stored.
 
-use super::bodies::outgoing;
+use super::super::JetStream;
+use super::super::aside::bodies::outgoing;
+use super::super::aside::delayed::{self, Delayed, Scheduled};
+use super::super::aside::letters::Letter;
+use super::super::epoch_mut;
+use super::super::error::Error;
+use super::super::names::TOO_LARGE;
 use super::chain::{Passed, Waiting};
-use super::delayed::{self, Delayed, Scheduled};
-use super::error::Error;
-use super::letters::Letter;
-use super::names::TOO_LARGE;
-use super::{JetStream, epoch_mut};
 use crate::fault;
 
 impl JetStream {
     /// The waiting event cannot be sent as it is: without its body, or it is a dead letter.
-    pub(super) async fn set_aside(&mut self, unsendable: Error) -> Result<(), Error> {
+    pub(crate) async fn set_aside(&mut self, unsendable: Error) -> Result<(), Error> {
         match Box::pin(self.detach(&unsendable)).await? {
             true => Ok(()),
             false => self.bury(unsendable).await,
@@ -59,7 +60,7 @@ impl JetStream {
     }
 
     /// Whether the server is to keep the waiting event until it is due.
-    pub(super) fn is_delayed(&self) -> bool {
+    pub(crate) fn is_delayed(&self) -> bool {
         let Waiting { event, .. } = self.chain.waiting().expect("an event waits");
         let due = event.deliver_at.is_some() && event.rejected.is_none();
         due && self.options.delayed.is_some()
@@ -67,7 +68,7 @@ impl JetStream {
 
     /// Whether the schedule of the waiting event was stored before, and it is not to be kept now:
     /// `publish.delayed` has changed. Otherwise the server finds out ([`Delayed::store`]).
-    pub(super) async fn was_delayed(&self) -> Result<bool, Error> {
+    pub(crate) async fn was_delayed(&self) -> Result<bool, Error> {
         let Waiting { event, .. } = self.chain.waiting().expect("an event waits");
         let may_be = event.deliver_at.is_some() && self.memory.may_be_delayed(&self.chain);
         if !may_be || self.is_delayed() {
@@ -79,7 +80,7 @@ impl JetStream {
     }
 
     /// Has the server keep the waiting event, and says how it was settled.
-    pub(super) async fn delay(&mut self) -> Result<Passed, Error> {
+    pub(crate) async fn delay(&mut self) -> Result<Passed, Error> {
         let Waiting { event, .. } = self.chain.waiting().expect("an event waits");
         let (epoch, options) = (epoch_mut(&mut self.epoch), &self.options);
         let stream = options.delayed.as_ref().expect("events are delayed");

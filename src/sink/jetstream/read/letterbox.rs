@@ -5,10 +5,10 @@ use async_nats::jetstream::stream::{LastRawMessageError, LastRawMessageErrorKind
 use bytes::Bytes;
 use time::OffsetDateTime;
 
-use super::client::Connection;
-use super::error::Error;
-use super::names::{ERROR, PLAIN_ID, POSITION, REASON, TABLE};
-use super::options::Options;
+use super::super::client::Connection;
+use super::super::error::Error;
+use super::super::names::{ERROR, PLAIN_ID, POSITION, REASON, TABLE};
+use super::super::options::Options;
 use crate::error::chain;
 
 /// The stream of the dead letters.

@@ -15,12 +15,12 @@ use time::OffsetDateTime;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::JetStream;
-use super::client::Connection;
-use super::error::Error;
-use super::messages::{Messages, Standing};
-use super::names::POSITION;
-use super::tail::Bounds;
+use super::super::JetStream;
+use super::super::client::Connection;
+use super::super::error::Error;
+use super::super::messages::{Messages, Standing};
+use super::super::names::POSITION;
+use super::super::tail::Bounds;
 use crate::event::Position;
 use crate::sink::{HELD_MAX, Report, Settled};
 
@@ -40,7 +40,7 @@ const BEHIND_MAX: Duration = Duration::from_secs(5);
 
 /// A stream as it was last seen. It may only grow.
 #[derive(Debug, Default)]
-pub(super) struct Seen {
+pub(crate) struct Seen {
     created: Option<OffsetDateTime>,
     last_sequence: u64,
     behind: Option<Instant>,
@@ -48,13 +48,13 @@ pub(super) struct Seen {
 
 impl Seen {
     /// Its last sequence number is at least this.
-    pub(super) fn reached(&mut self, sequence: u64) {
+    pub(crate) fn reached(&mut self, sequence: u64) {
         self.last_sequence = self.last_sequence.max(sequence);
     }
 
     /// Refuses a stream that has become less than it was. `gap`: how many released events are lost
     /// where it reached one sequence number and now ends at another.
-    pub(super) fn check(
+    pub(crate) fn check(
         &mut self,
         stream: &Found<'_>,
         gap: impl Fn(u64, u64) -> u64,
@@ -93,11 +93,11 @@ impl Seen {
 
 /// A stream as it is found.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Found<'a> {
-    pub(super) name: &'a str,
-    pub(super) created: OffsetDateTime,
-    pub(super) last_sequence: u64,
-    pub(super) replicas: usize,
+pub(crate) struct Found<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) created: OffsetDateTime,
+    pub(crate) last_sequence: u64,
+    pub(crate) replicas: usize,
 }
 
 impl<'a> Found<'a> {
@@ -120,7 +120,7 @@ impl<'a> Found<'a> {
 }
 
 /// The newest message of a stream; a later one of ours bears a position that is known.
-pub(super) async fn newest(connection: &Connection, bounds: Bounds) -> Result<Witness, Error> {
+pub(crate) async fn newest(connection: &Connection, bounds: Bounds) -> Result<Witness, Error> {
     let sequence = bounds.last;
     if sequence == 0 {
         return Ok(Witness::default());
@@ -133,7 +133,7 @@ pub(super) async fn newest(connection: &Connection, bounds: Bounds) -> Result<Wi
 
 impl JetStream {
     /// Refuses a connection to a stream that is less than it was.
-    pub(super) fn check_seen(&mut self, connection: &Connection) -> Result<(), Error> {
+    pub(crate) fn check_seen(&mut self, connection: &Connection) -> Result<(), Error> {
         let found = Found::of(&connection.info);
         self.seen.check(&found, |was, is| self.hold.gap(was, is))?;
         self.seen.reached(found.last_sequence);
@@ -146,7 +146,7 @@ impl JetStream {
     }
 
     /// Takes note of what was settled, to hold it back.
-    pub(super) fn book(&mut self, settled: &Settled) {
+    pub(crate) fn book(&mut self, settled: &Settled) {
         let epoch = self.epoch.as_ref().expect("an epoch runs");
         let known = settled.known + settled.recorded;
         let stored = match &settled.stored_at {
@@ -173,7 +173,7 @@ impl JetStream {
     }
 
     /// Sees whether the stream is what it was, and releases what has been in it for long enough.
-    pub(super) async fn look(&mut self, reports: &mpsc::Sender<Report>) -> Result<(), Error> {
+    pub(crate) async fn look(&mut self, reports: &mpsc::Sender<Report>) -> Result<(), Error> {
         self.hold.looked();
         let epoch = self.epoch.as_ref().expect("an epoch runs");
         let connection = &epoch.connection;
@@ -208,10 +208,10 @@ impl JetStream {
 
 /// A message by which one sees that a stream has not lost its end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Witness {
-    pub(super) sequence: u64,
+pub(crate) struct Witness {
+    pub(crate) sequence: u64,
     /// What it bears; `None` if that is not known.
-    pub(super) position: Option<Position>,
+    pub(crate) position: Option<Position>,
 }
 
 impl Witness {
@@ -240,7 +240,7 @@ enum Age {
 
 /// The events of one term that are held back.
 #[derive(Debug)]
-pub(super) struct Hold {
+pub(crate) struct Hold {
     hold: Duration,
     portions: VecDeque<Portion>,
     /// Behind the newest portion.
@@ -265,7 +265,7 @@ struct Portion {
 }
 
 impl Hold {
-    pub(super) fn new(hold: Duration) -> Self {
+    pub(crate) fn new(hold: Duration) -> Self {
         let now = Instant::now();
         Self {
             hold,
@@ -285,20 +285,20 @@ impl Hold {
     }
 
     /// Whether anything is ever held back.
-    pub(super) fn holds(&self) -> bool {
+    pub(crate) fn holds(&self) -> bool {
         !self.hold.is_zero()
     }
 
     /// The next events to be settled are new, and stand behind this sequence number. If they are
     /// the first of the term, whatever stands before them was released by earlier ones.
-    pub(super) fn begin(&mut self, sequence: u64) {
+    pub(crate) fn begin(&mut self, sequence: u64) {
         if self.settled == 0 {
             self.released_to = sequence;
         }
     }
 
     /// Events were settled, the newest of them at these places or before them.
-    pub(super) fn settle(&mut self, events: u64, stored: Witness, buried: Witness) {
+    pub(crate) fn settle(&mut self, events: u64, stored: Witness, buried: Witness) {
         self.settled += events;
         let newer = |old: Witness, new: Witness| {
             if new.sequence > old.sequence {
@@ -312,7 +312,7 @@ impl Hold {
     }
 
     /// Makes a portion of what was settled since the last one, if it is time for it.
-    pub(super) fn close(&mut self) -> bool {
+    pub(crate) fn close(&mut self) -> bool {
         let now = Instant::now();
         let wanted = self.holds() && self.settled > self.open.settled;
         if !wanted || self.portions.len() == HELD_MAX || now < self.open.closed_at + self.pace() {
@@ -329,7 +329,7 @@ impl Hold {
     /// How many released events a stream lost that reached a sequence number and now ends at
     /// another. While the term still finds its first events stored it is not known how many of
     /// those before them were released: then none is told, as all that is lost may be held.
-    pub(super) fn gap(&self, was: u64, last: u64) -> u64 {
+    pub(crate) fn gap(&self, was: u64, last: u64) -> u64 {
         let idle = self.settled == 0 && self.began_at.elapsed() >= self.hold;
         let released_to = match self.holds() && !idle {
             true => self.released_to,
@@ -341,13 +341,13 @@ impl Hold {
     /// When the stream is to be looked at. Only while nothing is in flight: the request would wait
     /// behind the events, on a slow network for longer than an answer may take. What is in flight
     /// notices by itself that the stream is another one.
-    pub(super) fn wake_at(&self) -> Instant {
+    pub(crate) fn wake_at(&self) -> Instant {
         let idle = self.looked_at + LOOK_INTERVAL;
         self.held_wake_at().map_or(idle, |held| held.min(idle))
     }
 
     /// Whether events have to wait for a look at what is held: without a pause none would come.
-    pub(super) fn wants_look(&self) -> bool {
+    pub(crate) fn wants_look(&self) -> bool {
         self.held_wake_at().is_some_and(|at| at <= Instant::now())
     }
 
@@ -360,12 +360,12 @@ impl Hold {
     }
 
     /// The stream was looked at.
-    pub(super) fn looked(&mut self) {
+    pub(crate) fn looked(&mut self) {
         self.looked_at = Instant::now();
     }
 
     /// Whether the oldest portion is old enough and still there: then it is released.
-    pub(super) async fn release(
+    pub(crate) async fn release(
         &mut self,
         stored: (&Messages, &Standing),
         buried: Option<(&Messages, &Standing)>,

@@ -10,16 +10,17 @@
 //! What the server calls a duplicate is looked at: another writer may have used the id. What is not
 //! ours there, or is there no more, does not count: better twice than never.
 
-use super::error::Error;
-use super::{JetStream, tail};
+use super::super::JetStream;
+use super::super::error::Error;
+use super::super::tail;
 
 impl JetStream {
-    pub(super) fn shared(&self) -> bool {
+    pub(crate) fn shared(&self) -> bool {
         self.options.stream.shared
     }
 
     /// Where the waiting event is, if the server has called it a duplicate, and of itself.
-    pub(super) async fn own_duplicate(&self) -> Result<Option<u64>, Error> {
+    pub(crate) async fn own_duplicate(&self) -> Result<Option<u64>, Error> {
         let waiting = self.chain.waiting().expect("an event waits");
         let Some(sequence) = waiting.duplicate_of else {
             return Ok(None);
@@ -39,7 +40,7 @@ mod tests {
     use proptest::prelude::*;
 
     use crate::event::{Event, Headers, Position};
-    use crate::sink::jetstream::chain::{Chain, Passed};
+    use crate::sink::jetstream::append::chain::{Chain, Passed};
 
     fn event(index: usize) -> Event {
         Event {

@@ -6,12 +6,12 @@ use std::collections::VecDeque;
 use async_nats::jetstream::stream::RetentionPolicy;
 use time::OffsetDateTime;
 
-use super::client::Connection;
-use super::error::Error;
-use super::messages::Stored;
-use super::names::REPLAY;
-use super::options::Options;
-use super::tail::{Bounds, Reader, entry};
+use super::super::client::Connection;
+use super::super::error::Error;
+use super::super::messages::Stored;
+use super::super::names::REPLAY;
+use super::super::options::Options;
+use super::super::tail::{Bounds, Reader, entry};
 use crate::guard::Entry;
 
 /// A stream that is read once.

@@ -1,29 +1,30 @@
 //! What may be stored already when an event is to be sent: by a leader before us, or by a
 //! connection of ours that broke. Behind the record it is read into a set
 //! ([`crate::guard::Found`]); where there is none, it is found by a merge with the stream's tail
-//! ([`super::tail::Search`]), until that has come to its end. [`Memory`] decides what follows.
-//! What was delayed has a mark that answers for it ([`super::delayed`]).
+//! ([`Search`]), until that has come to its end. [`Memory`] decides what follows. What was delayed
+//! has a mark that answers for it ([`super::super::aside::delayed`]).
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tracing::warn;
 
+use super::super::JetStream;
+use super::super::aside::letters::Letters;
+use super::super::client::Connection;
+use super::super::epoch_mut;
+use super::super::error::Error;
+use super::super::options::Options;
+use super::super::reply::Reply;
+use super::super::tail::{self, Bounds, Search, Start};
 use super::chain::{Passed, Waiting};
-use super::client::Connection;
-use super::error::Error;
-use super::letters::Letters;
 use super::memory::{Memory, Merge};
-use super::options::Options;
-use super::reply::Reply;
-use super::tail::{self, Bounds, Search, Start};
-use super::{JetStream, epoch_mut};
 use crate::guard::Stream;
 use crate::sink::Past;
 
 impl JetStream {
     /// Says what is known of the events that come. Before the first of them.
-    pub(super) async fn remember(&mut self, past: Past) -> Result<(), Error> {
+    pub(crate) async fn remember(&mut self, past: Past) -> Result<(), Error> {
         let epoch = epoch_mut(&mut self.epoch);
         epoch.refresh().await?;
         let last = epoch.last_sequence;
@@ -33,7 +34,7 @@ impl JetStream {
     }
 
     /// Finds out what a new connection must know; `first` of the term.
-    pub(super) async fn reconcile(&mut self, first: bool) -> Result<(), Error> {
+    pub(crate) async fn reconcile(&mut self, first: bool) -> Result<(), Error> {
         let epoch = epoch_mut(&mut self.epoch);
         let connection = &epoch.connection;
         if !first {
@@ -56,7 +57,7 @@ impl JetStream {
     }
 
     /// How the waiting event was settled, if it was, wherever it belongs.
-    pub(super) async fn find(&mut self) -> Result<Option<Passed>, Error> {
+    pub(crate) async fn find(&mut self) -> Result<Option<Passed>, Error> {
         if let Some(place) = self.find_place().await? {
             return Ok(Some(Passed::Known(Some(place))));
         }
@@ -116,7 +117,7 @@ impl JetStream {
     }
 
     /// Sends the waiting event, which is uncertain and alone.
-    pub(super) async fn send_uncertain(&mut self) -> Result<(), Error> {
+    pub(crate) async fn send_uncertain(&mut self) -> Result<(), Error> {
         let waiting = self.chain.waiting().expect("an event waits");
         if let Some(sequence) = waiting.duplicate_of
             && self.was_stored_at(waiting, sequence).await?
@@ -195,7 +196,7 @@ async fn read_all(
 
 /// Says that events are uncertain: at once, then now and then.
 #[derive(Default)]
-pub(super) struct Doubts {
+pub(crate) struct Doubts {
     events: u64,
     logged_at: Option<Instant>,
 }

@@ -13,16 +13,16 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::client::{Connection, HEADER_BYTES_MAX};
-use super::error::Error;
-use super::headers::{row_headers, wire_len};
-use super::names::{
+use super::super::client::{Connection, HEADER_BYTES_MAX};
+use super::super::error::Error;
+use super::super::headers::{row_headers, wire_len};
+use super::super::names::{
     BODY_BYTES, ERROR, EXPECTED_LAST_SEQUENCE, PLAIN_ID, POSITION, REASON, SOURCE, TABLE,
     invalid_subject,
 };
-use super::options::Options;
-use super::reply::Reply;
-use super::tail::{Bounds, Search, Start};
+use super::super::options::Options;
+use super::super::reply::Reply;
+use super::super::tail::{Bounds, Search, Start};
 use crate::event::lineage::Lineage;
 use crate::event::{Event, Rejected, header_is_sound};
 use crate::route;
@@ -31,7 +31,7 @@ use crate::route;
 const ERROR_CHARS_MAX: usize = 500;
 
 /// The stream of an `Options::dead_letters`, for one epoch.
-pub(super) struct Letters {
+pub(crate) struct Letters {
     name: String,
     subjects: Vec<String>,
     bytes_max: usize,
@@ -40,7 +40,7 @@ pub(super) struct Letters {
 }
 
 impl Letters {
-    pub(super) fn new(info: &Info, message_bytes_max: usize) -> Self {
+    pub(crate) fn new(info: &Info, message_bytes_max: usize) -> Self {
         let bounds = Bounds::of(info);
         Self {
             name: info.config.name.clone(),
@@ -52,22 +52,22 @@ impl Letters {
     }
 
     /// Where the stream ends.
-    pub(super) fn last_sequence(&self) -> u64 {
+    pub(crate) fn last_sequence(&self) -> u64 {
         self.last_sequence
     }
 
     /// Whether the guard has nothing more to say of them.
-    pub(super) fn is_searched(&self) -> bool {
+    pub(crate) fn is_searched(&self) -> bool {
         self.search.is_finished()
     }
 
     /// Most bytes of headers and body of a letter.
-    pub(super) fn bytes_max(&self) -> usize {
+    pub(crate) fn bytes_max(&self) -> usize {
         self.bytes_max
     }
 
     /// Where the next event in commit order was dead-lettered before.
-    pub(super) async fn place_of(
+    pub(crate) async fn place_of(
         &mut self,
         connection: &Connection,
         lineage: &Lineage,
@@ -93,7 +93,7 @@ impl Letters {
     }
 
     /// Appends the event, and waits until it is stored.
-    pub(super) async fn append(
+    pub(crate) async fn append(
         &mut self,
         connection: &Connection,
         letter: &Letter<'_>,
@@ -141,11 +141,11 @@ impl Letters {
 }
 
 /// An event on its way to the dead letters.
-pub(super) struct Letter<'a> {
-    pub(super) event: &'a Event,
-    pub(super) rejected: &'a Rejected,
+pub(crate) struct Letter<'a> {
+    pub(crate) event: &'a Event,
+    pub(crate) rejected: &'a Rejected,
     /// `Outjet-Source`.
-    pub(super) source: &'a str,
+    pub(crate) source: &'a str,
 }
 
 impl Letter<'_> {
@@ -193,7 +193,7 @@ impl Letter<'_> {
 
 /// Says that events are dead-lettered: at once, then now and then.
 #[derive(Default)]
-pub(super) struct Buried {
+pub(crate) struct Buried {
     events: u64,
     logged_at: Option<Instant>,
 }
@@ -202,7 +202,7 @@ impl Buried {
     /// A mapping that does not fit rejects every row.
     const LOG_INTERVAL: Duration = Duration::from_secs(30);
 
-    pub(super) fn log(&mut self, event: &Event, rejected: &Rejected) {
+    pub(crate) fn log(&mut self, event: &Event, rejected: &Rejected) {
         self.events += 1;
         let due = |at: Instant| at.elapsed() >= Self::LOG_INTERVAL;
         if self.logged_at.is_none_or(due) {

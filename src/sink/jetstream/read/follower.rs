@@ -5,10 +5,10 @@ use async_nats::jetstream::consumer::push::{Ordered, OrderedConfig};
 use async_nats::jetstream::consumer::{DeliverPolicy, ReplayPolicy};
 use futures_util::StreamExt;
 
-use super::client::Connection;
-use super::error::Error;
-use super::names::{MESSAGE_ID, PLAIN_ID, REPLAY};
-use super::options::Options;
+use super::super::client::Connection;
+use super::super::error::Error;
+use super::super::names::{MESSAGE_ID, PLAIN_ID, REPLAY};
+use super::super::options::Options;
 use crate::error::chain;
 use crate::route;
 

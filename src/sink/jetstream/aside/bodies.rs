@@ -23,12 +23,12 @@ use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use tracing::debug;
 
-use super::client::{Connection, HEADER_BYTES_MAX};
-use super::error::Error;
-use super::headers::{row_headers, wire_len};
-use super::messages::Messages;
-use super::options::StreamOptions;
-use super::reply::Reply;
+use super::super::client::{Connection, HEADER_BYTES_MAX};
+use super::super::error::Error;
+use super::super::headers::{row_headers, wire_len};
+use super::super::messages::Messages;
+use super::super::options::StreamOptions;
+use super::super::reply::Reply;
 use crate::event::Event;
 use crate::fault;
 
@@ -42,7 +42,7 @@ const OWN_HEADER_BYTES: usize = 2048;
 const ID_CHARS_MAX: usize = 64;
 
 /// The bucket of an `Options::bodies`, for one epoch.
-pub(super) struct Bodies {
+pub(crate) struct Bodies {
     stream: String,
     bucket: String,
     chunk_bytes: usize,
@@ -57,7 +57,7 @@ pub(super) struct Bodies {
 }
 
 /// The event as it is sent: without its body, if that is in the bucket.
-pub(super) fn outgoing<'a>(bodies: &'a Option<Bodies>, event: &'a Event) -> &'a Event {
+pub(crate) fn outgoing<'a>(bodies: &'a Option<Bodies>, event: &'a Event) -> &'a Event {
     let reference = bodies.as_ref().and_then(|bodies| bodies.reference.as_ref());
     reference
         .filter(|reference| reference.position == event.position)
@@ -66,7 +66,7 @@ pub(super) fn outgoing<'a>(bodies: &'a Option<Bodies>, event: &'a Event) -> &'a 
 
 impl Bodies {
     /// Whether the event can be sent once its body is in the bucket, and that was not tried yet.
-    pub(super) fn helps(&self, event: &Event) -> bool {
+    pub(crate) fn helps(&self, event: &Event) -> bool {
         let headers = wire_len(&row_headers(event)) + OWN_HEADER_BYTES;
         let tried = self.reference.as_ref().map(|event| event.position);
         let fits = headers <= HEADER_BYTES_MAX && event.payload.len() <= self.bytes_max;
@@ -74,7 +74,7 @@ impl Bodies {
     }
 
     /// Opens the bucket, or creates it if told so.
-    pub(super) async fn open(
+    pub(crate) async fn open(
         connection: &Connection,
         stream: &StreamOptions,
     ) -> Result<Self, Error> {
@@ -96,7 +96,7 @@ impl Bodies {
     }
 
     /// Has the body in the bucket, and makes the reference. `false`: there is no body.
-    pub(super) async fn store(
+    pub(crate) async fn store(
         &mut self,
         connection: &Connection,
         event: &Event,

@@ -5,13 +5,15 @@ use async_nats::Message;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::bucket::{self, Answer, Bucket};
-use super::client::{self, Connection};
-use super::error::Error;
-use super::messages::Messages;
-use super::names::record_bucket;
-use super::tail::{self, Bounds};
-use super::{JetStream, epoch_mut, inspection};
+use super::super::JetStream;
+use super::super::bucket::{self, Answer, Bucket};
+use super::super::client::{self, Connection};
+use super::super::epoch_mut;
+use super::super::error::Error;
+use super::super::inspection;
+use super::super::messages::Messages;
+use super::super::names::record_bucket;
+use super::super::tail::{self, Bounds};
 use crate::error::Failure;
 use crate::event::Position;
 use crate::event::lineage::{Lineage, Mark, Place};
@@ -19,7 +21,7 @@ use crate::fault;
 use crate::sink::{At, Kept, Past, Report, Write, Written};
 
 /// The last token of the subject on which the answer to a write comes.
-pub(super) const REPLY: &str = ".record";
+pub(crate) const REPLY: &str = ".record";
 
 /// A new leader of a replicated stream may not have caught up yet; it does within an election or
 /// two.
@@ -175,7 +177,7 @@ impl JetStream {
 
     /// Refuses to append behind these newest events, unless ours have taken the place of those of
     /// another cluster: the record says so.
-    pub(super) async fn check_newest(
+    pub(crate) async fn check_newest(
         &self,
         connection: &Connection,
         newest: &[Mark],
@@ -207,7 +209,7 @@ impl JetStream {
     }
 
     /// Opens the bucket, or creates it if told so; or says why there is none.
-    pub(super) async fn open_bucket(
+    pub(crate) async fn open_bucket(
         &self,
         connection: &Connection,
     ) -> Result<Result<Bucket, String>, Error> {
@@ -222,7 +224,7 @@ impl JetStream {
 
     /// What an error means that a bucket has caused which we may not use: the connection is made
     /// anew, and the bucket is left alone.
-    pub(super) fn without_bucket(&mut self, error: Error) -> Error {
+    pub(crate) fn without_bucket(&mut self, error: Error) -> Error {
         match error {
             Error::PublishDenied(why)
                 if why.contains(&record_bucket(&self.options.stream.name)) =>
@@ -250,7 +252,7 @@ impl JetStream {
     }
 
     /// Sends a write; its answer comes among the others.
-    pub(super) async fn send_write(
+    pub(crate) async fn send_write(
         &mut self,
         write: Write,
         reports: &mpsc::Sender<Report>,
@@ -280,7 +282,7 @@ impl JetStream {
     }
 
     /// The answer to the write.
-    pub(super) async fn take_written(
+    pub(crate) async fn take_written(
         &mut self,
         message: &Message,
         reports: &mpsc::Sender<Report>,
@@ -303,7 +305,7 @@ impl JetStream {
     }
 
     /// What became of a write whose answer was not heard, or not understood: what is there says it.
-    pub(super) async fn settle_write(
+    pub(crate) async fn settle_write(
         &mut self,
         reports: &mpsc::Sender<Report>,
     ) -> Result<(), Error> {
