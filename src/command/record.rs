@@ -92,7 +92,7 @@ impl Found {
             _ => Some(last_of(&beside.of_dead_letters()).await?),
         };
         let delayed = match record.delayed {
-            None | Some(0) => None,
+            0 => None,
             _ => Some(last_of(&beside.of_delayed()).await?),
         };
         let facts = Facts {
@@ -320,7 +320,7 @@ mod tests {
             }),
             base: 3,
             letters: 2,
-            delayed: None,
+            delayed: 0,
             confirmed: Lsn::new(0x180),
             gap: None,
             term: 2,

@@ -62,23 +62,16 @@ pub async fn claim(
     let found = there.and_then(read);
     let reached = found.as_ref().and_then(|found| found.stored.as_ref());
     let reached = reached.map_or(0, |place| place.sequence);
-    let delayed = found.as_ref().and_then(|found| found.delayed);
-    let delayed = delayed.is_some_and(|reached| reached > 0);
+    let delayed = found.as_ref().is_some_and(|found| found.delayed > 0);
     let standing = sink.standing(reached, delayed).await?;
     refuse_other_house(found.as_ref(), &standing, lineage.source())?;
     let history: Vec<Switch> = lineage.ended().iter().map(Switch::from).collect();
     let mut blank = Record::blank(lineage.source(), &history, server.start);
     blank.stream_created.clone_from(&standing.created);
     let claimant = (instance, standing.server_id.as_str());
-    // Before any is: the next leader may be told otherwise.
-    let delays = sink.delays().then_some(0);
-    blank.delayed = delays;
     let mut facts = facts((&standing, server), (lineage.source(), &history));
     let found = match found {
-        Some(found) => Record {
-            delayed: found.delayed.or(delays),
-            ..found
-        },
+        Some(found) => found,
         // Judged before anything is written, which would say that the slot is known here.
         None => Record {
             gap: unrecorded(&kept, &facts)?,
@@ -286,12 +279,7 @@ impl Keeper {
 
     /// Where the sink begins, if the server has flushed so much.
     pub(super) fn past(&self, watermark: &Watermark, flush: Lsn) -> Past {
-        let Record {
-            base,
-            letters,
-            delayed,
-            ..
-        } = self.record;
+        let Record { base, letters, .. } = self.record;
         Past {
             new_from: Position {
                 commit: flush.as_u64(),
@@ -300,7 +288,6 @@ impl Keeper {
             settled_to: watermark.settled_to(),
             stored: base,
             letters,
-            delayed: delayed.is_some(),
         }
     }
 
@@ -352,7 +339,7 @@ impl Keeper {
         }
         self.record.base = self.record.base.max(*base);
         self.record.letters = self.record.letters.max(*letters);
-        self.record.delayed = self.record.delayed.map(|reached| reached.max(*delayed));
+        self.record.delayed = self.record.delayed.max(*delayed);
         self.moved = true;
     }
 

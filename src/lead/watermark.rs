@@ -48,10 +48,8 @@ pub struct Record {
     pub base: u64,
     /// The same of the dead letters: a sequence number, or 0.
     pub letters: u64,
-    /// The highest sequence number that an event up to P has among what is delayed, or 0; absent as
-    /// long as no leader was told to delay any.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub delayed: Option<u64>,
+    /// The highest sequence number that an event up to P has among what is delayed, or 0.
+    pub delayed: u64,
     /// C.
     #[serde(with = "text")]
     pub confirmed: Lsn,
@@ -78,7 +76,7 @@ impl Record {
             stored: None,
             base: 0,
             letters: 0,
-            delayed: None,
+            delayed: 0,
             confirmed,
             gap: None,
             term: 0,
@@ -494,8 +492,7 @@ fn void(record: &Record, facts: &Facts<'_>) -> Option<Void> {
         }
     }
     let ends_below = |last: Option<u64>, reached| last.is_some_and(|last| last < reached);
-    let delayed = record.delayed.unwrap_or(0);
-    if ends_below(facts.letters, record.letters) || ends_below(facts.delayed, delayed) {
+    if ends_below(facts.letters, record.letters) || ends_below(facts.delayed, record.delayed) {
         return Some(Void::BesideEnds);
     }
     facts.void.then_some(Void::OtherEvent)
@@ -508,7 +505,7 @@ fn nothing_known(record: Record, void: Void) -> Verdict {
             stored: None,
             base: 0,
             letters: 0,
-            delayed: record.delayed.map(|_| 0),
+            delayed: 0,
             ..record
         },
         watermark: Watermark::default(),

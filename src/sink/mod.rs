@@ -86,8 +86,6 @@ pub struct Past {
     pub stored: u64,
     /// The same of the dead letters.
     pub letters: u64,
-    /// Whether something may be delayed.
-    pub delayed: bool,
 }
 
 impl Past {
@@ -100,7 +98,6 @@ impl Past {
         settled_to: None,
         stored: 0,
         letters: 0,
-        delayed: false,
     };
 }
 

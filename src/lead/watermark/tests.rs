@@ -45,7 +45,7 @@ fn record() -> Record {
         }),
         base: 7,
         letters: 3,
-        delayed: Some(4),
+        delayed: 4,
         confirmed: lsn(110),
         gap: None,
         term: 5,
@@ -312,7 +312,7 @@ fn what_is_void_is_written_without_anything_that_was_known() {
         ..
     } = verdict.record;
     assert_eq!((settled, stored), (None, None));
-    assert_eq!((base, letters, delayed), (0, 0, Some(0)));
+    assert_eq!((base, letters, delayed), (0, 0, 0));
     assert_eq!(
         confirmed,
         lsn(110),

@@ -96,6 +96,8 @@ pub struct JetStream {
     writing: Option<Write>,
     /// Why the bucket cannot be used: we lack the rights.
     denied: Option<String>,
+    /// We may not look for what was delayed.
+    schedules_denied: bool,
     /// The stream and its dead letters, which must not become less than they were.
     seen: Seen,
     seen_letters: Seen,
@@ -136,6 +138,7 @@ impl JetStream {
             epoch: None,
             writing: None,
             denied: None,
+            schedules_denied: false,
             seen: Seen::default(),
             seen_letters: Seen::default(),
             hold: Hold::new(options.hold),
@@ -166,7 +169,7 @@ impl JetStream {
                 Ok(true) => return Ok(()),
                 Ok(false) => {}
                 Err(error) => {
-                    let error = self.without_bucket(error);
+                    let error = self.without_it(error);
                     self.epoch = None;
                     self.give_up_or_wait(&error, &reports, &mut down).await?;
                 }
@@ -232,7 +235,7 @@ impl JetStream {
         let bucket = match Box::pin(self.open_bucket(&connection)).await {
             Err(error @ Error::BucketDenied(_)) => {
                 // The connection is of no more use.
-                self.without_bucket(error);
+                self.without_it(error);
                 return Box::pin(self.open_epoch()).await;
             }
             opened => opened?,

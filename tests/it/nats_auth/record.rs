@@ -83,6 +83,24 @@ async fn leader_that_may_not_see_what_is_delayed_halts_with_the_permission_at_a_
 }
 
 #[tokio::test]
+async fn user_that_delays_nothing_needs_no_rights_on_what_is_delayed() {
+    let denied = [
+        "$JS.API.STREAM.INFO.OUTBOX_DELAYED",
+        "$JS.API.STREAM.MSG.GET.OUTBOX_DELAYED",
+    ];
+    let allowed = all_but(&denied).await;
+    let mut site = as_restricted(&allowed, "\"_INBOX_app.>\"").await;
+    site.yaml = format!("{APP}\npublish: {{delayed: now}}");
+    let emit = "SELECT outbox.emit('order', '1', 'late', deliver_at => now() + interval '1 day')";
+    for _ in 0..3 {
+        site.session.text(emit).await;
+    }
+    let _outjet = site.outjet(["run"]).spawn();
+    site.confirmed().await;
+    assert_eq!(stored(&site).await, 1 + 3);
+}
+
+#[tokio::test]
 async fn user_without_rights_on_the_bucket_publishes_each_event_once_and_is_warned_once() {
     let allowed = all_but(&BUCKET).await;
     let site = as_restricted(&allowed, "\"_INBOX_app.>\"").await;

@@ -67,11 +67,12 @@ impl JetStream {
     }
 
     /// Whether the schedule of the waiting event was stored before, and it is not to be kept now:
-    /// `publish.delayed` has changed. Otherwise the server finds out ([`Delayed::store`]).
+    /// `publish.delayed` has changed. Otherwise the server finds out ([`Delayed::store`]). Without
+    /// the right to look it was not.
     pub(crate) async fn was_delayed(&self) -> Result<bool, Error> {
         let Waiting { event, .. } = self.chain.waiting().expect("an event waits");
-        let may_be = event.deliver_at.is_some() && self.memory.may_be_delayed(&self.chain);
-        if !may_be || self.is_delayed() {
+        let may_be = event.deliver_at.is_some() && self.memory.is_past(&self.chain);
+        if !may_be || self.is_delayed() || self.schedules_denied {
             return Ok(false);
         }
         let connection = &self.epoch.as_ref().expect("an epoch runs").connection;

@@ -213,23 +213,22 @@ impl Memory {
         }
     }
 
-    /// Whether the waiting event may have been delayed before, whatever is configured now.
-    pub(crate) fn may_be_delayed(&self, chain: &Chain) -> bool {
+    /// Whether the waiting event may have been handed to a sink before this term.
+    pub(crate) fn is_past(&self, chain: &Chain) -> bool {
         let (number, waiting) = waiting(chain);
-        self.past.delayed && self.is_past(number, waiting.event.position)
+        let Event { position, .. } = waiting.event;
+        *position < self.past.new_from && number < self.past_until
     }
 
     /// Whether the waiting event, which was not found, may have been stored all the same.
     pub(crate) fn is_uncertain(&self, chain: &Chain) -> bool {
-        let (number, waiting) = waiting(chain);
-        let past = self.is_past(number, waiting.event.position);
-        self.vacant && (past || !waiting.places.is_empty())
+        let (_, waiting) = waiting(chain);
+        self.vacant && (self.is_past(chain) || !waiting.places.is_empty())
     }
 
     /// Whether an old connection may follow another plan for the waiting event.
     pub(crate) fn is_odd(&self, chain: &Chain) -> bool {
-        let (number, waiting) = waiting(chain);
-        self.odd && self.is_past(number, waiting.event.position)
+        self.odd && self.is_past(chain)
     }
 
     /// Whether only one event may be in flight.
@@ -294,10 +293,6 @@ impl Memory {
     /// Whether anything beyond what is settled was found in a stream, or may still be.
     fn left(&self, stream: Stream) -> bool {
         !self.complete || self.found.left_in(stream)
-    }
-
-    fn is_past(&self, number: u64, position: Position) -> bool {
-        position < self.past.new_from && number < self.past_until
     }
 }
 

@@ -59,15 +59,10 @@ impl JetStream {
         asked.map_err(|error| error.failure(&self.options))
     }
 
-    /// Whether it is told to have events delayed.
-    pub fn delays(&self) -> bool {
-        self.options.delayed.is_some()
-    }
-
     /// What is kept for our slot; or why nothing is.
     pub async fn kept(&mut self) -> Result<Result<Option<Kept>, String>, Failure> {
         let read = Box::pin(self.read_kept()).await;
-        match read.map_err(|error| self.without_bucket(error)) {
+        match read.map_err(|error| self.without_it(error)) {
             Err(Error::BucketDenied(why)) => {
                 let opened = Box::pin(self.open_epoch()).await;
                 opened.map_err(|error| error.failure(&self.options))?;
@@ -91,7 +86,7 @@ impl JetStream {
     /// Keeps bytes for our slot, before the sink runs.
     pub async fn keep(&mut self, write: Write) -> Result<Written, Failure> {
         let written = Box::pin(self.write(&write)).await;
-        match written.map_err(|error| self.without_bucket(error)) {
+        match written.map_err(|error| self.without_it(error)) {
             Err(Error::BucketDenied(why)) => {
                 let opened = Box::pin(self.open_epoch()).await;
                 opened.map_err(|error| error.failure(&self.options))?;
@@ -222,10 +217,17 @@ impl JetStream {
         bucket::of_slot(connection, &self.options, self.lineage.source()).await
     }
 
-    /// What an error means that a bucket has caused which we may not use: the connection is made
-    /// anew, and the bucket is left alone.
-    pub(crate) fn without_bucket(&mut self, error: Error) -> Error {
+    /// What an error means that was caused by what we can do without, and may not use: the
+    /// connection is made anew, and that is left alone.
+    pub(crate) fn without_it(&mut self, error: Error) -> Error {
         match error {
+            Error::PublishDenied(why)
+                if self.options.delayed.is_none()
+                    && why.contains(&self.options.stream.delayed().name) =>
+            {
+                self.schedules_denied = true;
+                Error::Broken(why)
+            }
             Error::PublishDenied(why)
                 if why.contains(&record_bucket(&self.options.stream.name)) =>
             {
