@@ -117,14 +117,14 @@ async fn watch_leader(url: String, leader: watch::Sender<Leader>) {
 }
 
 /// The walsender that serves the slot, and the copy it serves. `outjet recover` may have the slot
-/// for a moment.
+/// for a moment, and so may who moves it.
 pub(crate) async fn holder(
     session: &Session,
 ) -> Result<Option<(u32, usize)>, tokio_postgres::Error> {
     let rows = session.query(LEADER, &[]).await?;
     Ok(rows.first().and_then(|row| {
         let name: String = row.get(1);
-        if name == OPERATOR {
+        if name == OPERATOR || name.is_empty() {
             return None;
         }
         let number = name.strip_prefix(NAMES).and_then(|copy| copy.parse().ok());
