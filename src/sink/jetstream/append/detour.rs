@@ -5,10 +5,10 @@ use super::super::JetStream;
 use super::super::aside::bodies::outgoing;
 use super::super::aside::delayed::{self, Delayed, Scheduled};
 use super::super::aside::letters::Letter;
-use super::super::epoch_mut;
 use super::super::error::Error;
 use super::super::names::TOO_LARGE;
 use super::chain::{Passed, Waiting};
+use super::epoch::epoch_mut;
 use crate::fault;
 
 impl JetStream {

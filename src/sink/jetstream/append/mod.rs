@@ -4,9 +4,11 @@
 pub(crate) mod batch;
 pub(crate) mod chain;
 pub(crate) mod detour;
+pub(crate) mod epoch;
 pub(crate) mod hold;
 pub(crate) mod memory;
 pub(crate) mod past;
 pub(crate) mod places;
 pub(crate) mod record;
+pub(crate) mod send;
 pub(crate) mod shared;
