@@ -13,10 +13,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use clap::Parser;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 use tokio::signal::unix::{SignalKind, signal};
 
-use chaos::plan::Plan;
+use chaos::plan::{Past, Plan};
+use chaos::promoted::WITH_FAILOVER_SLOTS;
 use chaos::report::Report;
 use harness::{Nats, Postgres};
 
@@ -57,7 +59,10 @@ struct Asked {
     /// is moved, made again or dropped
     #[arg(long, conflicts_with_all = ["atomic", "hold", "strangers"])]
     past: bool,
-    /// Major version of Postgres [default: the preferred one]
+    /// As with --past, but a standby that lags is promoted in each round (Postgres 17 and newer)
+    #[arg(long, conflicts_with_all = ["atomic", "hold", "strangers", "past"])]
+    promotion: bool,
+    /// Major version of Postgres [default: the preferred one, or 17 with --promotion]
     #[arg(long, value_name = "MAJOR")]
     postgres: Option<u32>,
 }
@@ -65,6 +70,12 @@ struct Asked {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let asked = Asked::parse();
+    if asked.promotion && asked.postgres.is_some_and(|it| it < WITH_FAILOVER_SLOTS) {
+        let message = "--promotion needs Postgres 17 or newer";
+        <Asked as CommandFactory>::command()
+            .error(ErrorKind::ArgumentConflict, message)
+            .exit();
+    }
     // Whatever is dropped takes its servers and its directories along.
     let is_perfect = tokio::select! {
         biased;
@@ -108,6 +119,9 @@ async fn rounds(asked: &Asked) -> bool {
                     strangers: true, ..
                 } => Plan::among_strangers(seed, ROUND),
                 Asked { past: true, .. } => Plan::past_of(seed, ROUND),
+                Asked {
+                    promotion: true, ..
+                } => Plan::changing(seed, Past::Promoted, ROUND),
                 _ => Plan::new(seed, ROUND),
             }
         };
@@ -129,7 +143,9 @@ async fn rounds(asked: &Asked) -> bool {
 impl Asked {
     fn postgres(&self) -> harness::postgres::Builder {
         let builder = Postgres::builder();
+        let promotable = self.promotion.then_some(WITH_FAILOVER_SLOTS);
         self.postgres
+            .or(promotable)
             .into_iter()
             .fold(builder, |b, major| b.version(major))
     }
@@ -156,6 +172,7 @@ impl Asked {
             (self.hold, " --hold"),
             (self.strangers, " --strangers"),
             (self.past, " --past"),
+            (self.promotion, " --promotion"),
         ];
         for (asked, flag) in flags {
             command += if asked { flag } else { "" };
@@ -182,12 +199,12 @@ struct Sum {
     rounds: u64,
     takeovers: u64,
     drained_max: Duration,
-    counts: [usize; 9],
+    counts: [usize; 11],
     imperfect: Vec<u64>,
 }
 
 /// The rows of [`Sum::counts`].
-const COUNTS: [&str; 9] = [
+const COUNTS: [&str; 11] = [
     "committed",
     "stored",
     "twice, unsure",
@@ -197,6 +214,8 @@ const COUNTS: [&str; 9] = [
     "out of order",
     "never committed",
     "differing",
+    "lost tail",
+    "of it stored",
 ];
 
 impl Sum {
@@ -216,6 +235,8 @@ impl Sum {
             verdict.out_of_order.len(),
             verdict.uncommitted.len(),
             report.differing.len(),
+            report.lost_tail.0,
+            report.lost_tail.1,
         ];
         for (sum, count) in self.counts.iter_mut().zip(counts) {
             *sum += count;

@@ -4,15 +4,16 @@ use std::fs;
 use std::time::Duration;
 
 use super::plan::{
-    self, CopyFault, LinkFault, NatsFault, Plan, PostgresFault, Settings, TAKEOVER_AFTER,
+    self, CopyFault, LinkFault, NatsFault, Past, Plan, PostgresFault, Settings, TAKEOVER_AFTER,
 };
+use super::promoted::Succession;
 use super::watch::{self, NAMES};
 use super::{LOOK, STREAM};
 use crate::harness::cluster::Cluster;
 use crate::harness::outjet::Output;
 use crate::harness::postgres::Session;
 use crate::harness::process::{Signal, signal_if_alive};
-use crate::harness::{Mode, Nats, Outjet, Postgres, Proxy, Stop, nats, outjet, postgres};
+use crate::harness::{Judge, Mode, Nats, Outjet, Postgres, Proxy, Stop, nats, outjet, postgres};
 use async_nats::jetstream;
 use futures_util::future::join_all;
 use tokio::time::{Instant, sleep, timeout};
@@ -24,7 +25,12 @@ const TERMINATE_WITHIN: Duration = Duration::from_secs(60);
 const FAST_STOP_MAX: Duration = Duration::from_secs(20);
 
 /// The database, and what can be done to it.
-pub(crate) struct Database(pub(crate) Postgres);
+pub(crate) struct Database {
+    /// The one that can be written to.
+    pub(crate) server: Postgres,
+    /// Where a standby is to take over from it.
+    pub(crate) succession: Option<Succession>,
+}
 
 /// The broker, and what can be done to it. Outjet and the judge know no more of it than addresses
 /// and a client.
@@ -68,42 +74,74 @@ pub(crate) struct Links {
 
 impl Database {
     /// A server whose decoding spills transactions to disk early.
-    pub(crate) async fn start(postgres: postgres::Builder) -> Self {
-        let small = postgres.setting("logical_decoding_work_mem", "256kB");
-        Self(small.tcp().start().await)
+    pub(crate) async fn start(postgres: postgres::Builder, plan: &Plan) -> Self {
+        let small = postgres.setting("logical_decoding_work_mem", "256kB").tcp();
+        if plan.past != Some(Past::Promoted) {
+            return Self {
+                server: small.start().await,
+                succession: None,
+            };
+        }
+        let mut server = Succession::settings(small).start().await;
+        let succession = Some(Succession::prepare(&mut server, plan.seed).await);
+        Self { server, succession }
+    }
+
+    /// Where it is, and stays when a standby has taken over.
+    pub(crate) fn url(&self) -> String {
+        let succession = self.succession.as_ref();
+        succession.map_or_else(|| self.server.url(), Succession::url)
+    }
+
+    /// Who judges what is committed. Nothing may have been written yet.
+    pub(crate) async fn judge(&self) -> Judge {
+        match self.succession {
+            Some(_) => Judge::with_failover(&self.server).await,
+            None => Judge::appoint(&self.server).await,
+        }
+    }
+
+    /// Loses the server and the end of what it had committed to a standby.
+    pub(crate) async fn promote(&mut self, links: &[Links], lasts: Duration) {
+        let succession = self.succession.as_mut().expect("there is a standby");
+        succession.strike(&mut self.server, links, lasts).await;
     }
 
     /// Does it, waits, and makes up for it.
     pub(crate) async fn strike(&mut self, fault: PostgresFault, lasts: Duration) {
         match fault {
-            PostgresFault::Kill => self.0.crash().await,
+            PostgresFault::Kill => self.server.crash().await,
             PostgresFault::StopFast => self.stop_fast().await,
-            PostgresFault::StopImmediate => self.0.stop(Stop::Immediate).await,
+            PostgresFault::StopImmediate => self.server.stop(Stop::Immediate).await,
             PostgresFault::TerminateWalsender
             | PostgresFault::KillWalsender
             | PostgresFault::PauseWalsender => return self.strike_walsender(fault, lasts).await,
+            PostgresFault::Promote => unreachable!("it is done with all links"),
         }
         sleep(lasts).await;
-        self.0.start_again().await;
+        self.server.start_again().await;
     }
 
     /// A walsender that was terminated while its connection is silent can hang in its farewell, and
     /// the stop with it: then the operator loses patience.
     async fn stop_fast(&mut self) {
-        self.0.begin_stop(Stop::Fast);
-        if timeout(FAST_STOP_MAX, self.0.stopped()).await.is_err() {
-            self.0.stop(Stop::Immediate).await;
+        self.server.begin_stop(Stop::Fast);
+        if timeout(FAST_STOP_MAX, self.server.stopped()).await.is_err() {
+            self.server.stop(Stop::Immediate).await;
         }
     }
 
-    /// What the server has logged.
+    /// What the server has logged, and before it the one that it took over from.
     pub(crate) fn log(&self) -> String {
-        fs::read_to_string(self.0.log()).expect("the server's log")
+        let dead = self.succession.as_ref().and_then(Succession::dead);
+        let servers = dead.into_iter().chain([&self.server]);
+        let logs = servers.map(|server| fs::read_to_string(server.log()));
+        logs.map(|log| log.expect("the server's log")).collect()
     }
 
     /// Nothing happens if nobody leads.
     async fn strike_walsender(&self, fault: PostgresFault, lasts: Duration) {
-        let Ok(session) = Session::try_connect(&self.0.url()).await else {
+        let Ok(session) = Session::try_connect(&self.server.url()).await else {
             return;
         };
         let Ok(Some((walsender, _))) = watch::holder(&session).await else {
@@ -122,7 +160,10 @@ impl Database {
                 sleep(lasts).await;
                 signal_if_alive(walsender, Signal::CONT);
             }
-            PostgresFault::Kill | PostgresFault::StopFast | PostgresFault::StopImmediate => {}
+            PostgresFault::Kill
+            | PostgresFault::StopFast
+            | PostgresFault::StopImmediate
+            | PostgresFault::Promote => {}
         }
     }
 }
@@ -374,7 +415,7 @@ impl Links {
     pub(crate) fn to(database: &Database, broker: &Broker) -> Self {
         Self {
             // Not the socket: a walsender whose farewell does not fit into it waits for ever.
-            postgres: Proxy::before_port(database.0.port().expect("it listens")),
+            postgres: Proxy::before_port(database.server.port().expect("it listens")),
             nats: broker.links(),
         }
     }
@@ -415,10 +456,7 @@ impl Operator {
         let mut settings = plan.first;
         settings.delayed_now = !broker.keeps().await;
         Self {
-            environment: [
-                ("DATABASE_URL", database.0.url()),
-                ("NATS_URL", broker.url()),
-            ],
+            environment: [("DATABASE_URL", database.url()), ("NATS_URL", broker.url())],
             yaml: configuration(plan, settings),
         }
     }

@@ -14,7 +14,9 @@ mod letters;
 mod moved;
 mod past;
 pub(crate) mod plan;
+pub(crate) mod promoted;
 pub(crate) mod report;
+mod roll;
 mod strangers;
 mod watch;
 
@@ -30,21 +32,19 @@ use crate::harness::outbox::Random;
 use crate::harness::postgres::{self, Session};
 use crate::harness::{Judge, Proxy, Verdict, nats};
 use arena::{Broker, Copy, Database, Links, Operator};
-use contents::Writers;
+use contents::{Known, Writers};
 use letters::Letters;
 use past::{Consumer, Evidence, Found};
-use plan::{CopyFault, LinkFault, Moving, NatsFault, Past, Plan, Planned, StrangerFault, Whom};
+use plan::{
+    CopyFault, LinkFault, Moving, NatsFault, Past, Plan, Planned, PostgresFault, StrangerFault,
+    Whom,
+};
+use promoted::Tail;
 use report::{Report, Struck};
 use strangers::Strangers;
 use watch::Watch;
 
 const STREAM: &str = "OUTBOX";
-
-/// After the last fault: the longest pause of a copy that has failed often or has halted is 30 s.
-const DRAIN_WITHIN: Duration = Duration::from_secs(120);
-
-/// For a takeover in peace: the longest pause of a copy that has failed often is 5 s.
-const TAKEOVER_WITHIN: Duration = Duration::from_secs(20);
 
 /// How long a fault waits for a running stream; then it hits something that does not run.
 const AWAIT_STREAM_MAX: Duration = Duration::from_secs(4);
@@ -78,7 +78,7 @@ pub(crate) async fn play(
     let to_postgres = |copy: usize| std::slice::from_ref(&links[copy].postgres);
     let to_nats = |copy: usize| links[copy].nats.as_slice();
     tokio::join!(
-        stage.postgres(&plan, database),
+        stage.postgres(&plan, (database, links)),
         stage.nats(&plan, broker),
         stage.copies(&plan, copies, (jetstream, operator, url)),
         stage.strangers(&plan, (jetstream, consumer.as_ref()), &mut strangers),
@@ -86,20 +86,16 @@ pub(crate) async fn play(
         stage.links(&plan.postgres_link, "to Postgres", to_postgres),
         stage.links(&plan.nats_link, "to NATS", to_nats),
     );
-    let known = writers.finish().await;
+    let mut known = writers.finish().await;
     let session = Session::connect(url).await;
-    let drained_in = drain(&session, DRAIN_WITHIN).await;
+    let drained_in = roll::drain(&session).await;
     let takeovers = watch.takeovers();
-    let mut problems = call_roll(&session, &mut round.copies).await;
+    let mut problems = roll::call(&session, &mut round.copies).await;
 
-    let committed = round.judge.committed().await;
-    problems.extend(report::disagreements(
-        &committed,
-        &table(&session).await,
-        &known,
-    ));
+    let (committed, tail) = round.committed(&session, &mut known, &mut problems).await;
     let hands = (&strangers, &letters);
-    let found = round.judged(&stage, (&plan, hands), committed).await;
+    let found = round.judged(&stage, (&plan, hands), (committed, &tail));
+    let found = found.await;
     problems.extend(found.problems);
     let (accused, mut logs) = round.account(&stage);
     logs.push(("places".to_owned(), found.places));
@@ -110,6 +106,7 @@ pub(crate) async fn play(
         forgotten: stage.forgotten.get(),
         drained_in,
         verdict: found.verdict,
+        lost_tail: found.lost_tail,
         differing: report::differing(&found.stored),
         batches: report::batches(&found.stored[..found.at_once], &plan),
         uncertain: found.uncertain,
@@ -139,6 +136,7 @@ struct Round {
 /// What was found.
 struct Judged {
     verdict: Verdict,
+    lost_tail: (usize, usize),
     stored: Vec<Stored>,
     /// How many of these are the stream's; the others were delayed.
     at_once: usize,
@@ -152,11 +150,13 @@ struct Judged {
 impl Round {
     /// Starts everything.
     async fn begin(plan: &Plan, servers: (postgres::Builder, nats::Builder)) -> Self {
-        let (database, mut broker) =
-            tokio::join!(Database::start(servers.0), Broker::start(servers.1, plan));
-        let url = database.0.url();
-        let judge = Judge::appoint(&database.0).await;
-        let session = database.0.connect().await;
+        let (database, mut broker) = tokio::join!(
+            Database::start(servers.0, plan),
+            Broker::start(servers.1, plan)
+        );
+        let url = database.url();
+        let judge = database.judge().await;
+        let session = database.server.connect().await;
         session.run(contents::BUSINESS).await;
         past::make_queue(&broker.jetstream().await, plan).await;
         let operator = Operator::of(&database, &broker, plan).await;
@@ -173,6 +173,9 @@ impl Round {
         if plan.past.is_some() {
             session.run(&past::variety(plan)).await;
             consumer = Some(Consumer::start(&jetstream).await);
+            if let Some(succession) = &database.succession {
+                succession.slots_are_kept(&session).await;
+            }
             past::prelude(&session).await;
         }
         Self {
@@ -188,17 +191,35 @@ impl Round {
         }
     }
 
+    /// What was committed, and what of it died with a server. Writers and table must agree.
+    async fn committed(
+        &mut self,
+        session: &Session,
+        known: &mut Known,
+        problems: &mut Vec<String>,
+    ) -> (Vec<String>, Tail) {
+        let judge = self.judge.clone().moved(&self.database.server);
+        let committed = judge.committed().await;
+        let tail = Tail::of(&mut self.database, &judge, &committed).await;
+        problems.extend(tail.problem.clone());
+        known.committed.retain(|id| !tail.lost.contains(id));
+        let table = table(session).await;
+        problems.extend(report::disagreements(&committed, &table, known));
+        (committed, tail)
+    }
+
     /// Compares what was committed with what is stored, or was.
     async fn judged(
         &self,
         stage: &Stage<'_>,
         (plan, (strangers, letters)): (&Plan, (&Strangers, &Letters)),
-        mut committed: Vec<String>,
+        (mut committed, tail): (Vec<String>, &Tail),
     ) -> Judged {
         let Some(consumer) = &self.consumer else {
             let stored = strangers.ours(drain::messages(&self.jetstream, STREAM).await);
             return Judged {
                 verdict: strangers.verdict(committed, report::ids(&stored)),
+                lost_tail: (0, 0),
                 at_once: stored.len(),
                 places: String::new(),
                 stored,
@@ -211,6 +232,7 @@ impl Round {
             plan,
             strangers,
             forgot_at: stage.forgot_at(),
+            lost: &tail.lost,
         };
         let found = Found::by(consumer, &evidence).await;
         let mut problems = Vec::new();
@@ -221,11 +243,15 @@ impl Round {
             kept.retain(|letter| letter.id().is_none_or(|id| strangers.left(id)));
             problems = letters.problems(&rejected, (&kept, &found.corrected));
         }
-        let verdict = found.verdict(&evidence, committed);
+        let mut verdict = found.verdict(&evidence, committed);
+        let stored = found.messages();
+        let (of_tail, twice) = tail.among(&stored);
+        verdict.duplicated.extend(twice);
         Judged {
             places: found.places(&verdict),
             verdict,
-            stored: found.messages(),
+            lost_tail: (tail.lost.len(), of_tail),
+            stored,
             at_once: found.stored.len(),
             uncertain: found.uncertain,
             unseen: found.unseen,
@@ -264,48 +290,6 @@ async fn table(session: &Session) -> Vec<String> {
     rows.iter().map(|row| row.get(0)).collect()
 }
 
-/// Waits until the slot has passed all that was committed; says how long that took.
-async fn drain(session: &Session, within: Duration) -> Option<Duration> {
-    let started = Instant::now();
-    let flushed = session.text("SELECT pg_current_wal_flush_lsn()").await;
-    let sql = format!(
-        "SELECT confirmed_flush_lsn >= '{flushed}' FROM pg_replication_slots
-         WHERE slot_name = 'outjet'"
-    );
-    while session.text(&sql).await != "t" {
-        if started.elapsed() > within {
-            return None;
-        }
-        sleep(LOOK).await;
-    }
-    Some(started.elapsed())
-}
-
-/// Ends whoever leads, until nobody is left: each copy must be able to take over, whatever it went
-/// through. A copy that hangs would else be covered by the others.
-async fn call_roll(session: &Session, copies: &mut [Copy]) -> Vec<String> {
-    let mut random = Random(0);
-    let mut left: Vec<usize> = (0..copies.len()).collect();
-    while !left.is_empty() {
-        contents::write_one(session, &mut random).await;
-        let published = drain(session, TAKEOVER_WITHIN).await;
-        let holder = watch::holder(session).await.expect("a server at peace");
-        let leader = holder.map(|(_, copy)| copy);
-        match leader.filter(|_| published.is_some()) {
-            Some(leader) => {
-                copies[leader].terminate().await;
-                left.retain(|copy| *copy != leader);
-            }
-            None => {
-                return vec![format!(
-                    "of the copies {left:?} none takes over ({leader:?})"
-                )];
-            }
-        }
-    }
-    Vec::new()
-}
-
 /// Where faults are done: one method for each track.
 struct Stage<'a> {
     started: Instant,
@@ -334,13 +318,18 @@ impl<'a> Stage<'a> {
         }
     }
 
-    async fn postgres(&self, plan: &Plan, database: &mut Database) {
+    async fn postgres(&self, plan: &Plan, (database, links): (&mut Database, &[Links])) {
         for planned in &plan.postgres {
-            if self.is_over_before(planned).await {
-                break;
+            // A round that is about a promotion has one, however late it is.
+            let promotes = planned.fault == PostgresFault::Promote;
+            if self.is_over_before(planned).await && !promotes {
+                continue;
             }
             self.note(planned.fault.to_string(), lasting(planned.lasts), None);
-            database.strike(planned.fault, planned.lasts).await;
+            match promotes {
+                true => database.promote(links, planned.lasts).await,
+                false => database.strike(planned.fault, planned.lasts).await,
+            }
         }
     }
 
@@ -544,8 +533,13 @@ mod tests {
     ) {
         let mut reports = Vec::new();
         for seed in seed..seed + ROUNDS_MAX {
-            let servers = (Postgres::builder(), nats.clone());
-            let played = play(plan(seed), servers, |struck| eprintln!("{struck}"));
+            let plan = plan(seed);
+            let postgres = match plan.past {
+                Some(Past::Promoted) => Postgres::builder().version(promoted::WITH_FAILOVER_SLOTS),
+                _ => Postgres::builder(),
+            };
+            let servers = (postgres, nats.clone());
+            let played = play(plan, servers, |struck| eprintln!("{struck}"));
             let report = Box::pin(played).await;
             eprintln!("{report}");
             if !report.is_perfect() {
@@ -629,6 +623,20 @@ mod tests {
         play_short(9, plan, Nats::builder(), |reports| {
             let moves = ["slot: advanced while no copy runs", "slot: dropped"];
             hits(reports) >= HITS_MIN && moves.iter().any(|kind| struck(reports, kind))
+        })
+        .await;
+    }
+
+    /// What the standby never got was committed nowhere, and may be stored once.
+    #[tokio::test]
+    async fn lagging_standby_that_is_promoted_while_everything_fails_costs_only_what_it_lacks() {
+        let plan = |seed| Plan::changing(seed, Past::Promoted, LENGTH / 2);
+        play_short(1, plan, Nats::builder(), |reports| {
+            let published = |report: &Report| report.lost_tail.1 > 0;
+            let takes_over = |report: &Report| report.takeovers > 0;
+            hits(reports) >= HITS_MIN
+                && reports.iter().any(published)
+                && reports.iter().any(takes_over)
         })
         .await;
     }

@@ -79,7 +79,7 @@ pub(crate) async fn make_queue(jetstream: &jetstream::Context, plan: &Plan) {
 pub(crate) fn variety(plan: &Plan) -> String {
     let expiring = match plan.past {
         Some(Past::Expiring) => EXPIRING_IDS.iter().collect(),
-        Some(Past::Consumed | Past::Moved) | None => "-".to_owned(),
+        Some(Past::Consumed | Past::Moved | Past::Promoted) | None => "-".to_owned(),
     };
     let delayed: String = DELAYED_IDS.iter().collect();
     let rejected = match plan.past.is_some_and(Past::has_letters) {
@@ -307,6 +307,8 @@ pub(crate) struct Evidence<'a> {
     pub(crate) strangers: &'a Strangers,
     /// When a server of NATS was stopped or killed: it forgets the ids of what has vanished.
     pub(crate) forgot_at: Vec<OffsetDateTime>,
+    /// What was committed on a dead timeline alone, and may be stored or not.
+    pub(crate) lost: &'a HashSet<String>,
 }
 
 impl Found {
@@ -389,11 +391,14 @@ impl Found {
     /// done so unseen.
     pub(crate) fn verdict(&self, evidence: &Evidence<'_>, mut committed: Vec<String>) -> Verdict {
         committed.retain(|id| evidence.strangers.left(id));
-        let due: Vec<String> = super::report::ids(&self.due);
+        let survives = |id: &String| !evidence.lost.contains(id);
+        let [mut due, mut stored] = [&self.due, &self.stored].map(|it| super::report::ids(it));
+        due.retain(survives);
+        stored.retain(survives);
         let later: HashSet<&String> = due.iter().collect();
         let (delayed, at_once): (Vec<_>, Vec<_>) =
             committed.into_iter().partition(|id| later.contains(id));
-        let mut verdict = Verdict::of(&at_once, &super::report::ids(&self.stored));
+        let mut verdict = Verdict::of(&at_once, &stored);
         let appeared = Verdict::of(&delayed, &in_order_of(&delayed, &due));
         verdict.committed += appeared.committed;
         verdict.stored += appeared.stored;

@@ -66,6 +66,8 @@ pub(crate) enum Past {
     Expiring,
     /// The slot is moved, made again or dropped.
     Moved,
+    /// A standby that lags is promoted (17 and newer): what it lacks was never committed.
+    Promoted,
 }
 
 impl Past {
@@ -73,7 +75,7 @@ impl Past {
     pub(crate) fn has_letters(self) -> bool {
         match self {
             Self::Consumed | Self::Expiring => true,
-            Self::Moved => false,
+            Self::Moved | Self::Promoted => false,
         }
     }
 }
@@ -106,6 +108,14 @@ impl Settings {
             in_flight_max: [16, 256, 4096][random.below(3) as usize],
             in_flight_kib_max: [256, 32 * 1024][random.below(2) as usize],
             delayed_now: false,
+        }
+    }
+
+    /// Without the smallest windows: an outjet that lags publishes nothing of what will be lost.
+    fn swift(self) -> Self {
+        Self {
+            in_flight_max: self.in_flight_max.max(256),
+            ..self
         }
     }
 }
@@ -147,6 +157,8 @@ pub(crate) enum PostgresFault {
     KillWalsender,
     /// SIGSTOP of the walsender.
     PauseWalsender,
+    /// A standby is cut off, the server goes on and is killed, and the standby takes its place.
+    Promote,
 }
 
 /// What can happen to nats-server.
@@ -295,10 +307,11 @@ impl Plan {
         let mut plan = Self::new(seed, length);
         let mut random = Self::source(seed, 8);
         let mut faults = match past {
-            Past::Consumed | Past::Moved => Vec::new(),
+            Past::Consumed | Past::Moved | Past::Promoted => Vec::new(),
             Past::Expiring => vec![Purge],
         };
-        if random.below(2) == 0 {
+        // Among strangers the order cannot be judged, and this is about it.
+        if past != Past::Promoted && random.below(2) == 0 {
             faults.extend([Write, WriteAndVanish, WriteExpiring, WriteExpiring]);
             faults.extend([Copy, Delete]);
         }
@@ -316,6 +329,7 @@ impl Plan {
         let (random, copies) = (Self::source(seed, 4), plan.copies);
         let between = match past {
             Past::Consumed | Past::Expiring => vec![CopyFault::PutRecordBack; 2],
+            Past::Promoted => Vec::new(),
             Past::Moved => [Moving::Advance, Moving::Recreate, Moving::Drop]
                 .map(CopyFault::MoveSlot)
                 .into_iter()
@@ -324,7 +338,29 @@ impl Plan {
         };
         let mut draw = copy_faults(copies, &between);
         plan.copy = track(random, (300, 3_000), length, &mut draw);
+        if past == Past::Promoted {
+            plan.first = plan.first.swift();
+            plan.promote_once();
+        }
         plan
+    }
+
+    /// After a quarter of the time: then there is something to lose, and time for what follows.
+    fn promote_once(&mut self) {
+        let mut at = Duration::ZERO;
+        let is_early = |planned: &&Planned<_>| {
+            at += planned.after + planned.lasts;
+            at < self.length / 4
+        };
+        let place = self.postgres.iter().take_while(is_early).count();
+        let mut random = Self::source(self.seed, 10);
+        let promotion = Planned {
+            awaits_stream: true,
+            after: between(&mut random, (300, 1_500)),
+            lasts: between(&mut random, (100, 1_500)),
+            fault: PostgresFault::Promote,
+        };
+        self.postgres.insert(place, promotion);
     }
 
     /// The plan of a seed whose past changes in the way that is this seed's.
@@ -340,9 +376,13 @@ impl Plan {
         }
         let mut random = Self::source(self.seed, 16 + copy as u64);
         random.0 = random.0.wrapping_add(start << 16);
-        Settings {
+        let settings = Settings {
             delayed_now: random.below(2) == 0,
             ..Settings::draw(&mut random)
+        };
+        match self.past {
+            Some(Past::Promoted) => settings.swift(),
+            _ => settings,
         }
     }
 
@@ -436,6 +476,7 @@ fn postgres_faults() -> impl FnMut(&mut Random) -> (PostgresFault, Duration) {
             Kill | StopFast | StopImmediate => (0, 1_500),
             TerminateWalsender | KillWalsender => (0, 1),
             PauseWalsender => (100, 4_000),
+            Promote => unreachable!("it is in no deck"),
         };
         (fault, skewed(random, lasts))
     }
@@ -564,6 +605,7 @@ impl fmt::Display for PostgresFault {
             Self::TerminateWalsender => "walsender: terminated",
             Self::KillWalsender => "walsender: kill -9",
             Self::PauseWalsender => "walsender: SIGSTOP",
+            Self::Promote => "Postgres: a standby that lags is promoted",
         })
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::contents::{Event, Known};
-use super::plan::Plan;
+use super::plan::{Past, Plan};
 use crate::harness::Verdict;
 use crate::harness::drain::Stored;
 
@@ -44,6 +44,8 @@ pub(crate) struct Report {
     pub(crate) drained_in: Option<Duration>,
     /// Table and stream, by the judge.
     pub(crate) verdict: Verdict,
+    /// How many events were committed on a dead timeline alone, and how many of them are stored.
+    pub(crate) lost_tail: (usize, usize),
     /// Ids whose message is not what was written, by subject or by body.
     pub(crate) differing: Vec<String>,
     /// Transactions that were sent as a whole, and those of them that do not stand there as one.
@@ -140,6 +142,10 @@ impl fmt::Display for Report {
                  expired or vanished unseen",
                 self.uncertain, self.unseen,
             )?;
+        }
+        if self.plan.past == Some(Past::Promoted) {
+            let (lost, stored) = self.lost_tail;
+            writeln!(f, "lost tail: {lost} events, {stored} of them stored")?;
         }
         write!(
             f,

@@ -192,6 +192,7 @@ fn row_id(message_id: &str) -> &str {
 }
 
 /// Who knows what was committed, and in which order.
+#[derive(Clone)]
 pub(crate) struct Judge {
     url: String,
     table: String,

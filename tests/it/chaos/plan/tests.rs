@@ -63,6 +63,19 @@ fn a_minute_of_each_past_has_what_changes_it() {
 }
 
 #[test]
+fn a_standby_is_promoted_once_and_early_in_a_round_about_it() {
+    for seed in 0..50 {
+        let plan = Plan::changing(seed, Past::Promoted, MINUTE);
+        let promotes = |planned: &&Planned<_>| planned.fault == PostgresFault::Promote;
+        assert_eq!(plan.postgres.iter().filter(promotes).count(), 1);
+        let before = plan.postgres.iter().take_while(|it| !promotes(it));
+        let before: Duration = before.map(|planned| planned.after + planned.lasts).sum();
+        assert!(before < MINUTE / 4, "{before:?}");
+        assert!(!plan.displaces());
+    }
+}
+
+#[test]
 fn a_minute_has_every_kind_of_fault() {
     let plan = Plan::holding(1, MINUTE);
     let mut kinds: Vec<String> = Vec::new();
