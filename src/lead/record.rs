@@ -517,9 +517,10 @@ pub fn not_written(why: &str) -> Failure {
     ))
 }
 
-/// Whose events a record speaks of.
+/// Whose events a record speaks of; `None` if nobody has led, and it speaks of a slot alone.
 pub fn whose(kept: &Kept) -> Option<Source> {
-    read(kept).map(|record| record.source)
+    let led = read(kept).filter(|record| record.term > 0);
+    led.map(|record| record.source)
 }
 
 /// What is kept, unless it was deleted or is no record.
