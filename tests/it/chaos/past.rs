@@ -283,6 +283,9 @@ async fn take(consumer: &PullConsumer, seen: &watch::Sender<BTreeMap<u64, Seen>>
     Some(())
 }
 
+/// For how long a replaced copy may go on publishing at once what its successor delays.
+const OVERLAP: time::Duration = time::Duration::seconds(5);
+
 /// What a judge knows of a round whose past has changed.
 pub(crate) struct Found {
     /// Of the stream: what is ours, each once but for what is doubled.
@@ -349,12 +352,19 @@ impl Found {
             }
             first.insert(id, (message.sequence, message.stored_at));
         }
-        // Nor does the stream of what is delayed know an id.
-        let later: HashSet<&str> = found.due.iter().filter_map(Stored::id).collect();
+        // Nor does the stream of what is delayed know what another copy publishes at once.
+        let marks = found.marks.iter().filter(|mark| is_mark(mark));
+        let marked: HashMap<&str, OffsetDateTime> = marks
+            .filter_map(|mark| Some((mark.id()?, mark.stored_at)))
+            .collect();
         let before = found.stored.len();
         found.stored.retain(|message| {
-            let twice = message.id().is_some_and(|id| later.contains(id));
-            !(twice && gone.contains_key(&message.sequence))
+            let marked_at = message.id().and_then(|id| marked.get(id).copied());
+            !marked_at.is_some_and(|marked_at| {
+                let behind = marked_at - message.stored_at;
+                let together = (time::Duration::ZERO..OVERLAP).contains(&behind);
+                together || behind.is_positive() && gone.contains_key(&message.sequence)
+            })
         });
         found.uncertain += before - found.stored.len();
         found
@@ -422,6 +432,10 @@ impl Found {
         }
         verdict
     }
+}
+
+fn is_mark(message: &Stored) -> bool {
+    message.subject.ends_with(".mark")
 }
 
 /// Times are not commits: what became due is compared without its order.
