@@ -5,7 +5,7 @@ use tokio::task::JoinSet;
 
 use crate::harness::postgres::Session;
 use crate::harness::stage::{SOON, STREAM, Writers, confirmed};
-use crate::harness::{Judge, Nats, Outjet, Postgres, Stop, Wait, drain, outjet, until};
+use crate::harness::{Judge, Nats, Outjet, Postgres, Stop, drain, outjet};
 
 /// The stream remembers message ids for less time than a failover takes.
 const CONFIG: &str = "
@@ -76,21 +76,10 @@ impl Site {
         assert_eq!(output.code, Some(0), "{output:?}");
     }
 
-    /// Waits until the standby has both slots, outjet's and the judge's. A slot can be kept only
-    /// from where the standby has come to, so the judge's moves on: nothing was written that it
-    /// misses.
+    /// Waits until the standby has both slots, outjet's and the judge's.
     async fn slots_are_kept(&self) {
         let (primary, standby) = (self.primary.connect().await, self.standby.connect().await);
-        let advance = "SELECT pg_log_standby_snapshot();
-            SELECT pg_replication_slot_advance('judge_postgres', pg_current_wal_flush_lsn())";
-        let kept = "SELECT count(*) FROM pg_replication_slots
-            WHERE synced AND NOT temporary AND invalidation_reason IS NULL";
-        until("both slots are kept", SOON, async || {
-            primary.run(advance).await;
-            let kept = standby.text(kept).await;
-            Wait::ready_if(kept == "2", kept)
-        })
-        .await;
+        drain::until_slots_are_kept(&primary, &standby).await;
     }
 
     async fn stored(&self, messages: u64) {

@@ -9,11 +9,11 @@ use tokio::time::{sleep, timeout};
 
 use super::arena::{Database, Links};
 use super::{LOOK, contents};
-use crate::harness::drain::Stored;
+use crate::harness::drain::{Stored, until_slots_are_kept};
 use crate::harness::outbox::Random;
 use crate::harness::postgres::{self, Session};
 use crate::harness::proxy::Upstream;
-use crate::harness::{Judge, Mode, Postgres, Proxy, Stop, Wait, until};
+use crate::harness::{Judge, Mode, Postgres, Proxy, Stop};
 
 /// Slots are kept in step on standbys from this version on.
 pub(crate) const WITH_FAILOVER_SLOTS: u32 = 17;
@@ -89,22 +89,10 @@ impl Succession {
         format!("postgres://postgres@{}/postgres", self.front.address())
     }
 
-    /// Waits until the standby has both slots, outjet's and the judge's. A slot can be kept only
-    /// from where the standby has come to, so the judge's moves on: nothing was written that it
-    /// misses.
+    /// Waits until the standby has both slots, outjet's and the judge's.
     pub(crate) async fn slots_are_kept(&self, primary: &Session) {
         let standby = self.standby.as_ref().expect("it was not promoted yet");
-        let standby = standby.connect().await;
-        let advance = "SELECT pg_log_standby_snapshot();
-            SELECT pg_replication_slot_advance('judge_postgres', pg_current_wal_flush_lsn())";
-        let kept = "SELECT count(*) FROM pg_replication_slots
-            WHERE synced AND NOT temporary AND invalidation_reason IS NULL";
-        until("both slots are kept", SOON, async || {
-            primary.run(advance).await;
-            let kept = standby.text(kept).await;
-            Wait::ready_if(kept == "2", kept)
-        })
-        .await;
+        until_slots_are_kept(primary, &standby.connect().await).await;
     }
 
     /// Cuts the standby off, lets the primary go on for as long, kills it, and promotes the standby

@@ -12,6 +12,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 
 use super::postgres::{Postgres, Session};
+use super::stage::SOON;
 use super::wait::{Wait, until};
 
 /// How long a server may take to hand out the next message of a stream that has one.
@@ -357,6 +358,21 @@ impl fmt::Display for Verdict {
         }
         Ok(())
     }
+}
+
+/// Waits until a standby has the slots of outjet and of the judge. A slot can be kept only from
+/// where the standby has come to, so the judge's moves on: nothing was written that it misses.
+pub(crate) async fn until_slots_are_kept(primary: &Session, standby: &Session) {
+    let advance = "SELECT pg_log_standby_snapshot();
+        SELECT pg_replication_slot_advance('judge_postgres', pg_current_wal_flush_lsn())";
+    let kept = "SELECT count(*) FROM pg_replication_slots
+        WHERE synced AND NOT temporary AND invalidation_reason IS NULL";
+    until("both slots are kept", SOON, async || {
+        primary.run(advance).await;
+        let kept = standby.text(kept).await;
+        Wait::ready_if(kept == "2", kept)
+    })
+    .await;
 }
 
 #[cfg(test)]
