@@ -23,7 +23,7 @@ pub const HELD_MAX: usize = 256;
 
 /// Most events that a leader may have handed over and not recorded: what it may have stored lies
 /// among so many behind the record.
-pub const UNRECORDED_MAX: u64 = 65_536;
+pub const UNRECORDED_MAX: u64 = 16_384;
 
 /// What a sink is told, in order.
 #[derive(Debug)]
