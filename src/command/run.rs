@@ -11,13 +11,13 @@ use super::setup;
 use crate::cli;
 use crate::config::{Config, Listen, LogFormat};
 use crate::error::Failure;
-use crate::http::{self, Site};
 use crate::lead::retention;
 use crate::lead::term;
-use crate::log;
-use crate::sampler;
-use crate::systemd::Systemd;
-use crate::vitals::Vitals;
+use crate::watch::http::{self, Site};
+use crate::watch::log;
+use crate::watch::sampler;
+use crate::watch::systemd::Systemd;
+use crate::watch::vitals::Vitals;
 
 /// Runs until a signal, or until it halts if `--exit-on-halt` is given. `false`: a second signal
 /// left work undone.

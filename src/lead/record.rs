@@ -17,7 +17,7 @@ use crate::event::lineage::{Lineage, Place, Source};
 use crate::lsn::Lsn;
 use crate::sink::jetstream::{JetStream, Standing};
 use crate::sink::{At, Kept, Past, Settled, UNRECORDED_MAX, Write, Written};
-use crate::vitals::Recorded;
+use crate::watch::vitals::Recorded;
 
 /// What the server says when a term begins, and what this process knows of it.
 #[derive(Clone, Copy, Debug)]

@@ -37,7 +37,7 @@ use crate::lsn::Lsn;
 use crate::pg::replication::{Frame, Stream};
 use crate::pg::{Error as PgError, ServerMessage};
 use crate::sink::{HELD_MAX, Order, Report, Settled};
-use crate::vitals::{State, Vitals, unix_seconds};
+use crate::watch::vitals::{State, Vitals, unix_seconds};
 
 /// How a relay keeps pace.
 #[derive(Clone, Copy, Debug)]

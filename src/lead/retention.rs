@@ -16,7 +16,7 @@ use crate::pg::control::Control;
 use crate::pg::ddl::{grant_deleting, grant_turning};
 use crate::pg::name::{TableName, quote, quote_table};
 use crate::pg::params::Params;
-use crate::vitals::{State, Vitals, unix_seconds};
+use crate::watch::vitals::{State, Vitals, unix_seconds};
 
 /// What is kept, and for how long.
 #[derive(Clone, Debug)]

@@ -29,7 +29,7 @@ use crate::pg::replication::{Session, Stream};
 use crate::preflight;
 use crate::sink::Report;
 use crate::sink::jetstream::{self, JetStream};
-use crate::vitals::{State, Vitals};
+use crate::watch::vitals::{State, Vitals};
 
 /// Everything that a term is made of.
 #[derive(Clone, Debug)]

@@ -34,9 +34,7 @@ const BORDERS: &[(&str, Border)] = &[
     ("backoff", Border::Only(&[])),
     ("fault", Border::Only(&[])),
     ("shutdown", Border::Only(&[])),
-    ("log", Border::Only(&["error"])),
-    ("metrics", Border::Only(&["metrics"])),
-    ("vitals", Border::Only(&["error", "metrics"])),
+    ("watch", Border::Only(&["error", "watch"])),
     ("event", Border::Only(&["event"])),
     ("route", Border::Only(&[])),
     ("format", Border::Only(&["event"])),
@@ -44,7 +42,7 @@ const BORDERS: &[(&str, Border)] = &[
     ("guard", Border::Only(&["event"])),
     (
         "lead",
-        Border::AllBut(&["cli", "command", "config", "http"]),
+        Border::AllBut(&["cli", "command", "config", "watch::http"]),
     ),
     ("lead::window", Border::Only(&["lsn"])),
     // The only module that knows both pgoutput and events.
@@ -63,21 +61,14 @@ const BORDERS: &[(&str, Border)] = &[
     // What a slot sends; never what becomes of it. Of the window only the proof of storage.
     (
         "pg",
-        Border::Only(&[
-            "pg",
-            "lsn",
-            "error",
-            "backoff",
-            "metrics",
-            "lead::window::Confirmed",
-        ]),
+        Border::Only(&["pg", "lsn", "error", "backoff", "lead::window::Confirmed"]),
     ),
     ("pg::pgoutput", Border::Only(&["pg::pgoutput", "lsn"])),
     // A sink knows no LSN: it cannot acknowledge.
     (
         "sink",
         Border::Only(&[
-            "sink", "event", "fault", "guard", "route", "error", "backoff", "metrics",
+            "sink", "event", "fault", "guard", "route", "error", "backoff",
         ]),
     ),
     ("sink::jetstream::names", Border::Only(&["event"])),
@@ -105,35 +96,27 @@ const BORDERS: &[(&str, Border)] = &[
             "cli",
             "command",
             "config",
-            "http",
             "preflight",
             "lead::term",
+            "watch::http",
         ]),
     ),
     (
         "preflight",
-        Border::AllBut(&["cli", "command", "config", "http", "lead"]),
+        Border::AllBut(&["cli", "command", "config", "lead", "watch"]),
     ),
-    ("systemd", Border::Only(&["error", "vitals"])),
     (
-        "sampler",
-        Border::Only(&["error", "lsn", "metrics", "pg", "vitals"]),
+        "watch::sampler",
+        Border::Only(&["error", "lsn", "pg", "watch"]),
     ),
     // For applications: knows SQL alone.
     ("producer", Border::Only(&[])),
     (
         "lead::retention",
-        Border::Only(&["error", "metrics", "pg", "vitals"]),
-    ),
-    (
-        "http",
-        Border::AllBut(&["cli", "command", "config", "pg", "sink"]),
+        Border::Only(&["error", "pg", "watch::vitals"]),
     ),
     // Builds everybody's options, and is imported by commands alone.
-    (
-        "config",
-        Border::AllBut(&["command", "http::", "lead::term::"]),
-    ),
+    ("config", Border::AllBut(&["command", "watch"])),
     // Values are written as in the configuration.
     ("cli", Border::Only(&["cli", "config"])),
     ("command", Border::AllBut(&[])),
@@ -205,16 +188,16 @@ const CLOCKS: &[&str] = &[
 const SHOWN_TIMES: &[&str] = &[
     "command::recover",
     "command::status",
-    "http",
-    "metrics::process",
     "pg::replication",
     "lead::relay",
     "lead::retention",
-    "sampler",
     "sink::jetstream::aside::bodies",
     "sink::jetstream::aside::delayed",
     "sink::jetstream::headers",
-    "vitals",
+    "watch::http",
+    "watch::metrics::process",
+    "watch::sampler",
+    "watch::vitals",
 ];
 
 /// Words that say nothing, or that mean something else in Postgres or NATS (STYLE).

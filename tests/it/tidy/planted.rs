@@ -150,9 +150,9 @@ fn a_clock_in_the_core() {
 fn a_clock_on_the_wall() {
     let text = "let due = SystemTime::now() + takeover_after;\n";
     assert_eq!(asks_no_time(&source("src/lead/term.rs", text)).len(), 1);
-    assert!(asks_no_time(&source("src/http.rs", text)).is_empty());
+    assert!(asks_no_time(&source("src/watch/http.rs", text)).is_empty());
     let text = "let took = SystemTime::now().duration_since(began);\n";
-    assert_eq!(asks_no_time(&source("src/vitals.rs", text)).len(), 1);
+    assert_eq!(asks_no_time(&source("src/watch/vitals.rs", text)).len(), 1);
     assert!(asks_no_time(&source("src/lead/term.rs", "Instant::now()\n")).is_empty());
 }
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use outjet::error::Problem;
-use outjet::http::{self, Site};
-use outjet::vitals::{State, Vitals};
+use outjet::watch::http::{self, Site};
+use outjet::watch::vitals::{State, Vitals};
 
 use crate::delivery::{Delivery, SOON};
 use crate::harness::stage::Writers;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use outjet::command::record::GapStatus;
 use outjet::error::Problem;
-use outjet::http::{self, Site};
-use outjet::vitals::{State, Vitals};
+use outjet::watch::http::{self, Site};
+use outjet::watch::vitals::{State, Vitals};
 use serde_json::{Value, json};
 
 use super::{Copy, ask};

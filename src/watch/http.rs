@@ -26,8 +26,8 @@ use tokio::task::JoinSet;
 use tracing::{debug, info};
 
 use self::page::Page;
+use super::vitals::{Reading, SlotSample, State, Vitals};
 use crate::error::Problem;
-use crate::vitals::{Reading, SlotSample, State, Vitals};
 
 /// Probes and a scraper or two need a handful.
 const CONNECTIONS_MAX: usize = 64;

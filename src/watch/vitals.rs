@@ -11,8 +11,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::metrics::{Metrics, ReasonLabel, SlotLabel, StateLabel, WalStatusLabel};
 use crate::error::Problem;
-use crate::metrics::{Metrics, ReasonLabel, SlotLabel, StateLabel, WalStatusLabel};
 
 /// What a copy may be doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

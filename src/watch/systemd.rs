@@ -15,7 +15,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::vitals::{Reading, State, Vitals};
+use super::vitals::{Reading, State, Vitals};
 
 /// The way to systemd.
 #[derive(Debug)]

@@ -8,13 +8,13 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
+use super::metrics::Metrics;
+use super::vitals::{SlotSample, Vitals};
 use crate::error::Failure;
 use crate::lsn::Lsn;
-use crate::metrics::Metrics;
 use crate::pg::catalog::{Holder, Partitions, Server, Slot};
 use crate::pg::control::Control;
 use crate::pg::params::Params;
-use crate::vitals::{SlotSample, Vitals};
 
 /// Often enough for an alarm, seldom enough to cost nothing.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -53,7 +53,7 @@ pub async fn run(params: &Params, slot: &str, vitals: &Arc<Vitals>) {
                     _ => "no answer in time".to_owned(),
                 };
                 debug!(cause, "the slot could not be looked at");
-                let label = crate::metrics::SlotLabel {
+                let label = super::metrics::SlotLabel {
                     slot: slot.to_owned(),
                 };
                 vitals
