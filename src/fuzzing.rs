@@ -4,16 +4,16 @@
 
 use bytes::Bytes;
 
-use crate::assemble::{Assembler, Options, Step};
 use crate::config::Config;
+use crate::event::assemble::{Assembler, Options, Step};
+use crate::event::format::Format;
+use crate::event::mapping::Preset;
+use crate::event::route::{self, Route, Template, check_subject, contains, matches, overlap};
 use crate::event::{Event, Position, header_is_sound};
-use crate::format::Format;
 use crate::lead::window::{Limits, Window};
 use crate::lsn::Lsn;
-use crate::mapping::Preset;
 use crate::pg::params::Params;
 use crate::pg::pgoutput::{decode, encode::encode};
-use crate::route::{self, Route, Template, check_subject, contains, matches, overlap};
 
 /// Claims about an input.
 pub type Target = fn(&[u8]);

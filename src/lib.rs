@@ -17,9 +17,10 @@
 //!
 //! An application inserts a row into the outbox and commits. Postgres's walsender decodes the
 //! transaction after its commit and sends it as pgoutput messages. [`pg::replication`] cuts the
-//! bytes into frames, [`pg::pgoutput`] reads a frame without copying, and [`assemble`] makes an
-//! [`event::Event`] of an inserted row: [`mapping`] says which column means what, [`route`] makes
-//! the subject, [`format`](mod@format) the headers; the body stays a slice of the frame.
+//! bytes into frames, [`pg::pgoutput`] reads a frame without copying, and [`event::assemble`] makes
+//! an [`event::Event`] of an inserted row: [`event::mapping`] says which column means what,
+//! [`event::route`] makes the subject, [`event::format`](mod@event::format) the headers; the body
+//! stays a slice of the frame.
 //!
 //! The event enters the [window](lead::window), goes through a bounded channel to the [`sink`], and
 //! out to JetStream. When its acknowledgement has come, the sink reports it as settled; the window
@@ -91,17 +92,16 @@
 //!
 //! Held by a test (`tests/it/tidy.rs`):
 //!
-//! - Pure, without async, clock or socket: [`lsn`], [`event`], [`route`], [`format`](mod@format),
-//!   [`mapping`], [`assemble`], [`guard`], [`lead::window`], [`pg::pgoutput`].
-//! - [`assemble`] alone knows both pgoutput and events. A [`sink`] knows no LSN, [`pg`] no event.
+//! - Pure, without async, clock or socket: [`lsn`], [`event`], [`guard`], [`lead::window`],
+//!   [`lead::watermark`], [`pg::pgoutput`].
+//! - [`event::assemble`] alone knows both pgoutput and events. A [`sink`] knows no LSN, [`pg`] no
+//!   event.
 //! - [`config`] knows every subsystem's options and builds them; none of them imports it.
 //! - [`producer`] is for applications that write events, and knows nothing of the rest; the feature
 //!   of its name is all that they need.
 //! - [`preflight`] judges facts that [`pg::catalog`] has read; [`command`] prints, [`lead::term`]
 //!   acts.
 
-#[cfg(feature = "streamer")]
-pub mod assemble;
 #[cfg(feature = "streamer")]
 pub mod backoff;
 #[cfg(feature = "streamer")]
@@ -116,8 +116,6 @@ pub mod error;
 pub mod event;
 #[cfg(feature = "streamer")]
 pub mod fault;
-#[cfg(feature = "streamer")]
-pub mod format;
 #[cfg(all(feature = "streamer", any(test, fuzzing)))]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -128,15 +126,11 @@ pub mod lead;
 #[cfg(feature = "streamer")]
 pub mod lsn;
 #[cfg(feature = "streamer")]
-pub mod mapping;
-#[cfg(feature = "streamer")]
 pub mod pg;
 #[cfg(feature = "streamer")]
 pub mod preflight;
 #[cfg(feature = "producer")]
 pub mod producer;
-#[cfg(feature = "streamer")]
-pub mod route;
 #[cfg(feature = "streamer")]
 pub mod shutdown;
 #[cfg(feature = "streamer")]

@@ -10,7 +10,7 @@ mod table;
 
 pub use self::slot::{free_slot, gone as slot_gone};
 use crate::error::{Exit, Failure, Problem};
-use crate::mapping::Mapping;
+use crate::event::mapping::Mapping;
 use crate::pg::catalog::Facts;
 use crate::pg::name::TableName;
 

@@ -9,6 +9,7 @@ use super::{Out, facts, unwritten};
 use crate::config::Config;
 use crate::error::{Disposition, Exit, Failure, Problem};
 use crate::event::lineage::Source;
+use crate::event::route;
 use crate::lead::traces::Traces;
 use crate::pg::catalog::{self, Facts};
 use crate::pg::control::Control;
@@ -16,7 +17,6 @@ use crate::pg::params::Params;
 use crate::pg::replication::Session;
 use crate::pg::{self, DIRECT};
 use crate::preflight::{self, Check, Options, Verdict};
-use crate::route;
 use crate::sink::jetstream;
 
 /// Checks Postgres, then NATS, and writes what was found. True if nothing failed.

@@ -22,9 +22,9 @@ use super::{Out, unwritten};
 use crate::cli;
 use crate::config::Config;
 use crate::error::{Exit, Failure, Problem};
+use crate::event::route;
 use crate::pg::catalog::Error;
 use crate::pg::params::Params;
-use crate::route;
 use crate::sink::jetstream::{self, StoredMessage, Transcript};
 
 /// Messages in one insert.

@@ -9,11 +9,11 @@ use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
 
 use super::rows::{self, Row, Rows};
-use crate::assemble::{HANDOVER, Handover, Text};
 use crate::config::Config;
 use crate::error::{Exit, Failure, Problem};
+use crate::event::assemble::{HANDOVER, Handover, Text};
+use crate::event::mapping::{Field, Mapping};
 use crate::lsn::Lsn;
-use crate::mapping::{Field, Mapping};
 use crate::pg::catalog::{Error, Slot};
 
 /// How long the slot may take to pass what was handed over, before that is left to itself.

@@ -6,12 +6,12 @@ use tokio_postgres::Client;
 
 use super::rows::{self, Rows};
 use super::{Out, unwritten};
-use crate::assemble::{Options, Unsent};
 use crate::cli;
 use crate::config::{self, Config};
 use crate::error::{Exit, Failure, Problem};
+use crate::event::assemble::{Options, Unsent};
+use crate::event::mapping::{Detected, Field, Mapping, Origin, detect};
 use crate::event::{Event, Position};
-use crate::mapping::{Detected, Field, Mapping, Origin, detect};
 use crate::pg::catalog::{Error, Facts, Table};
 use crate::pg::name::TableName;
 use crate::pg::params::Params;

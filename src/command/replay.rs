@@ -13,10 +13,10 @@ use super::{Out, unwritten};
 use crate::cli;
 use crate::config::Config;
 use crate::error::{Exit, Failure, Problem};
-use crate::mapping::{Field, Mapping};
+use crate::event::mapping::{Field, Mapping};
+use crate::event::route;
 use crate::pg::catalog::Error;
 use crate::pg::params::Params;
-use crate::route;
 use crate::sink::jetstream;
 
 /// Most rows that are read, and written in one transaction: enough for round trips not to count,

@@ -9,12 +9,12 @@ use super::dead_letters::Letters;
 use super::handover::{hand_over, handover, prepare, refuse_without_messages, until_published};
 use super::rows::Rows;
 use super::{Out, unwritten};
-use crate::assemble::Handover;
 use crate::cli;
 use crate::config::Config;
 use crate::error::Failure;
+use crate::event::assemble::Handover;
+use crate::event::mapping::{Field, Mapping};
 use crate::fault;
-use crate::mapping::{Field, Mapping};
 use crate::pg::params::Params;
 use crate::sink::jetstream::DeadLetter;
 

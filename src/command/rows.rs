@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 use tokio_postgres::types::{FromSql, Type};
 
 use crate::error::{Exit, Failure, Problem};
-use crate::mapping::{Field, Mapping};
+use crate::event::mapping::{Field, Mapping};
 use crate::pg::catalog::{self, Error};
 use crate::pg::name::TableName;
 use crate::pg::name::quote;

@@ -15,11 +15,12 @@ use tokio::io::{AsyncWriteExt, Stdout};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::{facts, unwritten};
-use crate::assemble::{Assembler, Step, timestamp};
 use crate::cli;
 use crate::config::Config;
 use crate::error::{Exit, Failure, Problem};
 use crate::event::Event;
+use crate::event::assemble::{Assembler, Step, timestamp};
+use crate::event::route;
 use crate::lead::relay;
 use crate::lead::window::{Limits, Window};
 use crate::lsn::Lsn;
@@ -28,7 +29,6 @@ use crate::pg::params::{APPLICATION_NAME, Params};
 use crate::pg::pgoutput::PgTime;
 use crate::pg::replication::{Frame, Session, Stream};
 use crate::preflight;
-use crate::route;
 
 /// How often the server is told how far we are, and standard output asked whether anybody reads.
 const STATUS_EVERY: Duration = Duration::from_secs(1);

@@ -8,17 +8,17 @@ use super::{
     Column, Config, Delayed, Format, Ingress, Manage, OnOversize, OnReject, Published, Storage,
     Table, Transactions,
 };
-use crate::assemble;
 use crate::error::{Exit, Failure, Problem};
-use crate::format;
+use crate::event::assemble;
+use crate::event::format;
+use crate::event::mapping::{self, ExtraColumn, Field, Inside, Mapping, Marker, Origin, Syntax};
+use crate::event::route::{Route, RouteError, Template};
 use crate::lead::retention::{self, Partitions};
 use crate::lead::window::Limits;
 use crate::lead::{record, relay};
-use crate::mapping::{self, ExtraColumn, Field, Inside, Mapping, Marker, Origin, Syntax};
 use crate::pg::name::TableName;
 use crate::pg::params::{Params, RootCert, TargetSessionAttrs};
 use crate::preflight::{self, RequiredColumn, TableRequirement};
-use crate::route::{Route, RouteError, Template};
 use crate::sink::jetstream;
 
 impl Config {

@@ -19,8 +19,8 @@ use super::value::{
 use super::{
     ClaimCheck, Config, Http, Log, Messages, Nats, Postgres, Publish, Retention, Stream, Table, Tls,
 };
-use crate::assemble;
 use crate::error::Failure;
+use crate::event::assemble;
 use crate::sink::jetstream::client::SHARED_WINDOW_MIN;
 
 /// Limits of the durations that the world has to keep. Below, networks are slower than that; above,

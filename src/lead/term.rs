@@ -13,9 +13,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
-use crate::assemble::{self, Assembler};
 use crate::backoff::{self, Backoff};
 use crate::error::{Disposition, Exit, Failure, Problem};
+use crate::event::assemble::{self, Assembler};
 use crate::event::lineage::{Lineage, Source};
 use crate::lead::record::{self, Begun, Server};
 use crate::lead::relay::{self, End, Relay, Start};

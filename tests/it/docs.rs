@@ -148,7 +148,7 @@ fn every_header_and_every_exit_code_is_in_the_readme() {
     let readme = readme();
     let consuming = section(&readme, "Consuming");
     let mut code = String::new();
-    read_all(&root().join("src/format.rs"), &mut code);
+    read_all(&root().join("src/event/format.rs"), &mut code);
     read_all(&root().join("src/sink/jetstream"), &mut code);
     let strings = code.split('"').skip(1).step_by(2);
     let ours = ["ce-", "Outjet-", "Nats-"];

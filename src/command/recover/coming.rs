@@ -4,9 +4,9 @@ use bytes::Bytes;
 use postgres_protocol::escape::escape_literal;
 use tokio_postgres::Client;
 
-use crate::assemble::{self, Assembler, Step};
 use crate::command::stored::execute;
 use crate::error::Failure;
+use crate::event::assemble::{self, Assembler, Step};
 use crate::lead::relay;
 use crate::lsn::Lsn;
 use crate::pg::catalog::Error;

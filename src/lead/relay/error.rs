@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::assemble::{AssembleError, Rejection};
 use crate::error::{Exit, Failure, Problem, chain};
+use crate::event::assemble::{AssembleError, Rejection};
 use crate::lead::record::not_written;
 use crate::lead::watermark::Void;
 use crate::pg::Error as PgError;

@@ -155,7 +155,7 @@ pub(crate) fn record_entrance(domain: Option<&str>, subject: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::route;
+    use crate::event::route;
 
     #[test]
     fn different_ids_have_different_subjects_of_one_token() {

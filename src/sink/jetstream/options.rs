@@ -8,7 +8,7 @@ use async_nats::jetstream::stream::SubjectTransform;
 use super::names::{OBJECTS, TOO_LARGE, invalid_subject, private_prefix, schedules_prefix};
 use crate::event::Rejected;
 use crate::event::lineage::Source;
-use crate::route;
+use crate::event::route;
 use crate::sink::Kept;
 
 /// Everything the sink must be told.

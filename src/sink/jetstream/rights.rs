@@ -14,7 +14,7 @@ use super::messages::Messages;
 use super::names::EXPECTED_STREAM;
 use super::options::{Options, StreamOptions};
 use super::reply::refusing_stream;
-use crate::route;
+use crate::event::route;
 
 /// No stream's name has a dot in it (`isValidName`, nats-server), so none takes what expects it.
 const NO_STREAM: &str = "outjet.check";

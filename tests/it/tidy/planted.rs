@@ -103,6 +103,11 @@ fn an_import_across_a_border() {
         ),
         ("src/lead/relay.rs", "use crate::config::Config;\n", 1),
         ("src/novelty.rs", "", 1),
+        ("src/sink/mod.rs", "use crate::event::Event;\n", 0),
+        ("src/sink/mod.rs", "use crate::event::route;\n", 0),
+        ("src/sink/mod.rs", "use crate::event::assemble;\n", 1),
+        ("src/event/lineage.rs", "use super::mapping::Plan;\n", 1),
+        ("src/event/assemble.rs", "use super::mapping::Plan;\n", 0),
     ] {
         assert_eq!(
             keeps_to_its_border(&source(name, text)).len(),

@@ -18,9 +18,9 @@ use super::super::reply::Reply;
 use super::chain::{Chain, Passed};
 use super::epoch::epoch_mut;
 use super::record;
+use crate::event::route;
 use crate::event::{Event, Rejected};
 use crate::fault;
-use crate::route;
 use crate::sink::Report;
 
 /// Most bytes that may be under way at once, but for one event: 1 Gbit/s over 64 ms. A client that

@@ -27,9 +27,9 @@ use super::super::names::{
 use super::super::options::{Options, StreamOptions};
 use super::super::reply::Reply;
 use crate::event::lineage::Source;
+use crate::event::route;
 use crate::event::{Event, Rejected};
 use crate::fault;
-use crate::route;
 
 /// How long a mark outlives the delivery. Postgres sends again what was confirmed shortly before a
 /// crash, or not at all: a week is longer than outjet is away unnoticed.

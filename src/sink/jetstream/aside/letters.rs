@@ -24,8 +24,8 @@ use super::super::options::Options;
 use super::super::reply::Reply;
 use super::super::tail::{Bounds, Search, Start};
 use crate::event::lineage::Lineage;
+use crate::event::route;
 use crate::event::{Event, Rejected, header_is_sound};
-use crate::route;
 
 /// An error's text in a header is cut after this many characters.
 const ERROR_CHARS_MAX: usize = 500;

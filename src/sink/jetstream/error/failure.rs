@@ -8,7 +8,7 @@ use super::super::names::{record_bucket, record_entrance, record_stream};
 use super::super::options::{Buries, Ingress, Options, StreamOptions};
 use super::Error;
 use crate::error::{Disposition, Exit, Failure, Problem, chain};
-use crate::route;
+use crate::event::route;
 
 impl Error {
     /// For whom it may concern, with the fix.

@@ -10,7 +10,7 @@ use super::super::error::Error;
 use super::super::names::{MESSAGE_ID, PLAIN_ID, REPLAY};
 use super::super::options::Options;
 use crate::error::chain;
-use crate::route;
+use crate::event::route;
 
 /// A stream that is followed from its end.
 pub struct Follower {

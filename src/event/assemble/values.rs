@@ -3,8 +3,8 @@
 use bytes::Bytes;
 
 use super::{BYTEA, JSON, JSONB, Reason, utf8};
-use crate::format;
-use crate::mapping::{Field, Value};
+use crate::event::format;
+use crate::event::mapping::{Field, Value};
 
 /// `pg_type.oid` (`pg_type.dat`).
 const BOOL: u32 = 16;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{MESSAGE_ID, message_id};
+use crate::event::mapping::Fault;
 use crate::event::{Event, Headers, Position, Rejected, header_is_sound};
-use crate::mapping::Fault;
 
 /// A row that cannot become an event: wrong in itself, whatever is configured.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -20,7 +20,7 @@ use super::{
     handover,
 };
 use crate::event::Position;
-use crate::mapping::{Field, MappingError, Origin, Plan, Preset};
+use crate::event::mapping::{Field, MappingError, Origin, Plan, Preset};
 use crate::pg::pgoutput::LogicalMessage;
 
 /// `pg_type.oid` (`pg_type.dat`).

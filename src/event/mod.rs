@@ -1,7 +1,14 @@
 //! An event as it leaves: a subject, headers, a body, and its place in the commit order. Knows
 //! neither SQL nor NATS.
+//!
+//! The modules below make events of rows ([`assemble`]): which column means what ([`mapping`]),
+//! what an event says of itself ([`format`](mod@format)), and its subject ([`route`]).
 
+pub mod assemble;
+pub mod format;
 pub mod lineage;
+pub mod mapping;
+pub mod route;
 mod wrapped;
 
 use std::fmt::{self, Write as _};

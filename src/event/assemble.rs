@@ -19,12 +19,12 @@ use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::event::{Event, Headers, Position, header_is_sound};
-use crate::format::{Body, Fields, Format, Json, rfc3339};
+use super::format::{Body, Fields, Format, Json, rfc3339};
+use super::mapping::{Field, Mapping, MappingError, Plan, Row, Value};
+use super::route::{Route, RouteError, Template, check_subject};
+use super::{Event, Headers, Position, header_is_sound};
 use crate::lsn::Lsn;
-use crate::mapping::{Field, Mapping, MappingError, Plan, Row, Value};
 use crate::pg::pgoutput::{DecodeError, Message, PgTime, Relation, Tuple, decode};
-use crate::route::{Route, RouteError, Template, check_subject};
 pub use handover::{Handover, Text};
 use message::MessageTable;
 pub use rejection::{Reason, Rejection};
@@ -503,7 +503,7 @@ impl RowReader<'_> {
     fn subject(&self) -> Result<String, Reason> {
         let mut subject = String::with_capacity(64);
         if let Some(topic) = self.text(Field::Topic)? {
-            crate::route::push_value(&mut subject, topic, false);
+            super::route::push_value(&mut subject, topic, false);
         } else {
             // A value that is not UTF-8 becomes underscores, like all that a subject cannot hold.
             self.options.subject.render(&mut subject, |number| {

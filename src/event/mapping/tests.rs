@@ -62,7 +62,7 @@ fn every_field_has_a_key_of_its_own() {
 
 #[test]
 fn native_wants_every_column_that_the_schema_has_and_no_other() {
-    let install = include_str!("../../sql/install.sql");
+    let install = include_str!("../../../sql/install.sql");
     for (field, column) in Preset::Native.mapping("outbox", "events").columns() {
         assert_eq!(field, column);
         assert!(install.contains(&format!("      {column} ")), "{column}");

@@ -2,7 +2,7 @@
 //! bodies that formats write.
 
 use super::*;
-use crate::mapping::{ExtraColumn, Inside, Syntax};
+use crate::event::mapping::{ExtraColumn, Inside, Syntax};
 
 /// The usual outbox, with something else configured.
 fn configured(change: impl FnOnce(&mut Options)) -> Server {

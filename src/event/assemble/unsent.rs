@@ -3,8 +3,8 @@
 use bytes::Bytes;
 
 use super::{Options, Rejection, RowReader};
+use crate::event::mapping::{Columns, Mapping, MappingError, Plan};
 use crate::event::{Event, Position};
-use crate::mapping::{Columns, Mapping, MappingError, Plan};
 
 /// A table whose rows were read by a query.
 pub struct Unsent<'a> {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::{AssembleError, HANDOVER, Options, Reason, Rejection, RowReader, Step, Transaction};
 use crate::event::Position;
-use crate::mapping::Plan;
+use crate::event::mapping::Plan;
 
 /// The content of such a message, in JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

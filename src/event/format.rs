@@ -11,7 +11,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 
-use crate::event::{Encoding, Headers, Wrapped};
+use super::{Encoding, Headers, Wrapped};
 
 /// How an event is dressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,8 +8,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::mapping::tests::described;
-use crate::mapping::{Columns, Origin, Preset};
+use crate::event::mapping::tests::described;
+use crate::event::mapping::{Columns, Origin, Preset};
 use crate::pg::pgoutput::encode::{self, encode};
 use crate::pg::pgoutput::{LogicalMessage, TupleValue};
 
@@ -412,13 +412,13 @@ fn first_route_that_matches_decides() {
 
 #[test]
 fn subject_that_no_server_takes_is_a_rejection() {
-    let long = vec![b'a'; crate::route::SUBJECT_BYTES_MAX + 1];
+    let long = vec![b'a'; crate::event::route::SUBJECT_BYTES_MAX + 1];
     let mut server = server();
     let rejection = server.rejection(&[("topic", Some(&long))]);
     assert!(matches!(rejection.reason, Reason::Subject { .. }));
     assert!(rejection.to_string().contains("longer than 1024 bytes"));
     let fits = server.event(&[("topic", Some(&long[1..]))]);
-    assert_eq!(fits.subject.len(), crate::route::SUBJECT_BYTES_MAX);
+    assert_eq!(fits.subject.len(), crate::event::route::SUBJECT_BYTES_MAX);
 }
 
 #[test]
