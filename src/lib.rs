@@ -132,8 +132,6 @@ pub mod preflight;
 #[cfg(feature = "producer")]
 pub mod producer;
 #[cfg(feature = "streamer")]
-pub mod shutdown;
-#[cfg(feature = "streamer")]
 pub mod sink;
 #[cfg(feature = "streamer")]
 pub mod watch;

@@ -5,7 +5,8 @@ use tokio_postgres::Client;
 use super::{Out, unwritten};
 use crate::error::{Disposition, Failure};
 use crate::event::lineage::Source;
-use crate::pg::catalog::{self, Facts};
+use crate::lsn::Lsn;
+use crate::pg::catalog::{self, Facts, Slot};
 use crate::preflight::{Check, Options};
 
 /// A slot in use is no reason not to set up: there is a leader.
@@ -48,4 +49,11 @@ pub(super) fn source(facts: &Facts, wanted: &Options) -> Source {
         timeline: 0,
         slot: wanted.slot.clone(),
     }
+}
+
+/// Where a slot is confirmed.
+pub(super) async fn confirmed(client: &Client, slot: &str) -> Result<Option<Lsn>, Failure> {
+    let found = Slot::read(client, slot).await;
+    let found = found.map_err(|error| error.failure())?;
+    Ok(found.and_then(|slot| slot.confirmed_flush))
 }

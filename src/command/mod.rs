@@ -1,45 +1,38 @@
-//! What the commands do, each in a module of its own. They write to where they are told and return
-//! a failure; the program turns that into an exit code.
+//! What the commands do, each in a module of its own, in folders by what a person is doing. They
+//! write to where they are told and return a failure; the program turns that into an exit code.
 
-mod append;
+mod again;
+mod aside;
 mod bench;
-mod birth;
-pub mod check;
-mod compare;
 pub mod config;
-mod dead_letters;
-mod delayed;
-pub mod drop;
 pub mod emit;
 mod facts;
-mod handover;
-mod inspect;
+pub mod look;
 mod progress;
-pub mod record;
 mod recover;
-mod replay;
-mod retry;
 mod rows;
 mod run;
-pub mod setup;
+pub mod set_up;
 pub mod shell;
-pub mod status;
+mod shutdown;
 mod stored;
-mod tail;
-mod verify;
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
 
 use clap::ColorChoice;
 
+use self::again::{replay, retry};
+use self::aside::{dead_letters, delayed};
+use self::look::{check, compare, inspect, status, tail, verify};
+use self::set_up::{drop, setup};
+use self::shutdown::Signals;
 use crate::cli::{self, Cli, Command};
 use crate::config::Config;
 use crate::error::{Exit, Failure, Problem};
 use crate::pg::control::Control;
 use crate::pg::params::Params;
 use crate::pg::silence;
-use crate::shutdown::Signals;
 
 /// Does what was typed. `false`: a check failed.
 pub fn dispatch(

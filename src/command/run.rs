@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::setup;
+use super::set_up::setup;
 use crate::cli;
 use crate::config::{Config, Listen, LogFormat};
 use crate::error::Failure;

@@ -3,7 +3,9 @@
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use outjet::command::{check, drop, emit, setup, status};
+use outjet::command::emit;
+use outjet::command::look::{check, status};
+use outjet::command::set_up::{drop, setup};
 use outjet::error::{Disposition, Exit, Failure};
 use outjet::pg::ddl::INSTALL;
 use outjet::pg::name::TableName;

@@ -33,7 +33,6 @@ const BORDERS: &[(&str, Border)] = &[
     ("error", Border::Only(&[])),
     ("backoff", Border::Only(&[])),
     ("fault", Border::Only(&[])),
-    ("shutdown", Border::Only(&[])),
     ("watch", Border::Only(&["error", "watch"])),
     ("event", Border::Only(&["event"])),
     ("event::format", Border::Only(&["event"])),
@@ -195,7 +194,7 @@ const CLOCKS: &[&str] = &[
 /// a clock that jumps must end no term and free no slot.
 const SHOWN_TIMES: &[&str] = &[
     "command::recover",
-    "command::status",
+    "command::look::status",
     "pg::replication",
     "lead::relay",
     "lead::retention",

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use outjet::command::record::GapStatus;
+use outjet::command::look::record::GapStatus;
 use outjet::error::Problem;
 use outjet::watch::http::{self, Site};
 use outjet::watch::vitals::{State, Vitals};

@@ -7,9 +7,9 @@ use std::io::{self, IsTerminal, Write};
 
 use tokio::time::Instant;
 
-use super::super::unwritten;
 use super::{Look, Report, now, size};
 use crate::cli;
+use crate::command::unwritten;
 use crate::error::{Failure, Problem};
 
 /// To the top; what stood there is overwritten, because an empty screen in between would flicker.

@@ -6,8 +6,8 @@ use std::io::IsTerminal;
 
 use tokio_postgres::Client;
 
-use super::{Out, unwritten};
 use crate::cli;
+use crate::command::{Out, connect, unwritten};
 use crate::config::Config;
 use crate::error::{Exit, Failure, Problem};
 use crate::event::lineage::Source;
@@ -33,7 +33,7 @@ pub async fn drop_all(
     if !typed.yes && !agreed(&options, params)? {
         return writeln!(out, "nothing was dropped").map_err(unwritten);
     }
-    let control = super::connect(params).await?;
+    let control = connect(params).await?;
     let client = control.client();
     let done = async {
         drop(client, &options, typed.force, out).await?;
@@ -224,7 +224,11 @@ async fn refuse_unconfirmed(client: &Client, slot: &Slot, facts: &Facts) -> Resu
 }
 
 /// Whether a slot that nobody uses holds no event. `false` also if that cannot be told.
-pub(super) async fn holds_nothing(client: &Client, slot: &str, publication: &str) -> bool {
+pub(in crate::command) async fn holds_nothing(
+    client: &Client,
+    slot: &str,
+    publication: &str,
+) -> bool {
     let found = catalog::unconfirmed(client, slot, publication, CHANGES_MAX).await;
     found.is_ok_and(|found| judge(found).is_none())
 }

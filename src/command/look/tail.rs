@@ -14,8 +14,8 @@ use serde_json::value::RawValue;
 use tokio::io::{AsyncWriteExt, Stdout};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use super::{facts, unwritten};
 use crate::cli;
+use crate::command::{connect, facts, signals, unwritten};
 use crate::config::Config;
 use crate::error::{Exit, Failure, Problem};
 use crate::event::Event;
@@ -40,12 +40,12 @@ const NO_LIMITS: Limits = Limits {
 };
 
 /// Shows events until there were enough, nobody reads, or a signal says so.
-pub(super) async fn tail(
+pub(in crate::command) async fn tail(
     typed: &cli::Tail,
     config: &Config,
     params: &Params,
 ) -> Result<(), Failure> {
-    let mut signals = super::signals()?;
+    let mut signals = signals()?;
     // Of another name than who publishes: `synchronous_standby_names` must not wait for us.
     let params = &Params {
         application_name: format!("{APPLICATION_NAME}-tail"),
@@ -74,7 +74,7 @@ pub(super) async fn tail(
 /// A stream of a new temporary slot, and where it begins.
 async fn open(config: &Config, params: &Params) -> Result<(Stream, Lsn), Failure> {
     let wanted = config.preflight_options();
-    let control = super::connect(params).await?;
+    let control = connect(params).await?;
     let facts = facts::read(control.client(), &wanted).await?;
     facts::refuse(&preflight::judge_server(&facts))?;
     facts::refuse(&preflight::judge_tables(&facts, &wanted))?;

@@ -1,6 +1,6 @@
 //! `outjet verify`: compares the rows that the outbox tables still have with the stream and the
 //! dead letters, by id, and names what is missing, what stands there twice, and what stands in the
-//! wrong order. Changes nothing; makes a temporary table in Postgres ([`super::stored`]).
+//! wrong order. Changes nothing; makes a temporary table in Postgres ([`crate::command::stored`]).
 //!
 //! Rows are read first, in one snapshot, then outjet is given time to confirm what they were
 //! written with, and then the stream is read: a row that is not there has been lost, unless the
@@ -12,10 +12,11 @@ use serde_json::json;
 use tokio::time::Instant;
 use tokio_postgres::{Client, Row};
 
-use super::record::{self, Found, RecordStatus};
-use super::stored::{self, NAMED_MAX, Outbox, Tally};
-use super::{Out, drop, unwritten};
+use super::record::{Found, RecordStatus};
 use crate::cli;
+use crate::command::set_up::drop;
+use crate::command::stored::{self, NAMED_MAX, Outbox, Tally};
+use crate::command::{Out, connect, facts, unwritten};
 use crate::config::Config;
 use crate::error::{Failure, Problem};
 use crate::event::lineage::Source;
@@ -34,13 +35,13 @@ const PLACES_MAX: usize = 10;
 const FLUSHED_AFTER: Duration = Duration::from_millis(600);
 
 /// Compares and prints. `false`: something is wrong.
-pub(super) async fn verify(
+pub(in crate::command) async fn verify(
     typed: &cli::Verify,
     config: &Config,
     params: &Params,
     out: Out<'_>,
 ) -> Result<bool, Failure> {
-    let control = super::connect(params).await?;
+    let control = connect(params).await?;
     let compared = Box::pin(compare(control.client(), typed, config)).await;
     control.close().await;
     let report = compared?;
@@ -77,7 +78,7 @@ async fn compare(client: &Client, typed: &cli::Verify, config: &Config) -> Resul
         timeline: 0,
         slot: wanted.slot.clone(),
     };
-    let slot = record::confirmed(client, &wanted.slot).await?;
+    let slot = facts::confirmed(client, &wanted.slot).await?;
     let found = Found::read(config, &ours.system).await?;
     let contradictions = Box::pin(found.contradictions(client, slot)).await?;
     let tally = stored::load(client, &config.sink_options(), &ours).await?;

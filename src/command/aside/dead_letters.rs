@@ -3,14 +3,14 @@
 use serde::Serialize;
 use time::format_description::well_known::Rfc3339;
 
-use super::{Out, unwritten};
 use crate::cli;
+use crate::command::{Out, unwritten};
 use crate::config::Config;
 use crate::error::{Exit, Failure, Problem};
 use crate::sink::jetstream::{DeadLetter, Error, Letterbox, Options};
 
 /// Does what was typed. `false`: a letter that was named does not exist.
-pub(super) async fn dead_letters(
+pub(in crate::command) async fn dead_letters(
     typed: &cli::DeadLetters,
     config: &Config,
     out: Out<'_>,
@@ -24,7 +24,7 @@ pub(super) async fn dead_letters(
     }
 }
 
-pub(super) struct Letters {
+pub(in crate::command) struct Letters {
     letterbox: Option<Letterbox>,
     options: Options,
 }
@@ -43,7 +43,7 @@ struct Line<'a> {
 }
 
 impl Letters {
-    pub(super) async fn open(config: &Config) -> Result<Self, Failure> {
+    pub(in crate::command) async fn open(config: &Config) -> Result<Self, Failure> {
         let options = config.sink_options();
         let letterbox = match Letterbox::open(&options).await {
             Ok(letterbox) => Some(letterbox),
@@ -55,7 +55,7 @@ impl Letters {
     }
 
     /// The sequence number of the newest when it was opened.
-    pub(super) fn last_sequence(&self) -> u64 {
+    pub(in crate::command) fn last_sequence(&self) -> u64 {
         self.letterbox.as_ref().map_or(0, Letterbox::last_sequence)
     }
 
@@ -140,7 +140,7 @@ impl Letters {
     }
 
     /// Says whether there was one.
-    pub(super) async fn delete(&self, sequence: u64) -> Result<bool, Failure> {
+    pub(in crate::command) async fn delete(&self, sequence: u64) -> Result<bool, Failure> {
         let Some(letterbox) = &self.letterbox else {
             return Ok(false);
         };
@@ -149,7 +149,7 @@ impl Letters {
     }
 
     /// The first at or behind a sequence number.
-    pub(super) async fn next(&self, from: u64) -> Result<Option<DeadLetter>, Failure> {
+    pub(in crate::command) async fn next(&self, from: u64) -> Result<Option<DeadLetter>, Failure> {
         let Some(letterbox) = &self.letterbox else {
             return Ok(None);
         };

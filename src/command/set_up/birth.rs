@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use tokio_postgres::Client;
 
-use super::record::confirmed;
+use crate::command::facts::confirmed;
 use crate::config::Config;
 use crate::error::Failure;
 use crate::event::lineage::{Lineage, Source};
@@ -62,7 +62,10 @@ pub(super) async fn record(
 }
 
 /// A replication session, and who we are there.
-pub(super) async fn identify(params: &Params, slot: &str) -> Result<(Session, Lineage), Failure> {
+pub(in crate::command) async fn identify(
+    params: &Params,
+    slot: &str,
+) -> Result<(Session, Lineage), Failure> {
     let failure = |error: pg::Error| error.failure(params);
     let session = Session::connect(params, &[]).await;
     let mut session = session.map_err(failure)?;

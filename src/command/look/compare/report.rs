@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use tokio_postgres::Row;
 
-use super::super::{Out, unwritten};
+use crate::command::{Out, unwritten};
 use crate::error::{Exit, Failure, Problem};
 use crate::pg::catalog::Error;
 

@@ -17,9 +17,9 @@ use time::format_description::well_known::Rfc3339;
 use tokio_postgres::Client;
 
 use self::report::Report;
-use super::stored::execute;
-use super::{Out, unwritten};
 use crate::cli;
+use crate::command::stored::execute;
+use crate::command::{Out, connect, unwritten};
 use crate::config::Config;
 use crate::error::{Exit, Failure, Problem};
 use crate::event::route;
@@ -34,7 +34,7 @@ const BATCH_MAX: usize = 2000;
 const HASH_BYTES: usize = 16;
 
 /// Compares and prints. `false`: they differ.
-pub(super) async fn compare(
+pub(in crate::command) async fn compare(
     typed: &cli::Compare,
     config: &Config,
     params: &Params,
@@ -63,7 +63,7 @@ pub(super) async fn compare(
         "name the old relay's stream in --with: `nats stream ls`",
     );
     let theirs = Box::pin(theirs).await?;
-    let control = super::connect(params).await?;
+    let control = connect(params).await?;
     let comparison = Comparison {
         client: control.client(),
         typed,
@@ -156,7 +156,7 @@ impl Comparison<'_> {
         .await?;
         let opened = opened.map(SystemTime::from);
         let settle = self.typed.settle.as_secs_f64();
-        let sql = include_str!("../../sql/compare.sql");
+        let sql = include_str!("../../../sql/compare.sql");
         let named = report::NAMED_MAX;
         let found = self.client.query(sql, &[&settle, &opened, &named]).await;
         let found = found.map_err(|error| Error::new("compare the streams", error).failure())?;

@@ -18,16 +18,16 @@ use tokio_postgres::{Client, Statement};
 use tokio_util::sync::CancellationToken;
 
 use self::measured::{Commit, Measured};
-use super::progress::Progress;
-use super::{Out, emit, facts};
 use crate::cli;
+use crate::command::progress::Progress;
+use crate::command::shutdown::Signals;
+use crate::command::{Out, connect, emit, facts, signals};
 use crate::config::Config;
 use crate::error::{Exit, Failure, Problem};
 use crate::pg::catalog::Error;
 use crate::pg::control::Control;
 use crate::pg::params::{APPLICATION_NAME, Params};
 use crate::preflight;
-use crate::shutdown::Signals;
 use crate::sink::jetstream::{self, Follower};
 
 /// What `sql/bench.sql` calls the events.
@@ -56,10 +56,10 @@ pub(super) async fn bench(
         application_name: format!("{APPLICATION_NAME}-bench"),
         ..params.clone()
     };
-    let control = super::connect(&params).await?;
+    let control = connect(&params).await?;
     until_led(typed, control.client(), config).await?;
     let mut bench = Bench::prepare(typed, config, (&params, &control)).await?;
-    let ended = bench.follow(super::signals()?, (&control, config)).await;
+    let ended = bench.follow(signals()?, (&control, config)).await;
     bench.progress.end();
     bench.writers.abort_all();
     bench.measured.print(out)?;
@@ -168,10 +168,10 @@ impl<'a> Bench<'a> {
         let (taken, stop) = (Arc::new(AtomicU64::new(0)), CancellationToken::new());
         let mut connected = Vec::new();
         for connection in 0..typed.connections {
-            let control = super::connect(params).await?;
+            let control = connect(params).await?;
             let statement = control
                 .client()
-                .prepare(include_str!("../../sql/bench.sql"));
+                .prepare(include_str!("../../../sql/bench.sql"));
             let statement = answered(typed, async {
                 statement
                     .await

@@ -22,6 +22,7 @@
 //!
 //! Before the slot has its name, or is left alone, the record says where it begins ([`state`]).
 
+mod append;
 mod coming;
 mod state;
 
@@ -30,13 +31,15 @@ use time::format_description::well_known::Rfc3339;
 use tokio::time::Instant;
 use tokio_postgres::Client;
 
+use self::append::Append;
 use self::coming::Coming;
 use self::state::{Slots, State};
-use super::progress::Progress;
-use super::rows::{self, Row, Rows};
-use super::stored::{self, Outbox, execute};
-use super::{Out, append::Append, birth, facts, setup, unwritten};
 use crate::cli;
+use crate::command::progress::Progress;
+use crate::command::rows::{self, Row, Rows};
+use crate::command::set_up::{birth, setup};
+use crate::command::stored::{self, Outbox, execute};
+use crate::command::{Out, connect, facts, unwritten};
 use crate::config::Config;
 use crate::error::{Exit, Failure, Problem};
 use crate::event::assemble::{self, AssembleError, Unsent};
@@ -62,7 +65,7 @@ pub(super) async fn recover(
     params: &Params,
     out: Out<'_>,
 ) -> Result<(), Failure> {
-    let control = super::connect(params).await?;
+    let control = connect(params).await?;
     let recovery = Recovery {
         client: control.client(),
         config,
@@ -81,7 +84,7 @@ pub(super) async fn backfill(
     params: &Params,
     out: Out<'_>,
 ) -> Result<(), Failure> {
-    let control = super::connect(params).await?;
+    let control = connect(params).await?;
     let done = setup::all_but_the_slot(control.client(), &config.preflight_options(), out).await;
     control.close().await;
     done?;

@@ -5,8 +5,9 @@
 
 use tokio_postgres::Client;
 
-use super::facts::{read, refuse, source, tell_open_writers};
-use super::{Out, birth, unwritten};
+use super::birth;
+use crate::command::facts::{read, refuse, source, tell_open_writers};
+use crate::command::{Out, connect, unwritten};
 use crate::config::Config;
 use crate::error::{Exit, Failure, Problem};
 use crate::lead::traces::Traces;
@@ -25,7 +26,7 @@ pub async fn setup_all(
     dry_run: bool,
     out: Out<'_>,
 ) -> Result<(), Failure> {
-    let control = super::connect(params).await?;
+    let control = connect(params).await?;
     let (client, wanted) = (control.client(), config.preflight_options());
     let options = config.sink_options();
     let done = async {
@@ -73,7 +74,7 @@ async fn refuse_new_slot(
     traces.slot_gone(&facts, wanted).map_or(Ok(true), Err)
 }
 
-pub(super) async fn set_up_streams(
+pub(in crate::command) async fn set_up_streams(
     options: &jetstream::Options,
     dry_run: bool,
     out: Out<'_>,
@@ -136,7 +137,7 @@ async fn set_up_stream(
 }
 
 /// What a slot must find when it is made.
-pub(super) async fn all_but_the_slot(
+pub(in crate::command) async fn all_but_the_slot(
     client: &Client,
     options: &Options,
     out: Out<'_>,

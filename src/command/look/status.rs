@@ -12,8 +12,8 @@ use time::format_description::well_known::Rfc3339;
 use tokio_postgres::Client;
 
 use super::record::{Found, RecordStatus};
-use super::{Out, unwritten};
 use crate::cli;
+use crate::command::{Out, connect, unless_stalled, unwritten};
 use crate::config::Config;
 use crate::error::{Failure, Problem};
 use crate::pg::catalog::{Facts, Server, Slot};
@@ -130,7 +130,7 @@ pub async fn status_all(
 ) -> Result<(), Failure> {
     let look = async || {
         let taken = Box::pin(Look::take(config, params));
-        super::unless_stalled(params, taken).await
+        unless_stalled(params, taken).await
     };
     let first = look().await?;
     if typed.watch {
@@ -154,7 +154,7 @@ struct Look {
 impl Look {
     /// Connects to both, asks, and goes. Fails if Postgres cannot be asked.
     async fn take(config: &Config, params: &Params) -> Result<Self, Failure> {
-        let control = super::connect(params).await?;
+        let control = connect(params).await?;
         let facts = facts(control.client(), &config.preflight_options()).await;
         control.close().await;
         let facts = facts?;

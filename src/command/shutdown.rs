@@ -6,14 +6,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 /// The signals that end the program.
-pub struct Signals {
+pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
     /// Takes the signals over from their default, which is to end the process.
-    pub fn take() -> std::io::Result<Self> {
+    pub(super) fn take() -> std::io::Result<Self> {
         let terminate = signal(SignalKind::terminate())?;
         let interrupt = signal(SignalKind::interrupt())?;
         Ok(Self {
@@ -23,7 +23,7 @@ impl Signals {
     }
 
     /// Cancels `stop` at the first signal; returns at the second.
-    pub async fn watch(mut self, stop: &CancellationToken) {
+    pub(super) async fn watch(mut self, stop: &CancellationToken) {
         let name = self.next().await;
         info!(
             signal = name,
@@ -35,7 +35,7 @@ impl Signals {
     }
 
     /// Waits for a signal and names it. Cancel-safe: one that came is not lost.
-    pub async fn next(&mut self) -> &'static str {
+    pub(super) async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
 
-use super::rows::{self, Row, Rows};
+use crate::command::rows::{self, Row, Rows};
 use crate::config::Config;
 use crate::error::{Exit, Failure, Problem};
 use crate::event::assemble::{HANDOVER, Handover, Text};
@@ -71,7 +71,7 @@ pub(super) async fn hand_over(client: &Client, rows: &[Handover]) -> Result<(), 
     let contents: Vec<Vec<u8>> = contents
         .collect::<Result<_, _>>()
         .expect("texts and numbers");
-    let sql = include_str!("../../sql/hand_over.sql");
+    let sql = include_str!("../../../sql/hand_over.sql");
     let done = client.query(sql, &[&HANDOVER, &contents]).await;
     done.map(drop).map_err(|error| {
         let error = Error::new("hand rows over by pg_logical_emit_message", error);

@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
-use super::progress::Progress;
+use crate::command::progress::Progress;
 use crate::error::{Exit, Failure, Problem};
 use crate::event::Event;
 use crate::event::lineage::Lineage;

@@ -13,7 +13,7 @@ use crate::event::lineage::Source;
 use crate::lead::record::read;
 use crate::lead::watermark::{self, Facts, Gap, Record, Void};
 use crate::lsn::Lsn;
-use crate::pg::catalog::{Error, Slot};
+use crate::pg::catalog::Error;
 use crate::sink::At;
 use crate::sink::jetstream::{self, Shelf};
 
@@ -173,13 +173,6 @@ async fn end_of_log(client: &Client) -> Result<(Lsn, u32), Failure> {
         row.map_err(|error| Error::new("read the end of the WAL", error).failure())?;
     let timeline = u32::from_str_radix(&timeline, 16).unwrap_or_default();
     Ok((end.parse().unwrap_or(Lsn::ZERO), timeline))
-}
-
-/// Where a slot is confirmed.
-pub(super) async fn confirmed(client: &Client, slot: &str) -> Result<Option<Lsn>, Failure> {
-    let found = Slot::read(client, slot).await;
-    let found = found.map_err(|error| error.failure())?;
-    Ok(found.and_then(|slot| slot.confirmed_flush))
 }
 
 /// The record, for `--json`. Fields are added, never renamed.

@@ -2,14 +2,14 @@
 
 use serde::Serialize;
 
-use super::{Out, unwritten};
 use crate::cli;
+use crate::command::{Out, unwritten};
 use crate::config::Config;
 use crate::error::Failure;
 use crate::sink::jetstream::{Error, Options, Schedule, Schedules};
 
 /// Does what was typed. `false`: an event that was named is not among what is delayed.
-pub(super) async fn delayed(
+pub(in crate::command) async fn delayed(
     typed: &cli::Delayed,
     config: &Config,
     out: Out<'_>,

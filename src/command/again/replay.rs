@@ -7,10 +7,10 @@ use tokio::time::Instant;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::handover::{hand_over, handover, prepare, refuse_without_messages};
-use super::progress::Progress;
-use super::rows::{Row, Rows};
-use super::{Out, unwritten};
 use crate::cli;
+use crate::command::progress::Progress;
+use crate::command::rows::{Row, Rows};
+use crate::command::{Out, connect, unwritten};
 use crate::config::Config;
 use crate::error::{Exit, Failure, Problem};
 use crate::event::mapping::{Field, Mapping};
@@ -36,7 +36,7 @@ const SHOWN: [Field; 5] = [
 ];
 
 /// Hands the rows that were asked for to whoever leads.
-pub(super) async fn replay(
+pub(in crate::command) async fn replay(
     typed: &cli::Replay,
     config: &Config,
     params: &Params,
@@ -45,7 +45,7 @@ pub(super) async fn replay(
     refuse_without_messages(config)?;
     let tables = config.assemble_options(&params.dbname)?.tables;
     let mapping = table(typed, &tables)?;
-    let control = super::connect(params).await?;
+    let control = connect(params).await?;
     let client = control.client();
     prepare(client).await?;
     let rows = Rows::open(client, mapping).await?;

@@ -4,9 +4,9 @@
 
 use tokio_postgres::Client;
 
-use super::rows::{self, Rows};
-use super::{Out, unwritten};
 use crate::cli;
+use crate::command::rows::{self, Rows};
+use crate::command::{Out, connect, unwritten};
 use crate::config::{self, Config};
 use crate::error::{Exit, Failure, Problem};
 use crate::event::assemble::{Options, Unsent};
@@ -24,7 +24,7 @@ const PATIENCE: &str = "SET statement_timeout = '5s'";
 const BODY_CHARACTERS_MAX: usize = 1000;
 
 /// Looks at the table, and writes what was found.
-pub(super) async fn inspect(
+pub(in crate::command) async fn inspect(
     typed: &cli::Inspect,
     config: &Config,
     params: &Params,
@@ -35,7 +35,7 @@ pub(super) async fn inspect(
         let cause = "a table is named by its schema and its name";
         Failure::halt(Exit::Usage, Problem::new(problem, cause, fix))
     })?;
-    let control = super::connect(params).await?;
+    let control = connect(params).await?;
     let mut wanted = preflight::Options {
         slot: config.postgres.slot.clone(),
         publication: config.postgres.publication.clone(),

@@ -5,11 +5,11 @@
 use postgres_protocol::escape::escape_literal;
 use tokio_postgres::Client;
 
-use super::dead_letters::Letters;
 use super::handover::{hand_over, handover, prepare, refuse_without_messages, until_published};
-use super::rows::Rows;
-use super::{Out, unwritten};
 use crate::cli;
+use crate::command::aside::dead_letters::Letters;
+use crate::command::rows::Rows;
+use crate::command::{Out, connect, unwritten};
 use crate::config::Config;
 use crate::error::Failure;
 use crate::event::assemble::Handover;
@@ -22,7 +22,7 @@ use crate::sink::jetstream::DeadLetter;
 const BATCH_MAX: usize = 50;
 
 /// Retries what was typed. `false`: a letter stays.
-pub(super) async fn retry(
+pub(in crate::command) async fn retry(
     typed: &cli::NamedDeadLetters,
     config: &Config,
     params: &Params,
@@ -30,7 +30,7 @@ pub(super) async fn retry(
 ) -> Result<bool, Failure> {
     refuse_without_messages(config)?;
     let letters = Letters::open(config).await?;
-    let control = super::connect(params).await?;
+    let control = connect(params).await?;
     let mut retry = Retry {
         client: control.client(),
         slot: &config.postgres.slot,
