@@ -12,7 +12,7 @@
 //!
 //!      ┌→ pg/replication → pg/pgoutput → assemble → route → sink/jetstream ─┐
 //! relay┤                                                                    │
-//!      └←────────────── window (tickets → acks → Confirmed) ←───────────────┘
+//!      └←─────────────── window (events → acks → Confirmed) ←───────────────┘
 //! ```
 //!
 //! An application inserts a row into the outbox and commits. Postgres's walsender decodes the

@@ -129,7 +129,7 @@ pub struct Passed {
 #[derive(Debug)]
 pub struct Assembler {
     options: Options,
-    relations: HashMap<u32, Known>,
+    relations: HashMap<u32, Described>,
     /// By prefix; made for the first message of each.
     messages: BTreeMap<String, MessageTable>,
     open: Option<Transaction>,
@@ -137,8 +137,9 @@ pub struct Assembler {
     passed: Passed,
 }
 
+/// A table that the server has described.
 #[derive(Debug)]
-enum Known {
+enum Described {
     Outbox { plan: Box<Plan>, source: String },
     Other(String),
 }
@@ -236,10 +237,10 @@ impl Assembler {
                 let plan = Plan::resolve(mapping, &columns, self.options.subject.fields())?;
                 let source = self.options.source_of(&plan.table);
                 let plan = Box::new(plan);
-                Known::Outbox { plan, source }
+                Described::Outbox { plan, source }
             }
             // Leaf partitions are described, too; their rows come as the root's.
-            None => Known::Other(format!("{schema}.{table}")),
+            None => Described::Other(format!("{schema}.{table}")),
         };
         self.relations.insert(oid, known);
         Ok(Step::Nothing)
@@ -253,8 +254,8 @@ impl Assembler {
     ) -> Result<Step, AssembleError> {
         let position = self.next_position("Insert")?;
         let (plan, source) = match self.relations.get(&relation) {
-            Some(Known::Outbox { plan, source }) => (plan, source),
-            Some(Known::Other(table)) => return Err(AssembleError::Unmapped(table.clone())),
+            Some(Described::Outbox { plan, source }) => (plan, source),
+            Some(Described::Other(table)) => return Err(AssembleError::Unmapped(table.clone())),
             None => return Err(AssembleError::Undescribed(relation)),
         };
         let row = plan

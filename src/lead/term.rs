@@ -73,12 +73,12 @@ pub async fn run(
     before: impl AsyncFn() -> Result<(), Failure>,
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
-    let mut term = Term {
+    let mut instance = Instance {
         options,
         stop,
         backoff: Backoff::new(backoff::Options::default()),
         led: false,
-        instance: Uuid::now_v7().to_string(),
+        name: Uuid::now_v7().to_string(),
         confirmed: None,
         void: false,
     };
@@ -94,7 +94,7 @@ pub async fn run(
                 }
                 prepared = true;
             }
-            Box::pin(term.lead()).await
+            Box::pin(instance.lead()).await
         };
         let Err(failure) = Box::pin(lead).await else {
             return Ok(());
@@ -102,11 +102,11 @@ pub async fn run(
         match failure.disposition {
             Disposition::Retry => {
                 halted = None;
-                term.pause(&failure).await;
+                instance.pause(&failure).await;
             }
             Disposition::Standby => {
                 options.vitals.set(State::Standby, None);
-                term.wait(STANDBY_POLL).await;
+                instance.wait(STANDBY_POLL).await;
             }
             Disposition::Halt if options.exit_on_halt => {
                 return Err(Failure {
@@ -122,7 +122,7 @@ pub async fn run(
                 let told = |told: &Problem| {
                     told.problem == failure.problem.problem && told.fix == failure.problem.fix
                 };
-                if std::mem::take(&mut term.led) || !halted.as_ref().is_some_and(told) {
+                if std::mem::take(&mut instance.led) || !halted.as_ref().is_some_and(told) {
                     let Problem {
                         problem,
                         cause,
@@ -131,21 +131,22 @@ pub async fn run(
                     error!(%cause, %fix, "halted: {problem}");
                     halted = Some(failure.problem);
                 }
-                term.wait(options.halt_retry).await;
+                instance.wait(options.halt_retry).await;
             }
         }
     }
     Ok(())
 }
 
-struct Term<'a> {
+/// This process, through all its terms.
+struct Instance<'a> {
     options: &'a Options,
     stop: &'a CancellationToken,
     backoff: Backoff,
     /// Since the last halt it has said that it leads.
     led: bool,
     /// Names this process in the record.
-    instance: String,
+    name: String,
     /// How far it has confirmed, and on which timeline.
     confirmed: Option<(u32, Lsn)>,
     /// An event has shown that the record does not hold.
@@ -160,7 +161,7 @@ struct Ready {
     sink: JetStream,
 }
 
-impl Term<'_> {
+impl Instance<'_> {
     /// One term: gets ready, takes the slot, streams. `Ok` if it was told to stop.
     async fn lead(&mut self) -> Result<(), Failure> {
         let stop = self.stop;
@@ -376,7 +377,7 @@ impl Term<'_> {
             ..
         } = &mut lead;
         let claim = async {
-            let claim = Box::pin(record::claim(sink, lineage, server, &self.instance));
+            let claim = Box::pin(record::claim(sink, lineage, server, &self.name));
             let begun = tokio::time::timeout(patience, claim).await;
             let silent = |_| Err(record::not_written("its bucket is silent"));
             let begun = begun.unwrap_or_else(silent)?;
