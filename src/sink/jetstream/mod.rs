@@ -20,6 +20,7 @@
 mod answers;
 pub(crate) mod append;
 mod aside;
+mod begin;
 mod bucket;
 pub mod client;
 mod error;
@@ -35,15 +36,10 @@ mod rights;
 mod tail;
 
 use tokio::sync::mpsc;
-use tracing::warn;
 
-use self::append::chain::Chain;
+use self::append::Appender;
 use self::append::epoch::Epoch;
-use self::append::hold::{Hold, Seen};
-use self::append::memory::Memory;
-use self::append::past::Doubts;
-pub use self::append::record::Standing;
-use self::aside::letters::Buried;
+pub use self::begin::Standing;
 pub use self::error::Error;
 pub use self::inspection::{Inspection, inspect};
 pub use self::options::{Buries, Ingress, NatsOptions, Options, Storage, StreamOptions};
@@ -54,125 +50,46 @@ pub use self::read::schedules::{Schedule, Schedules};
 pub use self::read::shelf::{BucketFound, Shelf, bucket_config, inspect_bucket};
 pub use self::read::transcript::{Message as StoredMessage, Transcript};
 pub use self::rights::check_rights;
-use crate::backoff::{self, Backoff};
 use crate::error::Failure;
 use crate::event::lineage::Lineage;
-use crate::sink::{Order, Report, Write};
+use crate::sink::{Order, Report};
 
 /// The sink of one term.
 pub struct JetStream {
-    options: Options,
-    lineage: Lineage,
-    source: String,
-    chain: Chain,
-    backoff: Backoff,
-    epoch: Option<Epoch>,
-    /// What may be stored already.
-    memory: Memory,
-    /// A write whose outcome is not known.
-    writing: Option<Write>,
-    /// Why the bucket cannot be used: we lack the rights.
-    denied: Option<String>,
-    /// We may not look for what was delayed.
-    schedules_denied: bool,
-    /// The stream and its dead letters, which must not become less than they were.
-    seen: Seen,
-    seen_letters: Seen,
-    hold: Hold,
-    buried: Buried,
-    doubts: Doubts,
+    appender: Appender,
+    /// The first one.
+    epoch: Epoch,
 }
 
 impl JetStream {
     /// Connects, checks the stream or creates it, and checks that it is ours to write.
     pub async fn open(options: Options, lineage: Lineage) -> Result<Self, Failure> {
-        let mut sink = Self {
-            source: lineage.source().to_string(),
-            memory: Memory::new(&lineage, options.stream.shared),
-            lineage,
-            chain: Chain::new(options.stream.shared),
-            backoff: Backoff::new(backoff::Options::default()),
-            epoch: None,
-            writing: None,
-            denied: None,
-            schedules_denied: false,
-            seen: Seen::default(),
-            seen_letters: Seen::default(),
-            hold: Hold::new(options.hold),
-            buried: Buried::default(),
-            doubts: Doubts::default(),
-            options,
-        };
-        sink.open_epoch()
-            .await
-            .map_err(|error| error.failure(&sink.options))?;
-        Ok(sink)
+        let mut appender = Appender::new(options, lineage);
+        match appender.open_epoch().await {
+            Ok(epoch) => Ok(Self { appender, epoch }),
+            Err(error) => Err(error.failure(&appender.options)),
+        }
     }
 
     /// Appends what comes until the channel is closed. Ends with a failure if a person must act.
     /// What is known of the events that come must have been said ([`begin`](Self::begin)).
     pub async fn run(
-        mut self,
+        self,
         mut orders: mpsc::Receiver<Order>,
         reports: mpsc::Sender<Report>,
     ) -> Result<(), Failure> {
-        let mut down = false;
-        loop {
-            let ended = match self.epoch {
-                Some(_) => self.run_epoch(&mut orders, &reports, &mut down).await,
-                None => Box::pin(self.continue_in_a_new_epoch(&reports)).await,
+        let Self {
+            mut appender,
+            epoch,
+        } = self;
+        let mut ended = appender.run_epoch(epoch, &mut orders, &reports).await;
+        while let Err(error) = ended {
+            appender.give_up_or_wait(error, &reports).await?;
+            ended = match Box::pin(appender.next_epoch(&reports)).await {
+                Ok(epoch) => appender.run_epoch(epoch, &mut orders, &reports).await,
+                Err(error) => Err(error),
             };
-            match ended {
-                Ok(true) => return Ok(()),
-                Ok(false) => {}
-                Err(error) => {
-                    let error = self.without_it(error);
-                    self.epoch = None;
-                    self.give_up_or_wait(&error, &reports, &mut down).await?;
-                }
-            }
         }
-    }
-
-    /// Ends the sink if a person must act or the stream is another one; waits otherwise.
-    async fn give_up_or_wait(
-        &mut self,
-        error: &Error,
-        reports: &mpsc::Sender<Report>,
-        down: &mut bool,
-    ) -> Result<(), Failure> {
-        let failure = error.failure(&self.options);
-        if let Error::StreamChanged { gap, .. } = *error
-            && gap > 0
-        {
-            let problem = error.gap(&self.options);
-            let _ = reports.send(Report::Gap(gap, problem)).await;
-        }
-        let lasting = !matches!(
-            error,
-            Error::Broken(_)
-                | Error::BucketDenied(_)
-                | Error::BodyRefused { .. }
-                | Error::Connect(_)
-                | Error::ConnectTimeout
-        );
-        if lasting {
-            return Err(failure);
-        }
-        let pause = self.backoff.failed();
-        let given_up = |max| pause.failing_for >= max;
-        if self.options.give_up_after.is_some_and(given_up) {
-            return Err(failure);
-        }
-        if pause.log {
-            let cause = &failure.problem.cause;
-            warn!(attempts = pause.attempts, %cause, "{}", failure.problem.problem);
-        }
-        if !std::mem::replace(down, true) {
-            // The relay may be gone; then the next receive says so.
-            let _ = reports.send(Report::Down(failure)).await;
-        }
-        tokio::time::sleep(pause.delay).await;
         Ok(())
     }
 }

@@ -1,29 +1,32 @@
 //! What is done with an event that does not simply go out: its body goes into the bucket, it is
 //! kept until it is due, or it is a dead letter. Each in its turn: what was before it is stored.
 
-use super::super::JetStream;
 use super::super::aside::bodies::outgoing;
 use super::super::aside::delayed::{self, Delayed, Scheduled};
 use super::super::aside::letters::Letter;
 use super::super::error::Error;
 use super::super::names::TOO_LARGE;
+use super::Appender;
 use super::chain::{Passed, Waiting};
-use super::epoch::epoch_mut;
+use super::epoch::Epoch;
 use crate::fault;
 
-impl JetStream {
+impl Appender {
     /// The waiting event cannot be sent as it is: without its body, or it is a dead letter.
-    pub(crate) async fn set_aside(&mut self, unsendable: Error) -> Result<(), Error> {
-        match Box::pin(self.detach(&unsendable)).await? {
+    pub(crate) async fn set_aside(
+        &mut self,
+        epoch: &mut Epoch,
+        unsendable: Error,
+    ) -> Result<(), Error> {
+        match Box::pin(self.detach(epoch, &unsendable)).await? {
             true => Ok(()),
-            false => self.bury(unsendable).await,
+            false => self.bury(epoch, unsendable).await,
         }
     }
 
     /// Puts the body of the waiting event into the bucket, if that is what it takes to send it.
-    async fn detach(&mut self, unsendable: &Error) -> Result<bool, Error> {
+    async fn detach(&self, epoch: &mut Epoch, unsendable: &Error) -> Result<bool, Error> {
         let Waiting { event, .. } = self.chain.waiting().expect("an event waits");
-        let epoch = epoch_mut(&mut self.epoch);
         let too_large = |error: &Error| error.rejected().is_some_and(|r| r.reason == TOO_LARGE);
         let Some(bodies) = epoch.bodies.as_mut().filter(|_| too_large(unsendable)) else {
             return Ok(false);
@@ -36,9 +39,8 @@ impl JetStream {
     }
 
     /// Appends the waiting event to the dead letters, if there are any for it.
-    async fn bury(&mut self, unsendable: Error) -> Result<(), Error> {
+    async fn bury(&mut self, epoch: &mut Epoch, unsendable: Error) -> Result<(), Error> {
         let Waiting { event, .. } = self.chain.waiting().expect("an event waits");
-        let epoch = epoch_mut(&mut self.epoch);
         let (Some(rejected), Some(letters)) = (unsendable.rejected(), &mut epoch.letters) else {
             return Err(unsendable);
         };
@@ -56,7 +58,7 @@ impl JetStream {
         fault::point("letter_stored");
         self.buried.log(event, rejected);
         let letter = Passed::DeadLettered(letters.last_sequence());
-        self.pass(|chain| chain.settle(letter)).await
+        self.pass(epoch, |chain| chain.settle(letter)).await
     }
 
     /// Whether the server is to keep the waiting event until it is due.
@@ -69,21 +71,21 @@ impl JetStream {
     /// Whether the schedule of the waiting event was stored before, and it is not to be kept now:
     /// `publish.delayed` has changed. Otherwise the server finds out ([`Delayed::store`]). Without
     /// the right to look it was not.
-    pub(crate) async fn was_delayed(&self) -> Result<bool, Error> {
+    pub(crate) async fn was_delayed(&self, epoch: &Epoch) -> Result<bool, Error> {
         let Waiting { event, .. } = self.chain.waiting().expect("an event waits");
         let may_be = event.deliver_at.is_some() && self.memory.is_past(&self.chain);
         if !may_be || self.is_delayed() || self.schedules_denied {
             return Ok(false);
         }
-        let connection = &self.epoch.as_ref().expect("an epoch runs").connection;
+        let connection = &epoch.connection;
         let looked = delayed::is_marked(connection, &self.options.stream, (event, &self.source));
         connection.unless_broken(Box::pin(looked)).await
     }
 
     /// Has the server keep the waiting event, and says how it was settled.
-    pub(crate) async fn delay(&mut self) -> Result<Passed, Error> {
+    pub(crate) async fn delay(&self, epoch: &mut Epoch) -> Result<Passed, Error> {
         let Waiting { event, .. } = self.chain.waiting().expect("an event waits");
-        let (epoch, options) = (epoch_mut(&mut self.epoch), &self.options);
+        let options = &self.options;
         let stream = options.delayed.as_ref().expect("events are delayed");
         let delayed = match &mut epoch.delayed {
             Some(open) => open,

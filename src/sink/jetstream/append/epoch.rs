@@ -8,7 +8,6 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::info;
 
-use super::super::JetStream;
 use super::super::aside::bodies::Bodies;
 use super::super::aside::delayed::Delayed;
 use super::super::aside::letters::Letters;
@@ -16,6 +15,7 @@ use super::super::bucket::Bucket;
 use super::super::client::{self, Connection};
 use super::super::error::Error;
 use super::super::tail::{self, Bounds, Search};
+use super::Appender;
 use super::batch::Batch;
 use super::hold::{self, Witness};
 use crate::sink::{Order, Report, Settled};
@@ -40,8 +40,9 @@ pub(crate) struct Epoch {
     pub(crate) progress_at: Instant,
 }
 
-impl JetStream {
-    pub(crate) async fn open_epoch(&mut self) -> Result<(), Error> {
+impl Appender {
+    /// Connects, checks the streams or creates them, and checks that they are ours to write.
+    pub(crate) async fn open_epoch(&mut self) -> Result<Epoch, Error> {
         let connection = Box::pin(Connection::open(&self.options)).await?;
         let bounds = Bounds::of(&connection.info);
         self.check_seen(&connection)?;
@@ -71,7 +72,7 @@ impl JetStream {
             Some(bucket) => Some(Bodies::open(&connection, bucket).await?),
             None => None,
         };
-        self.epoch = Some(Epoch {
+        Ok(Epoch {
             connection,
             bucket,
             tail: Search::Finished,
@@ -83,54 +84,55 @@ impl JetStream {
             message_bytes_max,
             batch: Batch::default(),
             progress_at: Instant::now(),
-        });
-        Ok(())
+        })
     }
 
-    /// After the end of an epoch: `false`, the channel is not closed.
-    pub(crate) async fn continue_in_a_new_epoch(
+    /// The next epoch, after the end of one.
+    pub(crate) async fn next_epoch(
         &mut self,
         reports: &mpsc::Sender<Report>,
-    ) -> Result<bool, Error> {
-        self.open_epoch().await?;
-        self.reconcile(false).await?;
-        self.settle_write(reports).await?;
-        Ok(false)
+    ) -> Result<Epoch, Error> {
+        let mut epoch = self.open_epoch().await?;
+        self.reconcile(&mut epoch, false).await?;
+        self.settle_write(&epoch, reports).await?;
+        Ok(epoch)
     }
 
-    /// Runs until the channel is closed (true) or the epoch ends.
+    /// Runs until the relay closes the channel, or the epoch ends.
     pub(crate) async fn run_epoch(
         &mut self,
+        mut epoch: Epoch,
         orders: &mut mpsc::Receiver<Order>,
         reports: &mpsc::Sender<Report>,
-        down: &mut bool,
-    ) -> Result<bool, Error> {
+    ) -> Result<(), Error> {
+        let epoch = &mut epoch;
         loop {
             // Replies come before new events in `select`; under load there is always one.
             while let Ok(order) = orders.try_recv() {
-                self.take_order(order, reports).await?;
+                self.take_order(epoch, order, reports).await?;
             }
-            let pumped = Box::pin(self.pump()).await;
+            let pumped = Box::pin(self.pump(epoch)).await;
             // Also if this was the end: what is stored is to be confirmed.
             let settled = self.chain.take_settled();
             if settled.to.is_some() {
-                self.settled(settled, reports, down).await;
-            } else if *down && self.chain.waiting().is_none() && self.chain.in_flight() == 0 {
-                self.recovered(reports, down).await;
+                self.settled(epoch, settled, reports).await;
+            } else if self.down && self.chain.waiting().is_none() && self.chain.in_flight() == 0 {
+                self.recovered(reports).await;
             }
             let more = pumped?;
-            match self.select(orders, more).await? {
+            match self.select(epoch, orders, more).await? {
                 Action::Send => {}
-                Action::Closed => return Ok(true),
-                Action::Order(order) => self.take_order(order, reports).await?,
-                Action::Reply(message) => self.take_replies(message, reports).await?,
-                Action::Look => Box::pin(self.look(reports)).await?,
+                Action::Closed => return Ok(()),
+                Action::Order(order) => self.take_order(epoch, order, reports).await?,
+                Action::Reply(message) => self.take_replies(epoch, message, reports).await?,
+                Action::Look => Box::pin(self.look(epoch, reports)).await?,
             }
         }
     }
 
     async fn take_order(
         &mut self,
+        epoch: &mut Epoch,
         order: Order,
         reports: &mpsc::Sender<Report>,
     ) -> Result<(), Error> {
@@ -142,20 +144,20 @@ impl JetStream {
                 }
                 Ok(())
             }
-            Order::Keep(write) => self.send_write(write, reports).await,
+            Order::Keep(write) => self.send_write(epoch, write, reports).await,
         }
     }
 
     /// Chooses what to do next. Cancel-safe: every branch is a receive on a channel or a timer.
     /// `more`: something can be sent at once.
     async fn select(
-        &mut self,
+        &self,
+        epoch: &mut Epoch,
         orders: &mut mpsc::Receiver<Order>,
         more: bool,
     ) -> Result<Action, Error> {
         let in_flight = self.chain.in_flight();
         let ack_timeout = self.options.ack_timeout;
-        let epoch = self.epoch.as_mut().expect("an epoch runs");
         let deadline = epoch.progress_at + ack_timeout;
         let look_at = self.hold.wake_at();
         let Connection {
@@ -179,24 +181,24 @@ impl JetStream {
 
     async fn settled(
         &mut self,
+        epoch: &Epoch,
         mut settled: Settled,
         reports: &mpsc::Sender<Report>,
-        down: &mut bool,
     ) {
-        self.book(&settled);
+        self.book(epoch, &settled);
         self.memory.settle(&mut settled, &self.chain);
         let _ = reports.send(Report::Settled(settled)).await;
         if self.hold.close() {
             let _ = reports.send(Report::Held).await;
         }
-        self.recovered(reports, down).await;
+        self.recovered(reports).await;
     }
 
-    async fn recovered(&mut self, reports: &mpsc::Sender<Report>, down: &mut bool) {
+    async fn recovered(&mut self, reports: &mpsc::Sender<Report>) {
         if let Some(attempts) = self.backoff.worked() {
             info!(attempts, "events get through to NATS again");
         }
-        if std::mem::take(down) {
+        if std::mem::take(&mut self.down) {
             let _ = reports.send(Report::Up).await;
         }
     }
@@ -236,10 +238,6 @@ enum Action {
     Reply(Box<Message>),
     /// It is time to see whether the stream is what it was.
     Look,
-}
-
-pub(crate) fn epoch_mut(epoch: &mut Option<Epoch>) -> &mut Epoch {
-    epoch.as_mut().expect("an epoch runs")
 }
 
 fn seconds(duration: Duration) -> String {

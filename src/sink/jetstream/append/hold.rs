@@ -15,12 +15,13 @@ use time::OffsetDateTime;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::super::JetStream;
 use super::super::client::Connection;
 use super::super::error::Error;
 use super::super::messages::{Messages, Standing};
 use super::super::names::POSITION;
 use super::super::tail::Bounds;
+use super::Appender;
+use super::epoch::Epoch;
 use crate::event::Position;
 use crate::sink::{HELD_MAX, Report, Settled};
 
@@ -131,7 +132,7 @@ pub(crate) async fn newest(connection: &Connection, bounds: Bounds) -> Result<Wi
     Ok(Witness { sequence, position })
 }
 
-impl JetStream {
+impl Appender {
     /// Refuses a connection to a stream that is less than it was.
     pub(crate) fn check_seen(&mut self, connection: &Connection) -> Result<(), Error> {
         let found = Found::of(&connection.info);
@@ -146,8 +147,7 @@ impl JetStream {
     }
 
     /// Takes note of what was settled, to hold it back.
-    pub(crate) fn book(&mut self, settled: &Settled) {
-        let epoch = self.epoch.as_ref().expect("an epoch runs");
+    pub(crate) fn book(&mut self, epoch: &Epoch, settled: &Settled) {
         let known = settled.known + settled.recorded;
         let stored = match &settled.stored_at {
             Some(place) => Witness {
@@ -173,9 +173,12 @@ impl JetStream {
     }
 
     /// Sees whether the stream is what it was, and releases what has been in it for long enough.
-    pub(crate) async fn look(&mut self, reports: &mpsc::Sender<Report>) -> Result<(), Error> {
+    pub(crate) async fn look(
+        &mut self,
+        epoch: &Epoch,
+        reports: &mpsc::Sender<Report>,
+    ) -> Result<(), Error> {
         self.hold.looked();
-        let epoch = self.epoch.as_ref().expect("an epoch runs");
         let connection = &epoch.connection;
         let standing = Box::pin(connection.stream.standing());
         let standing = connection.unless_broken(standing).await?;

@@ -12,3 +12,108 @@ pub(crate) mod places;
 pub(crate) mod record;
 pub(crate) mod send;
 pub(crate) mod shared;
+
+use tokio::sync::mpsc;
+use tracing::warn;
+
+use self::chain::Chain;
+use self::hold::{Hold, Seen};
+use self::memory::Memory;
+use self::past::Doubts;
+use super::aside::letters::Buried;
+use super::error::Error;
+use super::options::Options;
+use crate::backoff::{self, Backoff};
+use crate::error::Failure;
+use crate::event::lineage::Lineage;
+use crate::sink::{Report, Write};
+
+/// What outlives a connection.
+pub(crate) struct Appender {
+    pub(crate) options: Options,
+    pub(crate) lineage: Lineage,
+    source: String,
+    chain: Chain,
+    backoff: Backoff,
+    /// What may be stored already.
+    memory: Memory,
+    /// A write whose outcome is not known.
+    writing: Option<Write>,
+    /// Why the bucket cannot be used: we lack the rights.
+    denied: Option<String>,
+    /// We may not look for what was delayed.
+    schedules_denied: bool,
+    /// The stream and its dead letters, which must not become less than they were.
+    seen: Seen,
+    seen_letters: Seen,
+    hold: Hold,
+    buried: Buried,
+    doubts: Doubts,
+    /// It was reported that nothing gets through.
+    down: bool,
+}
+
+impl Appender {
+    pub(crate) fn new(options: Options, lineage: Lineage) -> Self {
+        Self {
+            source: lineage.source().to_string(),
+            memory: Memory::new(&lineage, options.stream.shared),
+            lineage,
+            chain: Chain::new(options.stream.shared),
+            backoff: Backoff::new(backoff::Options::default()),
+            writing: None,
+            denied: None,
+            schedules_denied: false,
+            seen: Seen::default(),
+            seen_letters: Seen::default(),
+            hold: Hold::new(options.hold),
+            buried: Buried::default(),
+            doubts: Doubts::default(),
+            down: false,
+            options,
+        }
+    }
+
+    /// After the end of an epoch. Ends the sink if a person must act or the stream is another one;
+    /// waits otherwise.
+    pub(crate) async fn give_up_or_wait(
+        &mut self,
+        error: Error,
+        reports: &mpsc::Sender<Report>,
+    ) -> Result<(), Failure> {
+        let error = self.without_it(error);
+        let failure = error.failure(&self.options);
+        if let Error::StreamChanged { gap, .. } = error
+            && gap > 0
+        {
+            let problem = error.gap(&self.options);
+            let _ = reports.send(Report::Gap(gap, problem)).await;
+        }
+        let lasting = !matches!(
+            error,
+            Error::Broken(_)
+                | Error::BucketDenied(_)
+                | Error::BodyRefused { .. }
+                | Error::Connect(_)
+                | Error::ConnectTimeout
+        );
+        if lasting {
+            return Err(failure);
+        }
+        let pause = self.backoff.failed();
+        let given_up = |max| pause.failing_for >= max;
+        if self.options.give_up_after.is_some_and(given_up) {
+            return Err(failure);
+        }
+        if pause.log {
+            let cause = &failure.problem.cause;
+            warn!(attempts = pause.attempts, %cause, "{}", failure.problem.problem);
+        }
+        if !std::mem::replace(&mut self.down, true) {
+            // The relay may be gone; then the next receive says so.
+            let _ = reports.send(Report::Down(failure)).await;
+        }
+        tokio::time::sleep(pause.delay).await;
+        Ok(())
+    }
+}

@@ -9,33 +9,31 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::super::JetStream;
 use super::super::aside::letters::Letters;
 use super::super::client::Connection;
 use super::super::error::Error;
 use super::super::options::Options;
 use super::super::reply::Reply;
 use super::super::tail::{self, Bounds, Search, Start};
+use super::Appender;
 use super::chain::{Passed, Waiting};
-use super::epoch::epoch_mut;
+use super::epoch::Epoch;
 use super::memory::{Memory, Merge};
 use crate::guard::Stream;
 use crate::sink::Past;
 
-impl JetStream {
+impl Appender {
     /// Says what is known of the events that come. Before the first of them.
-    pub(crate) async fn remember(&mut self, past: Past) -> Result<(), Error> {
-        let epoch = epoch_mut(&mut self.epoch);
+    pub(crate) async fn remember(&mut self, epoch: &mut Epoch, past: Past) -> Result<(), Error> {
         epoch.refresh().await?;
         let last = epoch.last_sequence;
         self.memory.begin(past, last);
         self.chain.restart(last);
-        self.reconcile(true).await
+        self.reconcile(epoch, true).await
     }
 
     /// Finds out what a new connection must know; `first` of the term.
-    pub(crate) async fn reconcile(&mut self, first: bool) -> Result<(), Error> {
-        let epoch = epoch_mut(&mut self.epoch);
+    pub(crate) async fn reconcile(&mut self, epoch: &mut Epoch, first: bool) -> Result<(), Error> {
         let connection = &epoch.connection;
         if !first {
             self.memory.reconnected(&self.chain, epoch.last_sequence);
@@ -57,16 +55,16 @@ impl JetStream {
     }
 
     /// How the waiting event was settled, if it was, wherever it belongs.
-    pub(crate) async fn find(&mut self) -> Result<Option<Passed>, Error> {
-        if let Some(place) = self.find_place().await? {
+    pub(crate) async fn find(&mut self, epoch: &mut Epoch) -> Result<Option<Passed>, Error> {
+        if let Some(place) = self.find_place(epoch).await? {
             return Ok(Some(Passed::Known(Some(place))));
         }
-        let delayed = self.was_delayed().await?;
+        let delayed = self.was_delayed(epoch).await?;
         Ok(delayed.then_some(Passed::Known(None)))
     }
 
     /// Where the waiting event is stored in the stream, or among the dead letters.
-    async fn find_place(&mut self) -> Result<Option<(Stream, u64)>, Error> {
+    async fn find_place(&mut self, epoch: &mut Epoch) -> Result<Option<(Stream, u64)>, Error> {
         let waiting = self.chain.waiting().expect("an event waits");
         let event = waiting.event;
         if self.memory.complete() {
@@ -74,10 +72,9 @@ impl JetStream {
             if place.is_some() || !self.options.stream.shared {
                 return Ok(place);
             }
-            let own = self.own_duplicate().await?;
+            let own = self.own_duplicate(epoch).await?;
             return Ok(own.map(|sequence| (Stream::Main, sequence)));
         }
-        let epoch = epoch_mut(&mut self.epoch);
         if let Some(letters) = &mut epoch.letters {
             let letter = letters.place_of(&epoch.connection, &self.lineage, event);
             if let Some(sequence) = letter.await? {
@@ -117,21 +114,21 @@ impl JetStream {
     }
 
     /// Sends the waiting event, which is uncertain and alone.
-    pub(crate) async fn send_uncertain(&mut self) -> Result<(), Error> {
+    pub(crate) async fn send_uncertain(&mut self, epoch: &mut Epoch) -> Result<(), Error> {
         let waiting = self.chain.waiting().expect("an event waits");
         if let Some(sequence) = waiting.duplicate_of
-            && self.was_stored_at(waiting, sequence).await?
+            && self.was_stored_at(epoch, waiting, sequence).await?
         {
             self.memory.use_up(sequence);
-            return self.pass(|chain| chain.settle(Passed::Known(None))).await;
+            let found = Passed::Known(None);
+            return self.pass(epoch, |chain| chain.settle(found)).await;
         }
-        let (subject, headers, payload) = match self.compose(false) {
+        let (subject, headers, payload) = match self.compose(epoch, false) {
             Ok(message) => message,
-            Err(unsendable) => return self.set_aside(unsendable).await,
+            Err(unsendable) => return self.set_aside(epoch, unsendable).await,
         };
         self.chain.doubt();
         let (number, expected) = self.chain.send();
-        let epoch = epoch_mut(&mut self.epoch);
         let request = (subject, headers, payload);
         let ours = (self.options.stream.name.as_str(), self.options.ack_timeout);
         let answer = Box::pin(epoch.connection.request(request, ours));
@@ -166,8 +163,13 @@ impl JetStream {
     /// Whether the server's `duplicate` proves that the waiting event was stored: its sequence
     /// number holds no message, lies where it may have been stored, and settled no other event.
     /// On three replicas, servers before 2.12 call a duplicate what they have refused.
-    async fn was_stored_at(&self, waiting: Waiting<'_>, sequence: u64) -> Result<bool, Error> {
-        let connection = &self.epoch.as_ref().expect("an epoch runs").connection;
+    async fn was_stored_at(
+        &self,
+        epoch: &Epoch,
+        waiting: Waiting<'_>,
+        sequence: u64,
+    ) -> Result<bool, Error> {
+        let connection = &epoch.connection;
         let proves = connection.info.config.num_replicas == 1 || connection.is_compatible(2, 12, 0);
         if !proves || !self.memory.proves(sequence, waiting.places) {
             return Ok(false);

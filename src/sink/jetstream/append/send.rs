@@ -6,7 +6,6 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::super::JetStream;
 use super::super::aside::bodies::outgoing;
 use super::super::client::HEADER_BYTES_MAX;
 use super::super::error::Error;
@@ -15,8 +14,9 @@ use super::super::names::{
     BATCH_COMMIT, BATCH_HEADER_BYTES, BATCH_ID, BATCH_SEQUENCE, EXPECTED_LAST_SEQUENCE, TOO_LARGE,
 };
 use super::super::reply::Reply;
+use super::Appender;
 use super::chain::{Chain, Passed};
-use super::epoch::epoch_mut;
+use super::epoch::Epoch;
 use super::record;
 use crate::event::route;
 use crate::event::{Event, Rejected};
@@ -28,28 +28,29 @@ use crate::sink::Report;
 /// whatever the events' size.
 const IN_FLIGHT_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-impl JetStream {
+impl Appender {
     /// Sends what may be sent. `true`: there is more, but something was waited for, and what came
     /// meanwhile goes first.
-    pub(crate) async fn pump(&mut self) -> Result<bool, Error> {
+    pub(crate) async fn pump(&mut self, epoch: &mut Epoch) -> Result<bool, Error> {
         while let Some(waiting) = self.chain.waiting() {
             if waiting.event.known {
-                self.pass(|chain| chain.settle(Passed::Recorded)).await?;
+                self.pass(epoch, |chain| chain.settle(Passed::Recorded))
+                    .await?;
                 continue;
             }
             if !self.has_room() {
                 break;
             }
-            if let Some(known) = self.find().await? {
-                self.pass(|chain| chain.settle(known)).await?;
+            if let Some(known) = self.find(epoch).await? {
+                self.pass(epoch, |chain| chain.settle(known)).await?;
                 continue;
             }
             if self.is_delayed() {
-                match self.delay().await {
-                    Ok(how) => self.pass(|chain| chain.settle(how)).await?,
+                match self.delay(epoch).await {
+                    Ok(how) => self.pass(epoch, |chain| chain.settle(how)).await?,
                     Err(error) if error.rejected().is_none() => return Err(error),
                     Err(_) if self.chain.in_flight() > 0 => break,
-                    Err(unsendable) => self.set_aside(unsendable).await?,
+                    Err(unsendable) => self.set_aside(epoch, unsendable).await?,
                 }
                 return Ok(true);
             }
@@ -57,10 +58,10 @@ impl JetStream {
                 if self.chain.in_flight() > 0 {
                     break;
                 }
-                self.send_uncertain().await?;
+                self.send_uncertain(epoch).await?;
                 return Ok(true);
             }
-            match self.send().await? {
+            match self.send(epoch).await? {
                 Sent::UnderWay => {}
                 Sent::NotYet => break,
                 Sent::Aside => return Ok(true),
@@ -70,32 +71,32 @@ impl JetStream {
     }
 
     /// Sends the waiting event, or stages it with those that go together.
-    async fn send(&mut self) -> Result<Sent, Error> {
+    async fn send(&mut self, epoch: &mut Epoch) -> Result<Sent, Error> {
         let waiting = self.chain.waiting().expect("an event waits");
         let together = waiting.event.followers > 0 || self.chain.staged() > 0;
-        let (subject, headers, payload) = match self.compose(together) {
+        let (subject, headers, payload) = match self.compose(epoch, together) {
             Ok(message) => message,
             // First everything before this event is stored. The end of the sink would take the
             // connection along, and what it has not sent yet.
             Err(_) if self.chain.in_flight() > 0 => return Ok(Sent::NotYet),
             Err(unsendable) => {
-                self.set_aside(unsendable).await?;
+                self.set_aside(epoch, unsendable).await?;
                 return Ok(Sent::Aside);
             }
         };
         if together {
-            let batch = &mut epoch_mut(&mut self.epoch).batch;
+            let batch = &mut epoch.batch;
             batch.push(subject, headers, payload);
-            self.pass(Chain::stage).await?;
+            self.pass(epoch, Chain::stage).await?;
             return Ok(Sent::UnderWay);
         }
         if self.chain.in_flight() == 0 {
-            epoch_mut(&mut self.epoch).progress_at = Instant::now();
+            epoch.progress_at = Instant::now();
         }
         self.memory.send(&self.chain);
         fault::point("judged");
         let (number, _) = self.chain.send();
-        let connection = &epoch_mut(&mut self.epoch).connection;
+        let connection = &epoch.connection;
         let reply = format!("{}.{number}", connection.inbox);
         let publish = connection.publish(
             (subject, Some(reply)),
@@ -108,9 +109,12 @@ impl JetStream {
     }
 
     /// The message of the waiting event: what it is published to, its headers and its body.
-    pub(crate) fn compose(&self, together: bool) -> Result<(String, HeaderMap, Bytes), Error> {
+    pub(crate) fn compose(
+        &self,
+        epoch: &Epoch,
+        together: bool,
+    ) -> Result<(String, HeaderMap, Bytes), Error> {
         let waiting = self.chain.waiting().expect("an event waits");
-        let epoch = self.epoch.as_ref().expect("an epoch runs");
         let event = outgoing(&epoch.bodies, waiting.event);
         let stream = &epoch.connection.info.config;
         let anonymous = waiting.duplicate_of.is_some();
@@ -121,7 +125,7 @@ impl JetStream {
             headers.insert(EXPECTED_LAST_SEQUENCE, expected);
             headers_bytes = wire_len(&headers);
         }
-        self.check(event, headers_bytes)?;
+        self.check(epoch, event, headers_bytes)?;
         Ok((self.entrance(event), headers, event.payload.clone()))
     }
 
@@ -131,11 +135,10 @@ impl JetStream {
     }
 
     /// What no server takes must not be sent: it would close the connection or never answer.
-    fn check(&self, event: &Event, headers: usize) -> Result<(), Error> {
+    fn check(&self, epoch: &Epoch, event: &Event, headers: usize) -> Result<(), Error> {
         if let Some(rejected) = &event.rejected {
             return Err(Error::unsendable(event, (**rejected).clone()));
         }
-        let epoch = self.epoch.as_ref().expect("an epoch runs");
         let subjects = &epoch.connection.info.config.subjects;
         if !subjects
             .iter()
@@ -192,18 +195,21 @@ impl JetStream {
     }
 
     /// Passes the waiting event; if it was the last of those that go together, they go.
-    pub(crate) async fn pass(&mut self, how: impl FnOnce(&mut Chain)) -> Result<(), Error> {
+    pub(crate) async fn pass(
+        &mut self,
+        epoch: &mut Epoch,
+        how: impl FnOnce(&mut Chain),
+    ) -> Result<(), Error> {
         let waiting = self.chain.waiting().expect("an event waits");
         let last = waiting.event.followers == 0;
         how(&mut self.chain);
         if last && self.chain.staged() > 0 {
-            self.send_staged().await?;
+            self.send_staged(epoch).await?;
         }
         Ok(())
     }
 
-    async fn send_staged(&mut self) -> Result<(), Error> {
-        let epoch = epoch_mut(&mut self.epoch);
+    async fn send_staged(&mut self, epoch: &mut Epoch) -> Result<(), Error> {
         if self.chain.in_flight() == 0 {
             epoch.progress_at = Instant::now();
         }
@@ -246,6 +252,7 @@ impl JetStream {
     /// says what became of an event.
     pub(crate) async fn take_replies(
         &mut self,
+        epoch: &mut Epoch,
         first: Box<Message>,
         reports: &mpsc::Sender<Report>,
     ) -> Result<(), Error> {
@@ -253,19 +260,19 @@ impl JetStream {
         let mut next = Some(*first);
         while let Some(message) = next {
             let took = match message.subject.ends_with(record::REPLY) {
-                true => self.take_written(&message, reports).await,
-                false => self.take_reply(&message),
+                true => self.take_written(epoch, &message, reports).await,
+                false => self.take_reply(epoch, &message),
             };
             taken = taken.and(took);
-            let replies = &mut epoch_mut(&mut self.epoch).connection.replies;
+            let replies = &mut epoch.connection.replies;
             next = replies.next().now_or_never().flatten();
         }
         taken
     }
 
-    fn take_reply(&mut self, message: &Message) -> Result<(), Error> {
+    fn take_reply(&mut self, epoch: &mut Epoch, message: &Message) -> Result<(), Error> {
         fault::point("answered");
-        let connection = &epoch_mut(&mut self.epoch).connection;
+        let connection = &epoch.connection;
         let Some(reply) = connection.read(message, &self.options.stream.name) else {
             return Ok(());
         };
@@ -282,7 +289,7 @@ impl JetStream {
             Reply::Stored { sequence, together } => {
                 match self.chain.acknowledge(number, (sequence, together)) {
                     Ok(()) => {
-                        epoch_mut(&mut self.epoch).progress_at = Instant::now();
+                        epoch.progress_at = Instant::now();
                         return Ok(());
                     }
                     Err(mismatch) => mismatch.to_string(),

@@ -10,22 +10,23 @@
 //! What the server calls a duplicate is looked at: another writer may have used the id. What is not
 //! ours there, or is there no more, does not count: better twice than never.
 
-use super::super::JetStream;
 use super::super::error::Error;
 use super::super::tail;
+use super::Appender;
+use super::epoch::Epoch;
 
-impl JetStream {
+impl Appender {
     pub(crate) fn shared(&self) -> bool {
         self.options.stream.shared
     }
 
     /// Where the waiting event is, if the server has called it a duplicate, and of itself.
-    pub(crate) async fn own_duplicate(&self) -> Result<Option<u64>, Error> {
+    pub(crate) async fn own_duplicate(&self, epoch: &Epoch) -> Result<Option<u64>, Error> {
         let waiting = self.chain.waiting().expect("an event waits");
         let Some(sequence) = waiting.duplicate_of else {
             return Ok(None);
         };
-        let connection = &self.epoch.as_ref().expect("an epoch runs").connection;
+        let connection = &epoch.connection;
         let stands = tail::stands_at(&connection.stream, (sequence, &self.lineage), waiting.event);
         let stands = connection.unless_broken(Box::pin(stands)).await?;
         Ok(stands.then_some(sequence))
