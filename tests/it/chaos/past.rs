@@ -192,7 +192,6 @@ struct Seen {
 impl Consumer {
     /// Starts it. The stream must have been made.
     pub(crate) async fn start(jetstream: &jetstream::Context) -> Self {
-        let stream = jetstream.get_stream(STREAM).await.expect("the stream");
         let config = pull::Config {
             durable_name: Some(CONSUMER.to_owned()),
             ack_policy: AckPolicy::Explicit,
@@ -202,7 +201,8 @@ impl Consumer {
         };
         // A node that is down may be chosen, and is found out by a timeout.
         until("a consumer", REST_WITHIN, async || {
-            match stream.create_consumer(config.clone()).await {
+            let created = jetstream.create_consumer_on_stream(config.clone(), STREAM);
+            match created.await {
                 Ok(_) => Wait::Ready(()),
                 Err(error) => Wait::NotYet(error.to_string()),
             }
