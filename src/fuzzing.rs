@@ -108,7 +108,7 @@ impl Order {
             Step::Event(event) => {
                 assert_eq!(check_subject(&event.subject), Ok(()));
                 let mut headers = event.headers.iter();
-                assert!(headers.all(|(name, value)| header_is_sound(name.as_str(), value)));
+                assert!(headers.all(|(name, value)| header_is_sound(name, value)));
                 self.take_event(&event);
             }
             Step::Rejected(rejection) => self.take_event(&rejection.into_event()),

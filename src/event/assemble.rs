@@ -71,10 +71,6 @@ impl Options {
 }
 
 /// What a message means for the relay.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "there is one at a time, and nearly all of them are events"
-)]
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
     /// Nothing.
@@ -373,7 +369,7 @@ impl RowReader<'_> {
             committed,
             ..self.fields(type_oid, &made)?
         };
-        let mut headers = Headers::with_capacity(16, 512);
+        let mut headers = Headers::with_capacity(512);
         let format = self.options.format;
         format.dress(&mut headers, &fields);
         self.custom_headers(&mut headers, reserved)?;
@@ -386,11 +382,8 @@ impl RowReader<'_> {
             None => (payload, None),
         };
         let id = message_id(&self.plan.table, id);
-        if let Some((name, _)) = headers
-            .iter()
-            .find(|(name, value)| !header_is_sound(name.as_str(), value))
-        {
-            return Err(Reason::Header(name.as_str().to_owned()));
+        if let Some(name) = headers.unsound() {
+            return Err(Reason::Header(name.to_owned()));
         }
         if !header_is_sound(MESSAGE_ID, &id) {
             return Err(Reason::Header(MESSAGE_ID.to_owned()));
@@ -633,10 +626,10 @@ fn json<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T, Reason> {
 
 fn push_custom(headers: &mut Headers, name: &str, json_text: &str) -> Result<(), Reason> {
     match json_text.as_bytes().first() {
-        Some(b'"') => headers.push_custom(name, &json::<String>(json_text.as_bytes())?),
+        Some(b'"') => headers.push(name, &json::<String>(json_text.as_bytes())?),
         Some(b'n') => {}
         // An object too: pollers that put JSON into headers write it as text.
-        _ => headers.push_custom(name, json_text),
+        _ => headers.push(name, json_text),
     }
     Ok(())
 }

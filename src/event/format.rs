@@ -126,8 +126,8 @@ impl Format {
     pub fn dress(self, headers: &mut Headers, fields: &Fields<'_>) {
         match self {
             Self::CloudEvents => cloudevents(headers, fields),
-            Self::Structured => headers.push_str("Content-Type", "application/cloudevents+json"),
-            Self::Envelope => headers.push_str("Content-Type", "application/json"),
+            Self::Structured => headers.push("Content-Type", "application/cloudevents+json"),
+            Self::Envelope => headers.push("Content-Type", "application/json"),
             Self::Minimal => {}
         }
         let plain = [
@@ -142,7 +142,7 @@ impl Format {
         ];
         for (name, value) in plain {
             if let Some(value) = value {
-                headers.push_str(name, value);
+                headers.push(name, value);
             }
         }
         if let Some(names) = fields.pii_fields {
@@ -150,9 +150,9 @@ impl Format {
         }
         for (name, value) in fields.extra {
             if !name.starts_with(ATTRIBUTE) {
-                headers.push_custom(name, value);
+                headers.push(name, value);
             } else if self == Self::CloudEvents && !value.is_empty() {
-                headers.push_custom(name, &percent_encoded(value));
+                headers.push(name, &percent_encoded(value));
             }
         }
     }

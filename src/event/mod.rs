@@ -11,7 +11,7 @@ pub mod mapping;
 pub mod route;
 mod wrapped;
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -67,7 +67,7 @@ impl Event {
     pub fn size(&self) -> usize {
         self.id.len()
             + self.subject.len()
-            + self.headers.size()
+            + self.headers.lines.capacity()
             + self.payload.len()
             + size_of::<Self>()
     }
@@ -90,89 +90,66 @@ impl fmt::Debug for Event {
     }
 }
 
-/// Header names and values in the order in which they were added; a name may appear again. All
-/// values share one buffer: an event has a dozen of them.
+/// Headers as they are sent: a line `<name>: <value>\r\n` for each, in the order in which they were
+/// added; a name may appear again. What cannot be sent is not added.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Headers {
-    values: String,
-    entries: Vec<(HeaderName, usize)>,
+    lines: String,
+    unsound: Option<Box<str>>,
 }
 
-/// The name of a header.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum HeaderName {
-    /// One of ours.
-    Known(&'static str),
-    /// One from the row.
-    Custom(Box<str>),
-}
-
-impl HeaderName {
-    /// The name.
-    pub fn as_str(&self) -> &str {
-        match self {
-            Self::Known(name) => name,
-            Self::Custom(name) => name,
-        }
-    }
-}
+const COLON: &str = ": ";
+const LINE_END: &str = "\r\n";
 
 impl Headers {
-    /// Room for what a CloudEvents header set takes.
-    pub fn with_capacity(entries: usize, bytes: usize) -> Self {
+    /// Room for lines of so many bytes.
+    pub fn with_capacity(bytes: usize) -> Self {
         Self {
-            values: String::with_capacity(bytes),
-            entries: Vec::with_capacity(entries),
+            lines: String::with_capacity(bytes),
+            unsound: None,
         }
     }
 
-    /// Adds a header of ours.
-    pub fn push(&mut self, name: &'static str, value: impl fmt::Display) {
-        write!(self.values, "{value}").expect("a String takes all text");
-        self.entries
-            .push((HeaderName::Known(name), self.values.len()));
+    /// Adds a header.
+    pub fn push(&mut self, name: &str, value: &str) {
+        self.push_with(name, |text| text.push_str(value));
     }
 
-    /// Adds a header of ours whose value is text already.
-    pub fn push_str(&mut self, name: &'static str, value: &str) {
-        self.values.push_str(value);
-        self.entries
-            .push((HeaderName::Known(name), self.values.len()));
+    /// Adds a header whose value `write` appends.
+    pub fn push_with(&mut self, name: &str, write: impl FnOnce(&mut String)) {
+        let begin = self.lines.len();
+        self.lines.push_str(name);
+        self.lines.push_str(COLON);
+        let value = self.lines.len();
+        write(&mut self.lines);
+        if header_is_sound(name, &self.lines[value..]) {
+            self.lines.push_str(LINE_END);
+        } else {
+            self.lines.truncate(begin);
+            self.unsound.get_or_insert_with(|| name.into());
+        }
     }
 
-    /// Adds a header of ours whose value `write` appends.
-    pub fn push_with(&mut self, name: &'static str, write: impl FnOnce(&mut String)) {
-        write(&mut self.values);
-        self.entries
-            .push((HeaderName::Known(name), self.values.len()));
+    /// The name of the first header that could not be added ([`header_is_sound`]).
+    pub fn unsound(&self) -> Option<&str> {
+        self.unsound.as_deref()
     }
 
-    /// Adds a header from a row. The caller has checked name and value ([`header_is_sound`]).
-    pub fn push_custom(&mut self, name: &str, value: &str) {
-        self.values.push_str(value);
-        self.entries
-            .push((HeaderName::Custom(name.into()), self.values.len()));
+    /// All of them as they are sent.
+    pub fn lines(&self) -> &str {
+        &self.lines
     }
 
-    /// The headers, in order.
-    pub fn iter(&self) -> impl Iterator<Item = (&HeaderName, &str)> {
-        let mut start = 0;
-        self.entries.iter().map(move |(name, end)| {
-            let value = &self.values[start..*end];
-            start = *end;
-            (name, value)
-        })
+    /// Names and values, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        let lines = self.lines.split_terminator(LINE_END);
+        lines.filter_map(|line| line.split_once(COLON))
     }
 
     /// The first value of a name, compared as the server does: exactly.
     pub fn find(&self, name: &str) -> Option<&str> {
-        self.iter()
-            .find(|(known, _)| known.as_str() == name)
-            .map(|(_, value)| value)
-    }
-
-    fn size(&self) -> usize {
-        self.values.capacity() + self.entries.capacity() * size_of::<(HeaderName, usize)>()
+        let mut all = self.iter();
+        all.find_map(|(known, value)| (known == name).then_some(value))
     }
 }
 
@@ -260,15 +237,25 @@ mod tests {
     #[test]
     fn headers_come_back_in_order_with_repeats() {
         let mut headers = Headers::default();
-        headers.push("a", 1);
-        headers.push_custom("b", "");
-        headers.push_str("a", "two");
-        let all: Vec<_> = headers
-            .iter()
-            .map(|(name, value)| (name.as_str(), value))
-            .collect();
-        assert_eq!(all, [("a", "1"), ("b", ""), ("a", "two")]);
+        headers.push("a", "1");
+        headers.push("b", "");
+        headers.push_with("a", |text| text.push_str("two: 2"));
+        assert_eq!(headers.lines(), "a: 1\r\nb: \r\na: two: 2\r\n");
+        let all: Vec<_> = headers.iter().collect();
+        assert_eq!(all, [("a", "1"), ("b", ""), ("a", "two: 2")]);
         assert_eq!(headers.find("a"), Some("1"));
+        assert_eq!(headers.unsound(), None);
+    }
+
+    #[test]
+    fn header_that_is_not_sound_is_not_sent_and_is_told() {
+        let mut headers = Headers::default();
+        headers.push("a", "1");
+        headers.push("b", "2\r\nNats-Rollup: all");
+        headers.push("c\n", "3");
+        headers.push("d", "4");
+        assert_eq!(headers.lines(), "a: 1\r\nd: 4\r\n");
+        assert_eq!(headers.unsound(), Some("b"));
     }
 
     #[test]

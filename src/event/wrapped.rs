@@ -60,7 +60,7 @@ impl Event {
     /// stands in JSON and in a header as it is.
     pub fn referring_to(&self, reference: &str) -> Self {
         let mut headers = self.headers.clone();
-        headers.push_str(REFERENCE, reference);
+        headers.push(REFERENCE, reference);
         let payload = match self.wrapped.as_deref() {
             None => Bytes::new(),
             Some(&Wrapped {

@@ -194,7 +194,7 @@ async fn sample(client: &Client, options: &Options, table: &Table) -> Result<Str
 fn shown(event: &Event) -> String {
     let mut text = format!("{}\nNats-Msg-Id: {}\n", event.subject, event.id);
     for (name, value) in event.headers.iter() {
-        text += &format!("{}: {value}\n", name.as_str());
+        text += &format!("{name}: {value}\n");
     }
     text.push('\n');
     let body = String::from_utf8_lossy(&event.payload);

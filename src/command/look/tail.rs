@@ -308,7 +308,7 @@ struct Rejected<'a> {
 fn json(event: &Event, committed: &str) -> String {
     let mut headers: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (name, value) in event.headers.iter() {
-        headers.entry(name.as_str()).or_default().push(value);
+        headers.entry(name).or_default().push(value);
     }
     let text = std::str::from_utf8(&event.payload).ok();
     let payload: Option<&RawValue> = text.and_then(|text| serde_json::from_str(text).ok());

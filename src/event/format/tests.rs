@@ -49,7 +49,7 @@ fn dressed(format: Format, fields: &Fields<'_>) -> Vec<(String, String)> {
     format.dress(&mut headers, fields);
     headers
         .iter()
-        .map(|(name, value)| (name.as_str().to_owned(), value.to_owned()))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect()
 }
 

@@ -5,7 +5,7 @@ use async_nats::{HeaderMap, HeaderName as NatsHeaderName, HeaderValue};
 use time::OffsetDateTime;
 
 use super::names::{MESSAGE_ID, PLAIN_ID, POSITION, REPLAY, SOURCE, TTL};
-use crate::event::{Event, HeaderName};
+use crate::event::Event;
 
 /// A value of `Nats-TTL`: whole seconds, of which there must be one (ADR-43).
 pub(crate) fn ttl(left: time::Duration) -> String {
@@ -53,14 +53,8 @@ pub(crate) fn headers(
 pub(crate) fn row_headers(event: &Event) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, value) in event.headers.iter() {
-        // Names and values were checked when the event was made; a map that differs from the
-        // row's headers would be our bug.
         let value: HeaderValue = value.parse().expect("a checked header value");
-        match name {
-            // Ours appear once; asking whether they do would cost a hash each.
-            HeaderName::Known(name) => headers.insert(NatsHeaderName::from_static(name), value),
-            HeaderName::Custom(name) => headers.append(name.as_ref(), value),
-        }
+        headers.append(name, value);
     }
     if event.replayed {
         headers.insert(NatsHeaderName::from_static(REPLAY), "1");
