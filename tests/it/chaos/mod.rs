@@ -390,11 +390,19 @@ impl<'a> Stage<'a> {
             if self.is_over_before(planned).await {
                 break;
             }
-            self.note(planned.fault.to_string(), String::new(), None);
+            let purges = planned.fault == StrangerFault::Purge;
             let read_to = match consumer {
-                Some(consumer) if planned.fault == StrangerFault::Purge => consumer.read_to().await,
+                Some(consumer) if purges => consumer.read_to().await,
                 _ => 0,
             };
+            if purges && read_to == 0 {
+                continue;
+            }
+            let details = match purges {
+                true => format!("up to {read_to}"),
+                false => String::new(),
+            };
+            self.note(planned.fault.to_string(), details, None);
             strangers.strike(jetstream, planned.fault, read_to).await;
         }
     }

@@ -30,7 +30,9 @@ pub(crate) struct Strangers {
 }
 
 impl Strangers {
-    /// Does it, if the broker lets them. Nobody purges what lies behind `read_to`.
+    /// Does it, if the broker lets them. Nobody purges what lies behind `read_to`, which is not 0
+    /// then: servers before 2.12.10 and 2.14.2 purge the whole stream where they are told to purge
+    /// it up to 1 (nats-server 28c298b, "`PurgeEx` with sequence=1 is a noop").
     pub(crate) async fn strike(
         &mut self,
         jetstream: &jetstream::Context,
@@ -109,6 +111,7 @@ impl Strangers {
                 self.sequences.insert(write(jetstream, headers).await?);
             }
             StrangerFault::Purge => {
+                assert!(read_to > 0, "something was read");
                 self.purged.push((OffsetDateTime::now_utc(), read_to));
                 stream.purge().sequence(read_to + 1).await.ok()?;
             }
