@@ -36,8 +36,8 @@ use contents::{Known, Writers};
 use letters::Letters;
 use past::{Consumer, Evidence, Found};
 use plan::{
-    CopyFault, LinkFault, Moving, NatsFault, Past, Plan, Planned, PostgresFault, StrangerFault,
-    Whom,
+    CopyFault, LinkFault, Moving, NatsFault, Past, Plan, Planned, PostgresFault, Release,
+    StrangerFault, Whom,
 };
 use promoted::Tail;
 use report::{Report, Struck};
@@ -54,11 +54,12 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// Plays a plan on servers of its own, shows each fault as it is done, and judges the stream.
 pub(crate) async fn play(
-    plan: Plan,
+    mut plan: Plan,
     servers: (postgres::Builder, nats::Builder),
     show: impl Fn(&Struck),
 ) -> Report {
     let mut round = Box::pin(Round::begin(&plan, servers)).await;
+    plan.spare(|release| round.broker_is(release));
     let Round {
         database,
         broker,
@@ -189,6 +190,12 @@ impl Round {
             jetstream,
             consumer,
         }
+    }
+
+    /// Whether the broker is of this release or a later one.
+    fn broker_is(&self, (major, minor, patch): Release) -> bool {
+        let client = self.jetstream.client();
+        client.is_server_compatible(major, minor, patch)
     }
 
     /// What was committed, and what of it died with a server. Writers and table must agree.

@@ -5,11 +5,14 @@
 //! come while outjet is still busy with what came before. A longer plan begins like a shorter one
 //! of the same seed.
 
+mod flaws;
+
 use std::fmt;
 use std::time::Duration;
 
 use crate::harness::Direction;
 use crate::harness::outbox::Random;
+pub(crate) use flaws::Release;
 
 /// A leader that is silent for longer than this loses the slot (`postgres.takeover_after`).
 pub(crate) const TAKEOVER_AFTER: Duration = Duration::from_secs(2);
@@ -389,11 +392,7 @@ impl Plan {
     /// Whether events may stand where they did not belong: beside strangers, or as the tables were
     /// read, which know no commits.
     pub(crate) fn displaces(&self) -> bool {
-        if self.past == Some(Past::Moved) {
-            return true;
-        }
-        let mut faults = self.strangers.iter().map(|planned| planned.fault);
-        faults.any(StrangerFault::displaces)
+        self.past == Some(Past::Moved) || self.has_writers()
     }
 
     /// One source of choices for each track, so that no track moves another.

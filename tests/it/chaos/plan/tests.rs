@@ -63,6 +63,29 @@ fn a_minute_of_each_past_has_what_changes_it() {
 }
 
 #[test]
+fn servers_that_lose_what_they_stored_when_they_are_killed_are_stopped() {
+    let kills = |mut plan: Plan, release: Release| {
+        plan.spare(|wanted| release >= wanted);
+        plan.nats.iter().any(|it| it.fault == NatsFault::Kill)
+    };
+    let three = |plan| Plan {
+        replicas: 3,
+        ..plan
+    };
+    let consumed = Plan {
+        strangers: Vec::new(),
+        ..Plan::changing(1, Past::Consumed, MINUTE)
+    };
+    assert!(!kills(consumed.clone(), (2, 10, 26)));
+    assert!(kills(consumed, (2, 11, 2)));
+    let strange = Plan::among_strangers(1, MINUTE);
+    assert!(kills(strange.clone(), (2, 10, 26)));
+    assert!(!kills(three(strange.clone()), (2, 11, 11)));
+    assert!(kills(three(strange), (2, 12, 0)));
+    assert!(kills(three(Plan::new(1, MINUTE)), (2, 10, 26)));
+}
+
+#[test]
 fn a_standby_is_promoted_once_and_early_in_a_round_about_it() {
     for seed in 0..50 {
         let plan = Plan::changing(seed, Past::Promoted, MINUTE);
