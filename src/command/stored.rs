@@ -28,6 +28,8 @@ pub(super) const NAMED_MAX: usize = 1000;
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     pub(super) messages: u64,
+    /// The last sequence number of the stream when that was opened.
+    pub(super) read_to: u64,
     /// Of others, and of other slots.
     pub(super) foreign: u64,
     /// Stored after one that was committed later; the first of them.
@@ -89,6 +91,7 @@ async fn copy(
         }
         Err(error) => return Err(error.failure(options)),
     };
+    tally.read_to = ledger.last_sequence;
     match ledger.past {
         Past::Whole => {}
         Past::Since(time) => tally.since = rfc3339(time),

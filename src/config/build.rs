@@ -172,6 +172,7 @@ impl Config {
             record: true,
             whose: record::whose,
             takes_over: false,
+            read_to: None,
             delayed: (self.publish.delayed == Delayed::Schedule).then(|| stream.delayed()),
             stream,
             in_flight_max: self.publish.in_flight_max,

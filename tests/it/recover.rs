@@ -2,6 +2,7 @@
 //! the table, once and in order, whatever dies on the way. And what `outjet verify` says of it.
 
 use std::os::unix::process::ExitStatusExt;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -104,6 +105,54 @@ async fn recover_killed_at_every_step_loses_and_repeats_nothing() {
     }
     let _outjet = stage.lead().await;
     commit_each(&stage, number + 1..=number + 10).await;
+    stage.assert_exact().await;
+}
+
+/// The connection of an outjet that was killed may bring it at any time, and so may three replicas
+/// that could not agree on it before.
+#[tokio::test]
+async fn event_that_is_stored_after_recover_has_read_the_stream_is_not_appended_again() {
+    let stage = Stage::ready().await;
+    let mut outjet = stage.lead().await;
+    commit_each(&stage, 1..=3).await;
+    stage.confirmed().await;
+    assert_eq!(outjet.terminate(SOON).await, Some(0));
+    stage.drop_slot("outjet").await;
+    commit_each(&stage, 4..=6).await;
+    // Slow enough that the table is locked before recover comes to it.
+    stage.proxy.set(Mode::Delay(Duration::from_millis(100)));
+    let mut recover = stage.outjet(["recover"]).spawn();
+    until("the slot is made", SOON, async || {
+        let slots = slots(&stage).await;
+        Wait::ready_if(slots == "outjet_recovering", slots)
+    })
+    .await;
+    let holder = stage.world.postgres.connect().await;
+    holder.run("BEGIN; LOCK TABLE outbox.events").await;
+    let waits = "SELECT count(*) FROM pg_locks WHERE NOT granted";
+    stage.session.until_text(waits, "1", SOON).await;
+    stage.proxy.set(Mode::Forward);
+    let row = "SELECT id::text FROM outbox.events WHERE payload = '4'";
+    let late = holder.text(row).await;
+    let jetstream = stage.jetstream().await;
+    let before = drain::messages(&jetstream, STREAM).await.pop();
+    let before = before.expect("a message");
+    let mut headers = before.headers.clone();
+    headers.insert("Nats-Msg-Id", late.as_str());
+    headers.insert("Nats-Expected-Last-Sequence", "3");
+    let sent = jetstream.publish_with_headers(before.subject, headers, "4".into());
+    sent.await.expect("sent").await.expect("stored");
+    holder.run("COMMIT").await;
+    assert_eq!(recover.exit(SOON).await.code(), Some(69));
+    let problem = "an event was stored at sequence 4 of stream \"OUTBOX\" after that was read";
+    assert!(recover.stderr().contains(problem), "{}", recover.stderr());
+    let recovered = types(&stage, "recover").await;
+    assert_eq!(
+        recovered.stdout,
+        "appended  2 events\ncreated   replication slot outjet\n"
+    );
+    let _outjet = stage.lead().await;
+    commit_each(&stage, 7..=9).await;
     stage.assert_exact().await;
 }
 

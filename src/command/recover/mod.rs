@@ -380,6 +380,7 @@ impl Recovery<'_> {
         let begun = Instant::now();
         let tally = stored::load(client, &options, state.source()).await?;
         let reading = begun.elapsed();
+        options.read_to = Some(tally.read_to);
         let since = stored::horizon(&tally, self.typed.since.as_deref())?;
         let doubled = match kept {
             Some(_) => coming.count_as_stored(options.takes_over).await?,

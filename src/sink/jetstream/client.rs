@@ -612,6 +612,7 @@ mod tests {
             record: false,
             whose: |_| None,
             takes_over: false,
+            read_to: None,
             in_flight_max: 1,
             in_flight_bytes_max: 1,
             ack_timeout: Duration::from_secs(1),

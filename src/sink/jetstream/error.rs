@@ -115,6 +115,14 @@ pub enum Error {
         /// Who we are; the timeline does not matter.
         ours: Box<Source>,
     },
+    /// An event was stored that was not there when it was decided what is to be appended.
+    #[error("an event was stored at sequence {sequence} of stream {name:?} after that was read")]
+    StoredSince {
+        /// The stream.
+        name: String,
+        /// Where.
+        sequence: u64,
+    },
     /// The stream holds events of a timeline that this server does not have yet, or never will.
     #[error("stream {name:?} is ahead of this server: it holds events of timeline {found}")]
     OlderTimeline {

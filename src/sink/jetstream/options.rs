@@ -29,6 +29,9 @@ pub struct Options {
     pub whose: fn(&Kept) -> Option<Source>,
     /// Whether ours takes the place of another cluster now.
     pub takes_over: bool,
+    /// What stands behind this sequence number was not read when it was decided what is to be
+    /// appended; `None`: the guard, or the record, knows of it.
+    pub read_to: Option<u64>,
     /// The bucket for bodies that no message holds; `None`: their events cannot be published.
     pub bodies: Option<StreamOptions>,
     /// The stream of what is delayed; `None` to publish that like all else.

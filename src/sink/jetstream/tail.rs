@@ -222,6 +222,21 @@ pub(crate) async fn find(
     Ok(())
 }
 
+/// Where the first event stands, between two sequence numbers, that is such a one.
+pub(crate) async fn first_of(
+    stream: &Messages,
+    (first, last): (u64, u64),
+    is: impl Fn(&Mark) -> bool,
+) -> Result<Option<u64>, Error> {
+    let mut reader = Reader::new(stream.clone(), first, last);
+    while let Some(Entry { sequence, mark }) = reader.next().await? {
+        if mark.is_some_and(|mark| is(&mark)) {
+            return Ok(Some(sequence));
+        }
+    }
+    Ok(None)
+}
+
 /// Reads a part of the stream from its beginning to its end.
 #[derive(Debug)]
 pub(crate) struct Reader {

@@ -257,6 +257,14 @@ impl Chain {
         self.heard
     }
 
+    /// Whether this event is in the ring.
+    pub(crate) fn holds(&self, position: Position, id: &str) -> bool {
+        let found = self
+            .ring
+            .binary_search_by_key(&position, |slot| slot.event.position);
+        found.is_ok_and(|at| self.ring[at].event.id == id)
+    }
+
     /// The number of the oldest event that is not settled, or of the next to be taken.
     pub(crate) fn head(&self) -> u64 {
         self.head

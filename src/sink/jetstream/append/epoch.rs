@@ -51,6 +51,7 @@ impl Appender {
             let newest = connection.unless_broken(Box::pin(newest)).await?;
             Box::pin(self.check_newest(&connection, &newest)).await?;
         }
+        self.check_unread(&connection, bounds.last).await?;
         let newest = match self.hold.holds() {
             true => hold::newest(&connection, bounds).await?,
             false => Witness::default(),

@@ -19,6 +19,7 @@ use super::Appender;
 use super::chain::{Passed, Waiting};
 use super::epoch::Epoch;
 use super::memory::{Memory, Merge};
+use crate::event::lineage::Mark;
 use crate::guard::Stream;
 use crate::sink::Past;
 
@@ -30,6 +31,38 @@ impl Appender {
         self.memory.begin(past, last);
         self.chain.restart(last);
         self.reconcile(epoch, true).await
+    }
+
+    /// Refuses to append where another event was stored after it was decided what is lacking: what
+    /// the connection of a dead outjet still held, or what three replicas had not agreed on. Once
+    /// one of ours stands behind what was read, whatever expects that place is refused.
+    ///
+    /// ```text
+    ///  stream  ──1──2──3──4──►     read up to 2; 3, an event that was lacking then
+    /// ```
+    pub(crate) async fn check_unread(
+        &self,
+        connection: &Connection,
+        last: u64,
+    ) -> Result<(), Error> {
+        let read_to = self.options.read_to;
+        let Some(read_to) = read_to.filter(|read_to| self.chain.heard() <= *read_to) else {
+            return Ok(());
+        };
+        let ours = self.lineage.source();
+        let shared = self.options.stream.shared;
+        let is_new = |mark: &Mark| {
+            let known = self.chain.holds(mark.position, &mark.id);
+            !known && (!shared || mark.source.same_slot(ours))
+        };
+        let found = tail::first_of(&connection.stream, (read_to + 1, last), is_new);
+        match connection.unless_broken(Box::pin(found)).await? {
+            None => Ok(()),
+            Some(sequence) => Err(Error::StoredSince {
+                name: self.options.stream.name.clone(),
+                sequence,
+            }),
+        }
     }
 
     /// Finds out what a new connection must know; `first` of the term.

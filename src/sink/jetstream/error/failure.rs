@@ -60,6 +60,7 @@ impl Error {
             | Self::StreamChanged { .. }
             | Self::BodyRefused { .. }
             | Self::BucketDenied(_)
+            | Self::StoredSince { .. }
             | Self::Broken(_) => (Disposition::Retry, Exit::Unavailable),
             Self::InboxDenied(_) | Self::PublishDenied(_) => {
                 (Disposition::Halt, Exit::NotPermitted)
@@ -115,6 +116,7 @@ impl Error {
             | Self::Twins { .. }
             | Self::Uncovered { .. }
             | Self::Unsendable { .. }
+            | Self::StoredSince { .. }
             | Self::StreamChanged { .. } => self.to_string(),
             Self::BucketDenied(_) => format!(
                 "NATS at {servers} does not let us use bucket {}",
@@ -188,9 +190,8 @@ impl Error {
                 };
                 format!("{why}: nothing after it is sent")
             }
-            Self::StreamChanged { .. } => {
-                "somebody changed it, or the server lost what it had not written to disk".to_owned()
-            }
+            Self::StreamChanged { .. } => CHANGED.to_owned(),
+            Self::StoredSince { .. } => STORED_SINCE.to_owned(),
             Self::Unusable(why) | Self::Broken(why) => why.clone(),
         }
     }
@@ -255,6 +256,9 @@ impl Error {
             Self::StreamChanged { .. } => "nothing: what Postgres still has is sent again; \
                  `outjet verify` tells whether that is all, and `outjet recover` publishes the rest"
                 .to_owned(),
+            Self::StoredSince { .. } => {
+                "type the command again: it appends only what the stream lacks".to_owned()
+            }
             Self::BucketDenied(_) => format!("allow our user to publish to {}", of_record(options)),
             Self::Broken(_) => {
                 format!("nothing if it passes; else `nats stream info {name}` and the server's log")
@@ -262,6 +266,13 @@ impl Error {
         }
     }
 }
+
+/// Why a stream is not what it was.
+const CHANGED: &str = "somebody changed it, or the server lost what it had not written to disk";
+
+/// Why a stream that was read holds more.
+const STORED_SINCE: &str =
+    "it was under way when an outjet ended or NATS was away, and may be a row that was lacking";
 
 fn make_room(bucket: &str) -> String {
     format!(

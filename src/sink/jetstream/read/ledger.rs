@@ -21,6 +21,8 @@ pub struct Ledger {
     read: VecDeque<Line>,
     /// How many it held when it was opened.
     pub messages: u64,
+    /// Where it ended then.
+    pub last_sequence: u64,
     /// What is known of messages that are there no more.
     pub past: Past,
 }
@@ -64,6 +66,7 @@ impl Ledger {
             reader,
             read: VecDeque::new(),
             messages,
+            last_sequence: bounds.last,
             past,
         })
     }
