@@ -126,6 +126,8 @@ pub mod lead;
 #[cfg(feature = "streamer")]
 pub mod lsn;
 #[cfg(feature = "streamer")]
+pub mod nats;
+#[cfg(feature = "streamer")]
 pub mod pg;
 #[cfg(feature = "streamer")]
 pub mod preflight;

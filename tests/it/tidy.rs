@@ -58,15 +58,24 @@ const BORDERS: &[(&str, Border)] = &[
         Border::Only(&["pg", "lsn", "error", "backoff", "lead::window::Confirmed"]),
     ),
     ("pg::pgoutput", Border::Only(&["pg::pgoutput", "lsn"])),
+    // What is said to a server, and how; never what for.
+    ("nats", Border::Only(&["nats"])),
     // A sink knows no LSN: it cannot acknowledge.
     (
         "sink",
-        Border::Only(&["sink", "event", "fault", "guard", "error", "backoff"]),
+        Border::Only(&[
+            "sink", "event", "fault", "guard", "nats", "error", "backoff",
+        ]),
     ),
     ("sink::jetstream::names", Border::Only(&["event"])),
     (
         "sink::jetstream::options",
-        Border::Only(&["event", "sink::Kept", "sink::jetstream::names"]),
+        Border::Only(&[
+            "event",
+            "nats::Options",
+            "sink::Kept",
+            "sink::jetstream::names",
+        ]),
     ),
     (
         "sink::jetstream::error",
@@ -143,6 +152,7 @@ const BELOW_APPENDING: &[&str] = &[
     "event",
     "fault",
     "guard",
+    "nats",
     "sink::At",
     "sink::Kept",
     "sink::Write",

@@ -19,8 +19,9 @@ use tokio::sync::watch;
 
 use super::error::Error;
 use super::messages::Messages;
-use super::options::{NatsOptions, Options, SignIn, Storage, StreamOptions};
+use super::options::{NatsOptions, Options, Storage, StreamOptions};
 use crate::error::chain;
+use crate::nats::SignIn;
 
 /// How often an idle connection is tried: a dead one is noticed after about two of these.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
