@@ -12,6 +12,7 @@ use crate::event::route::{self, Route, Template, check_subject, contains, matche
 use crate::event::{Event, Position, header_is_sound};
 use crate::lead::window::{Limits, Window};
 use crate::lsn::Lsn;
+use crate::nats::wire::{Operation, parse};
 use crate::pg::params::Params;
 use crate::pg::pgoutput::{decode, encode::encode};
 
@@ -19,11 +20,12 @@ use crate::pg::pgoutput::{decode, encode::encode};
 pub type Target = fn(&[u8]);
 
 /// Every target by its name.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("assemble", assemble),
     ("dsn", dsn),
     ("frames", frames),
     ("lsn", lsn),
+    ("nats", nats),
     ("pgoutput", pgoutput),
     ("position", position),
     ("routes", routes),
@@ -56,6 +58,34 @@ pub fn frames(input: &[u8]) {
         length.is_some_and(|length| !(5..=BYTES_MAX as u64).contains(&length))
     );
     assert!(refused || length.is_none_or(|length| length > rest.len() as u64));
+}
+
+/// The first byte says where to cut. Whatever a server sends, an operation is read once all of it
+/// is there and not before, and lies in the bytes that it takes.
+pub fn nats(input: &[u8]) {
+    let Some((cut, mut rest)) = input.split_first() else {
+        return;
+    };
+    while let Ok(Some((operation, bytes))) = parse(rest) {
+        let whole = &rest[..bytes];
+        assert_eq!(parse(whole), Ok(Some((operation, bytes))));
+        for short in [bytes - 1, bytes * usize::from(*cut) / 256] {
+            assert_eq!(parse(&whole[..short]), Ok(None));
+        }
+        if let Operation::Message(message) = operation {
+            let headers = message.headers.as_bytes();
+            assert!(headers.len() + message.body.len() < bytes);
+            for (name, _) in message.headers.lines() {
+                let name = str::from_utf8(name);
+                assert!(
+                    name.is_err() || name.is_ok_and(|name| message.headers.value(name).is_some())
+                );
+            }
+            let status = message.headers.status();
+            assert!(status.is_none_or(|status| status < 1000));
+        }
+        rest = &rest[bytes..];
+    }
 }
 
 /// A body that decodes lost nothing: it encodes to the same bytes.

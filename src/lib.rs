@@ -93,9 +93,9 @@
 //! Held by a test (`tests/it/tidy.rs`):
 //!
 //! - Pure, without async, clock or socket: [`lsn`], [`event`], [`guard`], [`lead::window`],
-//!   [`lead::watermark`], [`pg::pgoutput`].
+//!   [`lead::watermark`], [`pg::pgoutput`], [`nats::wire`].
 //! - [`event::assemble`] alone knows both pgoutput and events. A [`sink`] knows no LSN, [`pg`] no
-//!   event.
+//!   event, [`nats`] no sink.
 //! - [`config`] knows every subsystem's options and builds them; none of them imports it.
 //! - [`producer`] is for applications that write events, and knows nothing of the rest; the feature
 //!   of its name is all that they need.

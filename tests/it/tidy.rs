@@ -59,7 +59,8 @@ const BORDERS: &[(&str, Border)] = &[
     ),
     ("pg::pgoutput", Border::Only(&["pg::pgoutput", "lsn"])),
     // What is said to a server, and how; never what for.
-    ("nats", Border::Only(&["nats"])),
+    ("nats", Border::Only(&["nats", "error"])),
+    ("nats::wire", Border::Only(&["nats::wire"])),
     // A sink knows no LSN: it cannot acknowledge.
     (
         "sink",
@@ -180,6 +181,7 @@ const PURE: &[&str] = &[
     "sink::jetstream::append::places",
     "guard",
     "event",
+    "nats::wire",
     "pg::pgoutput",
 ];
 
