@@ -14,6 +14,7 @@ pub(crate) mod binaries;
 pub(crate) mod browser;
 pub(crate) mod cluster;
 pub(crate) mod drain;
+pub(crate) mod identity;
 pub(crate) mod nats;
 pub(crate) mod outbox;
 pub(crate) mod outjet;
