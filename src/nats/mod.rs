@@ -2,8 +2,18 @@
 //! on it. Nothing is buffered or connected again behind its owner's back. Knows nothing of events,
 //! sinks, Postgres or the configuration.
 
+mod address;
+mod auth;
+mod connect;
+mod connection;
+mod error;
 mod options;
+mod requests;
+mod tls;
 pub mod wire;
 
+pub use connection::{Connection, Driven, QUEUED_BYTES_FULL, Reply};
+pub use error::{Broken, ConnectError, ConnectErrorKind, CredentialsError, RequestError, TlsError};
 pub use options::Options;
 pub(crate) use options::SignIn;
+pub use requests::{Answers, Message, Request, Requests};

@@ -54,18 +54,7 @@ impl Options {
 
     /// The servers without user information, for messages.
     pub fn display(&self) -> String {
-        let hidden = self
-            .servers
-            .iter()
-            .map(|server| match server.rsplit_once('@') {
-                Some((before, host)) => {
-                    let scheme = before
-                        .split_once("://")
-                        .map_or("nats", |(scheme, _)| scheme);
-                    format!("{scheme}://{host}")
-                }
-                None => server.clone(),
-            });
+        let hidden = self.servers.iter().map(|server| without_secrets(server));
         hidden.collect::<Vec<_>>().join(",")
     }
 
@@ -83,6 +72,19 @@ impl Options {
             },
             None => SignIn::Token(percent_decode(before_at)),
         })
+    }
+}
+
+/// A URL without its user information.
+pub(super) fn without_secrets(server: &str) -> String {
+    match server.rsplit_once('@') {
+        Some((before, host)) => {
+            let scheme = before
+                .split_once("://")
+                .map_or("nats", |(scheme, _)| scheme);
+            format!("{scheme}://{host}")
+        }
+        None => server.to_owned(),
     }
 }
 

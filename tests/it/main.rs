@@ -24,6 +24,7 @@ mod million;
 mod mixed;
 mod moved;
 mod nats_auth;
+mod nats_client;
 mod presets;
 mod primary;
 mod problems;
