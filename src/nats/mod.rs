@@ -3,6 +3,7 @@
 //! sinks, Postgres or the configuration.
 
 mod address;
+mod api;
 mod auth;
 mod connect;
 mod connection;
@@ -12,6 +13,7 @@ mod requests;
 mod tls;
 pub mod wire;
 
+pub use api::{Answer, Api, ApiError, Which};
 pub use connection::{Connection, Driven, QUEUED_BYTES_FULL, Reply};
 pub use error::{Broken, ConnectError, ConnectErrorKind, CredentialsError, RequestError, TlsError};
 pub use options::Options;

@@ -1,6 +1,8 @@
 //! Our own NATS client against real servers: every way in, what a refusal says, and JetStream's
 //! requests.
 
+mod requests;
+
 use std::time::Duration;
 
 use nkeys::KeyPair;
