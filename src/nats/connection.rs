@@ -44,6 +44,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The number of our only subscription.
 const SUBSCRIPTION: u64 = 1;
 
+/// What stands between the number and the length in its messages.
+const SUBSCRIBED: &[u8] = b" 1 ";
+
 /// What replies go to where nothing else is configured.
 const INBOX_PREFIX: &str = "_INBOX";
 
@@ -98,6 +101,20 @@ struct Found {
 }
 
 impl Found {
+    fn new(
+        number: u64,
+        (header_bytes, message_bytes): (usize, usize),
+        operation: Range<usize>,
+    ) -> Self {
+        let end = operation.end - b"\r\n".len();
+        Self {
+            number,
+            header_bytes,
+            message: end - message_bytes..end,
+            operation,
+        }
+    }
+
     fn reply<'a>(&self, bytes: &'a [u8]) -> Reply<'a> {
         let (headers, body) = bytes[self.message.clone()].split_at(self.header_bytes);
         Reply {
@@ -398,6 +415,21 @@ impl Connection {
 
     /// The next reply in what was received. Everything before it is dealt with.
     fn find(&mut self) -> Option<Found> {
+        if self.ended.is_some() {
+            return None;
+        }
+        let around = (&*self.shared.reply, SUBSCRIBED);
+        match wire::parse_numbered(self.received.rest(), around) {
+            Some((number, body, bytes)) => {
+                let message_bytes = body.len();
+                let operation = self.received.take(bytes);
+                Some(Found::new(number, (0, message_bytes), operation))
+            }
+            None => self.find_any(),
+        }
+    }
+
+    fn find_any(&mut self) -> Option<Found> {
         while self.ended.is_none() {
             let parsed = wire::parse(self.received.rest());
             let (operation, bytes) = match parsed {
@@ -430,14 +462,8 @@ impl Connection {
                 }
             };
             let operation = self.received.take(bytes);
-            if let Some((number, (header_bytes, message_bytes))) = reply {
-                let end = operation.end - b"\r\n".len();
-                return Some(Found {
-                    number,
-                    header_bytes,
-                    message: end - message_bytes..end,
-                    operation,
-                });
+            if let Some((number, lengths)) = reply {
+                return Some(Found::new(number, lengths, operation));
             }
         }
         None
@@ -479,16 +505,9 @@ impl Connection {
             unreachable!("replies alone are kept, as they were parsed");
         };
         let number = self.shared.dispatch(&delivery)?;
-        let (header_bytes, message_bytes) = lengths(&delivery);
+        let lengths = lengths(&delivery);
         let operation = self.kept.take(bytes);
-        let end = operation.end - b"\r\n".len();
-        let found = Found {
-            number,
-            header_bytes,
-            message: end - message_bytes..end,
-            operation,
-        };
-        Some(found.reply(self.kept.all()))
+        Some(Found::new(number, lengths, operation).reply(self.kept.all()))
     }
 
     /// Keeps the first reason, and returns it.

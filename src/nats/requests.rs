@@ -199,6 +199,8 @@ impl Drop for Answers {
 pub(super) struct Shared {
     /// `<inbox>.`: what the subjects of replies to what is published begin with.
     pub(super) inbox: Box<[u8]>,
+    /// `MSG <inbox>.`: how such a reply begins.
+    pub(super) reply: Box<[u8]>,
     /// The same for replies to requests.
     marked: Box<[u8]>,
     queue: Mutex<Queue>,
@@ -225,6 +227,7 @@ impl Shared {
     pub(super) fn new(inbox: &str, server: Server) -> Self {
         Self {
             inbox: format!("{inbox}.").into_bytes().into(),
+            reply: format!("MSG {inbox}.").into_bytes().into(),
             marked: format!("{inbox}.{MARK}").into_bytes().into(),
             queue: Mutex::new(Queue {
                 pending: Vec::new(),

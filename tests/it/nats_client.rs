@@ -313,7 +313,8 @@ async fn servers_are_tried_in_turn_and_a_refusal_of_credentials_is_the_last_word
             kinds[..],
             [
                 Kind::Unreachable(_),
-                Kind::Resolve(_),
+                // Or whoever should know takes its time.
+                Kind::Resolve(_) | Kind::TimedOut(_),
                 Kind::TimedOut(_),
                 Kind::LameDuck
             ]

@@ -1,6 +1,6 @@
 //! A message with headers while it is written, straight into the output. Pure.
 
-use super::{DIGITS_MAX, ReplyTo, push_address, push_number, write_digits};
+use super::{ReplyTo, push_address, push_number};
 
 /// A message that is being written behind everything that was sent before. Dropped, it leaves
 /// nothing behind.
@@ -93,9 +93,8 @@ impl<'a> Draft<'a> {
     /// Writes a length to the right end of its field, which grows if it must: then the server
     /// refuses the message, and says why.
     fn fill_in(&mut self, (at, width): (usize, usize), length: usize) {
-        let mut digits = [0; DIGITS_MAX];
-        let first = write_digits(&mut digits, length as u64);
-        let digits = &digits[first..];
+        let mut digits = itoa::Buffer::new();
+        let digits = digits.format(length).as_bytes();
         match width.checked_sub(digits.len()) {
             Some(blank) => {
                 self.output[at + blank..at + width].copy_from_slice(digits);

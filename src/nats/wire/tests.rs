@@ -104,6 +104,42 @@ fn operation_is_read_when_all_of_it_is_there_and_not_before() {
     }
 }
 
+const AROUND: (&[u8], &[u8]) = (b"MSG _INBOX.golden.", b" 1 ");
+
+#[test]
+fn reply_with_a_number_is_read_faster_and_means_the_same() {
+    for (_, bytes) in GOLDEN {
+        let mut rest = bytes;
+        let mut found = Vec::new();
+        while let Some((operation, used)) = parse(rest).expect("well formed") {
+            if let Some((number, body, bytes)) = parse_numbered(rest, AROUND) {
+                assert_eq!(bytes, used);
+                assert!(matches!(operation, Operation::Message(message) if message.body == body));
+                found.push(number);
+            }
+            rest = &rest[used..];
+        }
+        assert_eq!(found, [1]);
+    }
+    let read = |text: &'static str| parse_numbered(text.as_bytes(), AROUND);
+    let whole = "MSG _INBOX.golden.123456789012345678 1 2\r\nhi\r\nmore";
+    assert_eq!(read(whole), Some((123_456_789_012_345_678, &b"hi"[..], 46)));
+    for other in [
+        "MSG _INBOX.golden.1234567890123456789 1 2\r\nhi\r\n",
+        "MSG _INBOX.golden.7 1 reply 2\r\nhi\r\n",
+        "MSG _INBOX.golden.7 12 2\r\nhi\r\n",
+        "MSG _INBOX.golden.7  1 2\r\nhi\r\n",
+        "MSG _INBOX.golden. 1 2\r\nhi\r\n",
+        "MSG _INBOX.golden.7 1 99999999\r\n",
+        "MSG _INBOX.golden.7 1 2\r\nhi!\n",
+    ] {
+        assert_eq!(read(other), None, "{other:?}");
+    }
+    for short in 0..46 {
+        assert_eq!(read(&whole[..short]), None);
+    }
+}
+
 #[test]
 fn names_may_be_in_any_case_and_fields_apart_by_any_space() {
     assert_eq!(one(b"ping\r\n"), Operation::Ping);
@@ -314,6 +350,22 @@ proptest! {
         push_number(&mut output, value);
         prop_assert_eq!(&output, &value.to_string().into_bytes());
         prop_assert_eq!(number(&output), Some(value));
+    }
+
+    #[test]
+    fn what_is_read_faster_means_the_same(
+        text in "MSG _INBOX.golden.[0-9]{0,20} {1,2}[1-9] [0-9]{1,3}\r\n[a-z]{0,12}\r\n"
+    ) {
+        if let Some((number, body, bytes)) = parse_numbered(text.as_bytes(), AROUND) {
+            let parsed = parse(text.as_bytes());
+            let Ok(Some((Operation::Message(message), used))) = parsed else {
+                panic!("{parsed:?}");
+            };
+            prop_assert_eq!((message.body, used), (body, bytes));
+            let digits = message.subject.strip_prefix(b"_INBOX.golden.").expect("the inbox");
+            prop_assert_eq!(super::number(digits), Some(number));
+            prop_assert_eq!(message.subscription, 1);
+        }
     }
 
     #[test]
