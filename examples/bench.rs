@@ -74,6 +74,9 @@ struct Asked {
     /// Count outjet's instructions per event with callgrind, whatever else the machine does
     #[arg(long, conflicts_with_all = ["events", "tail", "beside"])]
     instructions: bool,
+    /// Keep callgrind's profile of the last pass, for callgrind_annotate
+    #[arg(long, value_name = "FILE", requires = "instructions")]
+    profile: Option<PathBuf>,
     /// Postgres's bin directory, with pg_recvlogical in it [default: the newest that is found]
     #[arg(long, value_name = "DIR")]
     postgres: Option<PathBuf>,
@@ -470,11 +473,10 @@ impl<'a> Bench<'a> {
         self.set_up(&nats, slot, manner).await;
         let program = self.program().display().to_string();
         let call = self.call(&nats, slot, manner).binary(binaries::valgrind());
-        let call = call.args([
-            "--tool=callgrind",
-            "--callgrind-out-file=/dev/null",
-            &program,
-        ]);
+        let profile = self.asked.profile.as_deref();
+        let profile = profile.unwrap_or(Path::new("/dev/null")).display();
+        let out = format!("--callgrind-out-file={profile}");
+        let call = call.args(["--tool=callgrind", &out, &program]);
         let mut outjet = self.publish(call, slot).await;
         assert_eq!(messages(&nats).await, events, "messages in the stream");
         let code = outjet.terminate(PASS_WITHIN).await;
