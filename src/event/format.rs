@@ -11,7 +11,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 
-use super::{Encoding, Headers, Wrapped};
+use super::{Encoding, Headers, Wrapped, all};
 
 /// How an event is dressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -353,8 +353,8 @@ fn percent_encoded(value: &str) -> String {
 /// Appends a header value as the binding wants it (3.1.3.2): space, double quote, percent and all
 /// that is not printable ASCII as percent-encoded UTF-8.
 fn percent_encode(text: &mut String, value: &str) {
-    let plain = |byte: u8| matches!(byte, b'!' | b'#'..=b'$' | b'&'..=b'~');
-    if value.bytes().all(plain) {
+    let plain = |byte: u8| (b'!'..=b'~').contains(&byte) & (byte != b'\x22') & (byte != b'%');
+    if all(value, plain) {
         return text.push_str(value);
     }
     for character in value.chars() {
@@ -380,7 +380,7 @@ pub fn rfc3339(timestamptz: &str) -> Option<String> {
         && date.len() == 10
         && looks_like(seconds, "00:00:00")
         && (fraction.is_empty() || fraction.strip_prefix('.').is_some_and(digits));
-    plain.then(|| format!("{date}T{time}Z"))
+    plain.then(|| [date, "T", time, "Z"].concat())
 }
 
 /// Whether each byte is as in the pattern, where `0` is any digit.

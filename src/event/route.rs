@@ -155,19 +155,37 @@ pub fn check_subject(subject: &str) -> Result<(), &'static str> {
     if subject.starts_with('$') {
         return Err("subjects that start with $ are the server's");
     }
-    if subject.split('.').any(str::is_empty) {
+    let bytes = subject.as_bytes();
+    let (mut tokens, mut token, mut wildcard, mut blank) = (1, 0, false, false);
+    for (at, byte) in subject.bytes().enumerate() {
+        blank |= byte <= b' ' || byte == 0x7f;
+        if byte == b'.' {
+            if at == token {
+                return Err("it has an empty token");
+            }
+            wildcard |= is_wildcard(&bytes[token..at]);
+            tokens += 1;
+            token = at + 1;
+        }
+    }
+    if token == subject.len() {
         return Err("it has an empty token");
     }
-    if subject.split('.').count() > SUBJECT_TOKENS_MAX {
+    if tokens > SUBJECT_TOKENS_MAX {
         return Err("it has more than 256 tokens");
     }
-    if subject.split('.').any(|token| token == "*" || token == ">") {
+    if wildcard || is_wildcard(&bytes[token..]) {
         return Err("it has a wildcard");
     }
-    if subject.chars().any(|c| c.is_whitespace() || c.is_control()) {
+    let unseen = |c: char| c.is_whitespace() || c.is_control();
+    if blank || !subject.is_ascii() && subject.chars().any(unseen) {
         return Err("it has a space or a control character");
     }
     Ok(())
+}
+
+fn is_wildcard(token: &[u8]) -> bool {
+    token == b"*" || token == b">"
 }
 
 /// Whether a subject falls under a pattern with `*` and `>`, as the server decides it.
