@@ -21,7 +21,7 @@ use super::{
 };
 use crate::error::Failure;
 use crate::event::assemble;
-use crate::sink::jetstream::client::SHARED_WINDOW_MIN;
+use crate::sink::jetstream::streams::SHARED_WINDOW_MIN;
 
 /// Limits of the durations that the world has to keep. Below, networks are slower than that; above,
 /// a typo is likelier than the wish.

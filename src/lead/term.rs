@@ -332,6 +332,8 @@ impl Instance<'_> {
                 return Err(error.failure(&self.options.params));
             }
             session = returned;
+            // Nobody would drive its connection meanwhile.
+            drop(sink);
             self.options.vitals.set(State::Standby, None);
             if !std::mem::replace(&mut stood_by, true) {
                 self.log_standby(&control).await?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::error::RequestError;
 use super::options::Options;
-use super::requests::{Answers, Request, Requests};
+use super::requests::{Answers, Message, Request, Requests};
 
 /// JetStream behind a connection that somebody drives.
 #[derive(Clone, Debug)]
@@ -81,17 +81,7 @@ impl Api {
         subject: &str,
         question: &Q,
     ) -> Answer<A> {
-        let subject = format!("{}.{subject}", self.prefix);
-        let body = serde_json::to_vec(question).map_err(not_understood)?;
-        let request = Request {
-            subject: &subject,
-            lines: b"",
-            body: &body,
-        };
-        let answer = self.requests.request(request, self.within).await?;
-        if answer.headers().status() == Some(NO_RESPONDERS) {
-            return Err(RequestError::NoResponders);
-        }
+        let answer = self.exchange(subject, question).await?;
         let refusal: Refusal = serde_json::from_slice(&answer.body).map_err(not_understood)?;
         match refusal.error {
             Some(error) => Ok(Err(error)),
@@ -104,6 +94,11 @@ impl Api {
 
     /// What a stream is.
     pub async fn stream(&self, name: &str) -> Answer<Info> {
+        self.stream_as(name).await
+    }
+
+    /// The same, as much of it as `A` takes.
+    pub async fn stream_as<A: DeserializeOwned>(&self, name: &str) -> Answer<A> {
         self.of_stream("STREAM.INFO", name, &Nothing {}).await
     }
 
@@ -119,9 +114,24 @@ impl Api {
         Ok(purged.await?.map(|purged| purged.purged))
     }
 
-    /// One message, from the stream's leader; of `{"message": …}` as much as `A` takes.
+    /// Deletes the message at a sequence number; an error if there is none.
+    pub async fn delete_message(&self, stream: &str, seq: u64) -> Answer<()> {
+        let delete = Delete { seq };
+        let deleted = self.of_stream::<_, Nothing>("STREAM.MSG.DELETE", stream, &delete);
+        Ok(deleted.await?.map(|Nothing {}| ()))
+    }
+
+    /// One message, from the stream's leader; of `StoredMsg` (nats-server) as much as `A` takes.
     pub async fn message<A: DeserializeOwned>(&self, stream: &str, which: &Which<'_>) -> Answer<A> {
-        self.of_stream("STREAM.MSG.GET", stream, which).await
+        let subject = about("STREAM.MSG.GET", stream)?;
+        let answer = self.exchange(&subject, which).await?;
+        // Read once: it may be large, and there may be many.
+        let found: Found<A> = serde_json::from_slice(&answer.body).map_err(not_understood)?;
+        match (found.message, found.error) {
+            (Some(message), _) => Ok(Ok(message)),
+            (None, Some(error)) => Ok(Err(error)),
+            (None, None) => Err(not_understood(serde::de::Error::missing_field("message"))),
+        }
     }
 
     /// Puts a value into a bucket if the subject of its key still has this revision, 0 for none.
@@ -146,12 +156,36 @@ impl Api {
         stream: &str,
         question: &Q,
     ) -> Answer<A> {
-        // A wildcard or a dot would ask something else.
-        if stream.is_empty() || stream.contains(['.', '*', '>', '/', '\\']) {
-            return Err(RequestError::Subject(stream.to_owned()));
-        }
-        self.request(&format!("{request}.{stream}"), question).await
+        self.request(&about(request, stream)?, question).await
     }
+
+    async fn exchange<Q: Serialize + ?Sized>(
+        &self,
+        subject: &str,
+        question: &Q,
+    ) -> Result<Message, RequestError> {
+        let subject = format!("{}.{subject}", self.prefix);
+        let body = serde_json::to_vec(question).map_err(not_understood)?;
+        let request = Request {
+            subject: &subject,
+            lines: b"",
+            body: &body,
+        };
+        let answer = self.requests.request(request, self.within).await?;
+        match answer.headers().status() {
+            Some(NO_RESPONDERS) => Err(RequestError::NoResponders),
+            _ => Ok(answer),
+        }
+    }
+}
+
+/// The subject of a request that is about a stream.
+fn about(request: &str, stream: &str) -> Result<String, RequestError> {
+    // A wildcard or a dot would ask something else.
+    if stream.is_empty() || stream.contains(['.', '*', '>', '/', '\\']) {
+        return Err(RequestError::Subject(stream.to_owned()));
+    }
+    Ok(format!("{request}.{stream}"))
 }
 
 /// Nobody listens: no JetStream, or no leader.
@@ -161,8 +195,13 @@ fn not_understood(error: serde_json::Error) -> RequestError {
     RequestError::Answer(Arc::new(error))
 }
 
-#[derive(Serialize)]
+#[derive(Deserialize, Serialize)]
 struct Nothing {}
+
+#[derive(Serialize)]
+struct Delete {
+    seq: u64,
+}
 
 #[derive(Serialize)]
 struct Purge<'a> {
@@ -176,6 +215,14 @@ struct Purged {
 
 #[derive(Deserialize)]
 struct Refusal {
+    error: Option<ApiError>,
+}
+
+/// No untagged enum, which would be read twice.
+#[derive(Deserialize)]
+#[serde(bound = "A: DeserializeOwned")]
+struct Found<A> {
+    message: Option<A>,
     error: Option<ApiError>,
 }
 
@@ -249,7 +296,30 @@ mod tests {
             "{seen}"
         );
         let found = asked.expect("an answer").expect("a message");
-        assert_eq!(found["message"]["seq"], 8);
+        assert_eq!(found["seq"], 8);
+        let deleted = ask(r#"{"success":true}"#, async |api| {
+            api.delete_message("S", 7).await
+        });
+        let (seen, asked) = deleted.await;
+        assert_eq!(
+            seen,
+            "PUB $JS.hub.API.STREAM.MSG.DELETE.S INBOX.r0 9\r\n{\"seq\":7}\r\n"
+        );
+        assert_eq!(asked.expect("an answer"), Ok(()));
+    }
+
+    #[tokio::test]
+    async fn message_that_is_missing_is_told_from_an_answer_without_one() {
+        let read = async |api: Api| {
+            let which = Which::default();
+            api.message::<serde_json::Value>("S", &which).await
+        };
+        let none = r#"{"error":{"code":404,"err_code":10037,"description":"no message found"}}"#;
+        let (_, asked) = ask(none, read).await;
+        let error = asked.expect("an answer").expect_err("no message");
+        assert_eq!(error.err_code, 10037);
+        let (_, asked) = ask("{}", read).await;
+        assert!(matches!(asked, Err(RequestError::Answer(_))), "{asked:?}");
     }
 
     #[tokio::test]

@@ -157,14 +157,15 @@ impl ConnectError {
         &self.0.kind
     }
 
-    /// A server does not take our credentials, or we have none that could be sent.
+    /// A server does not take our credentials, or we have none that could be sent. Those that have
+    /// expired are being renewed, as a rule.
     pub fn refused(&self) -> bool {
-        use ConnectErrorKind::{Credentials, Expired, Refused};
+        use ConnectErrorKind::{Credentials, Refused};
         let nkey = |error: &CredentialsError| {
             matches!(error, CredentialsError::Nkey(_) | CredentialsError::Sign(_))
         };
         match self.kind() {
-            Refused(_) | Expired(_) => true,
+            Refused(_) => true,
             Credentials(error) => nkey(error),
             _ => false,
         }

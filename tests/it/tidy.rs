@@ -83,6 +83,7 @@ const BORDERS: &[(&str, Border)] = &[
         Border::Only(&[
             "error",
             "event",
+            "nats",
             "sink::jetstream::error",
             "sink::jetstream::names",
             "sink::jetstream::options",
@@ -168,6 +169,7 @@ const BELOW_APPENDING: &[&str] = &[
     "sink::jetstream::options",
     "sink::jetstream::read",
     "sink::jetstream::reply",
+    "sink::jetstream::streams",
     "sink::jetstream::tail",
 ];
 

@@ -43,7 +43,7 @@ pub(in crate::command) async fn retry(
     prepare(retry.client).await?;
     for sequence in &typed.sequences {
         match retry.letters.next(*sequence).await? {
-            Some(letter) if letter.sequence == *sequence => retry.take(&letter).await?,
+            Some(letter) if letter.sequence() == *sequence => retry.take(&letter).await?,
             Some(_) | None => retry.say("absent ", *sequence, "")?,
         }
     }
@@ -51,10 +51,10 @@ pub(in crate::command) async fn retry(
     let mut from = 1;
     while typed.all
         && let Some(letter) = retry.letters.next(from).await?
-        && letter.sequence <= retry.letters.last_sequence()
+        && letter.sequence() <= retry.letters.last_sequence()
     {
         retry.take(&letter).await?;
-        from = letter.sequence + 1;
+        from = letter.sequence() + 1;
     }
     retry.settle().await?;
     Ok(!retry.kept)
@@ -74,8 +74,8 @@ struct Retry<'a> {
 impl Retry<'_> {
     async fn take(&mut self, letter: &DeadLetter) -> Result<(), Failure> {
         match self.row(letter).await? {
-            Ok(row) => self.batch.push((letter.sequence, row)),
-            Err(why) => self.say("kept   ", letter.sequence, &format!(": {why}"))?,
+            Ok(row) => self.batch.push((letter.sequence(), row)),
+            Err(why) => self.say("kept   ", letter.sequence(), &format!(": {why}"))?,
         }
         match self.batch.len() {
             BATCH_MAX.. => self.settle().await,

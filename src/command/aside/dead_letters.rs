@@ -76,7 +76,7 @@ impl Letters {
                         .map_err(unwritten)?;
                 }
                 let stored = stored.split('.').next().unwrap_or_default();
-                let (sequence, reason) = (letter.sequence, letter.reason());
+                let (sequence, reason) = (letter.sequence(), letter.reason());
                 let (id, table, error) = (letter.id(), letter.table(), letter.error());
                 writeln!(
                     out,
@@ -84,7 +84,7 @@ impl Letters {
                 )
                 .map_err(unwritten)?;
             }
-            from = letter.sequence + 1;
+            from = letter.sequence() + 1;
             listed += 1;
         }
         if listed == 0 && !typed.json {
@@ -95,23 +95,22 @@ impl Letters {
 
     async fn show(&self, sequence: u64, out: Out<'_>) -> Result<bool, Failure> {
         let letter = self.next(sequence).await?;
-        let Some(letter) = letter.filter(|letter| letter.sequence == sequence) else {
+        let Some(letter) = letter.filter(|letter| letter.sequence() == sequence) else {
             return Err(missing(sequence));
         };
-        let headers = letter.headers.iter().flat_map(|(name, values)| {
-            let line = move |value: &async_nats::HeaderValue| format!("{name}: {value}");
-            values.iter().map(line)
-        });
-        let mut headers: Vec<String> = headers.collect();
+        let headers = letter.headers();
+        let mut headers: Vec<String> = headers
+            .map(|(name, value)| format!("{name}: {value}"))
+            .collect();
         headers.sort();
         let stored = stored(&letter);
-        writeln!(out, "subject: {}\nstored: {stored}", letter.subject).map_err(unwritten)?;
+        writeln!(out, "subject: {}\nstored: {stored}", letter.subject()).map_err(unwritten)?;
         for header in headers {
             writeln!(out, "{header}").map_err(unwritten)?;
         }
         writeln!(out).map_err(unwritten)?;
-        out.write_all(&letter.body).map_err(unwritten)?;
-        if letter.body.last().is_some_and(|byte| *byte != b'\n') {
+        out.write_all(letter.body()).map_err(unwritten)?;
+        if letter.body().last().is_some_and(|byte| *byte != b'\n') {
             writeln!(out).map_err(unwritten)?;
         }
         Ok(true)
@@ -126,8 +125,8 @@ impl Letters {
         while typed.all
             && let Some(letter) = self.next(from).await?
         {
-            self.drop_one(letter.sequence, out).await?;
-            from = letter.sequence + 1;
+            self.drop_one(letter.sequence(), out).await?;
+            from = letter.sequence() + 1;
         }
         Ok(dropped_all)
     }
@@ -160,13 +159,13 @@ impl Letters {
 
 fn write_json(letter: &DeadLetter, stored: &str, out: Out<'_>) -> Result<(), Failure> {
     let line = Line {
-        sequence: letter.sequence,
+        sequence: letter.sequence(),
         stored,
         reason: letter.reason(),
         table: letter.table(),
         id: letter.id(),
         position: letter.position(),
-        subject: &letter.subject,
+        subject: letter.subject(),
         error: letter.error(),
     };
     let json = serde_json::to_string(&line).unwrap_or_default();
@@ -174,7 +173,7 @@ fn write_json(letter: &DeadLetter, stored: &str, out: Out<'_>) -> Result<(), Fai
 }
 
 fn stored(letter: &DeadLetter) -> String {
-    letter.stored.format(&Rfc3339).unwrap_or_default()
+    letter.stored().format(&Rfc3339).unwrap_or_default()
 }
 
 fn missing(sequence: u64) -> Failure {

@@ -64,7 +64,7 @@ async fn list(
             break;
         };
         write(&next, (typed.json, listed == 0), out)?;
-        from = next.sequence + 1;
+        from = next.sequence() + 1;
         listed += 1;
     }
     if listed == 0 && !typed.json {
@@ -74,7 +74,7 @@ async fn list(
 }
 
 fn write(schedule: &Schedule, (json, first): (bool, bool), out: Out<'_>) -> Result<(), Failure> {
-    let (sequence, due) = (schedule.sequence, schedule.due());
+    let (sequence, due) = (schedule.sequence(), schedule.due());
     let (id, subject) = (schedule.id(), schedule.subject());
     if json {
         let line = Line {

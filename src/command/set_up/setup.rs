@@ -121,7 +121,7 @@ async fn set_up_stream(
 ) -> Result<(), Failure> {
     let name = &options.stream.name;
     if dry_run {
-        let stream = jetstream::client::config(&options.stream);
+        let stream = jetstream::streams::config(&options.stream);
         let json = serde_json::to_string_pretty(&stream).unwrap_or_default();
         return writeln!(out, "-- stream {name}, unless it exists\n{json}").map_err(unwritten);
     }

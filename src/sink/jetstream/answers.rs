@@ -5,56 +5,46 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use async_nats::{HeaderMap, Message, Subscriber};
-use bytes::Bytes;
-use futures_util::StreamExt;
+use tokio::time::timeout;
 use tracing::warn;
 
-use super::client::Connection;
+use super::client::Client;
 use super::error::Error;
+use super::headers::Outgoing;
 use super::reply::Reply;
+use crate::nats::Answers;
+use crate::nats::wire::Headers;
 
-impl Connection {
-    /// Publishes one message and waits for what `stream` answers. Not with the client's request,
-    /// which takes the first answer, whosever it is.
+impl Client {
+    /// Publishes one message and waits for what `stream` answers. Not for the first answer,
+    /// whosever it is.
     pub(crate) async fn request(
         &self,
-        (subject, headers, payload): (String, HeaderMap, Bytes),
+        message: Outgoing<'_>,
         (stream, within): (&str, Duration),
     ) -> Result<Reply, Error> {
-        let message = (subject, headers, payload);
-        let mut answers = self.ask(message, within).await?;
+        let mut answers = self.ask(message)?;
         let answer = async {
-            while let Some(message) = answers.next().await {
-                if let Some(reply) = self.read(&message, stream) {
+            loop {
+                let answer = answers.next().await?;
+                if let Some(reply) = self.read((answer.headers(), &answer.body), stream) {
                     return Ok(reply);
                 }
             }
-            Err(Error::Broken("the connection was closed".to_owned()))
         };
-        self.patient(answer, within).await
+        let silent = || Error::Broken(format!("publish: no acknowledgement for {within:?}"));
+        timeout(within, answer).await.map_err(|_| silent())?
     }
 
     /// Publishes one message, and returns where everybody's answers come.
-    pub(crate) async fn ask(
-        &self,
-        (subject, headers, payload): (String, HeaderMap, Bytes),
-        within: Duration,
-    ) -> Result<Subscriber, Error> {
-        let inbox = self.client.new_inbox();
-        let subscribe = async {
-            let answers = self.client.subscribe(inbox.clone()).await;
-            answers.map_err(|error| Error::Broken(error.to_string()))
-        };
-        let answers = self.patient(subscribe, within).await?;
-        let publish = self.publish((subject, Some(inbox)), (headers, payload), within);
-        publish.await?;
-        Ok(answers)
+    pub(crate) fn ask(&self, message: Outgoing<'_>) -> Result<Answers, Error> {
+        let asked = self.api.requests().ask(message.into());
+        asked.map_err(|error| Error::unanswered("publish", error))
     }
 
     /// Reads an answer to a publish that was meant for `stream`. `None`: somebody else's.
-    pub(crate) fn read(&self, message: &Message, stream: &str) -> Option<Reply> {
-        match Reply::read(message, stream, self.domain.as_deref()) {
+    pub(crate) fn read(&self, answer: (Headers<'_>, &[u8]), stream: &str) -> Option<Reply> {
+        match Reply::read(answer, stream, self.domain.as_deref()) {
             Ok(reply) => Some(reply),
             Err(twin) => {
                 // Once for each connection: it comes with every event.
@@ -64,16 +54,6 @@ impl Connection {
                 None
             }
         }
-    }
-
-    async fn patient<T>(
-        &self,
-        work: impl Future<Output = Result<T, Error>>,
-        within: Duration,
-    ) -> Result<T, Error> {
-        let silent = |_| Error::Broken(format!("publish: no acknowledgement for {within:?}"));
-        let work = async { tokio::time::timeout(within, work).await.map_err(silent)? };
-        self.unless_broken(Box::pin(work)).await
     }
 }
 

@@ -5,9 +5,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::JetStream;
-use super::client;
+use super::append::epoch::Epoch;
 use super::error::Error;
-use super::messages::Messages;
+use super::streams;
 use super::tail::{self, Bounds};
 use crate::error::Failure;
 use crate::event::Position;
@@ -62,13 +62,10 @@ impl JetStream {
         }
     }
 
-    async fn read_kept(&self) -> Result<Result<Option<Kept>, String>, Error> {
+    async fn read_kept(&mut self) -> Result<Result<Option<Kept>, String>, Error> {
         match &self.epoch.bucket {
             Err(why) => Ok(Err(why.clone())),
-            Ok(bucket) => {
-                let read = self.epoch.connection.unless_broken(Box::pin(bucket.read()));
-                Ok(Ok(read.await?))
-            }
+            Ok(bucket) => Ok(Ok(self.epoch.link.during(Box::pin(bucket.read())).await?)),
         }
     }
 
@@ -85,10 +82,9 @@ impl JetStream {
     }
 
     /// What is found at the place of an event.
-    pub async fn found_at(&self, place: &Place) -> Result<At, Failure> {
-        let connection = &self.epoch.connection;
-        let read = Box::pin(connection.stream.at(place.sequence));
-        let found = connection.unless_broken(read).await;
+    pub async fn found_at(&mut self, place: &Place) -> Result<At, Failure> {
+        let read = Box::pin(self.epoch.streams.stream.at(place.sequence));
+        let found = self.epoch.link.during(read).await;
         let found = found.map_err(|error| error.failure(&self.appender.options))?;
         Ok(tail::compare(
             found.as_ref(),
@@ -108,44 +104,46 @@ impl JetStream {
         loop {
             self.epoch.refresh().await?;
             let behind = self.epoch.last_sequence < reached
-                && self.epoch.connection.info.config.num_replicas > 1;
+                && self.epoch.streams.info.config.num_replicas > 1;
             if !behind || since.elapsed() >= BEHIND_MAX {
                 break;
             }
             tokio::time::sleep(BEHIND_POLL).await;
         }
-        let connection = &self.epoch.connection;
+        let Epoch {
+            link,
+            client,
+            streams,
+            bucket,
+            last_sequence,
+            ..
+        } = &mut self.epoch;
+        let (options, lineage) = (&self.appender.options, &self.appender.lineage);
         let bounds = Bounds {
-            last: self.epoch.last_sequence,
-            ..Bounds::of(&connection.info)
+            last: *last_sequence,
+            ..Bounds::of(&streams.info)
         };
-        let newest = Box::pin(tail::newest_marks(&connection.stream, bounds));
-        let newest = connection.unless_broken(newest).await?;
+        let newest = Box::pin(tail::newest_marks(&streams.stream, bounds));
+        let newest = link.during(newest).await?;
         let delayed = match delayed {
             true => {
-                let name = self.appender.options.stream.delayed().name;
-                let delayed = Messages::new(connection.context.clone(), &name);
-                let asked = Box::pin(delayed.last_sequence());
-                Some(connection.unless_broken(asked).await?)
+                let delayed = client.messages(&options.stream.delayed().name);
+                Some(link.during(Box::pin(delayed.last_sequence())).await?)
             }
             false => None,
         };
-        let cluster = connection.info.cluster.as_ref();
+        let cluster = streams.info.cluster.as_ref();
         let leader = cluster.and_then(|cluster| cluster.leader.clone());
-        let (server_id, server_name) = connection.server();
-        let letters = connection.letters.as_ref();
+        let (server_id, server_name) = client.server();
+        let letters = streams.letters.as_ref();
         Ok(Standing {
-            created: client::created(&connection.info),
-            last_sequence: self.epoch.last_sequence,
-            newest: newest_of(&newest, &self.appender.lineage),
-            holds: !self.appender.options.hold.is_zero(),
+            created: streams::created(&streams.info),
+            last_sequence: *last_sequence,
+            newest: newest_of(&newest, lineage),
+            holds: !options.hold.is_zero(),
             letters: letters.map(|(_, info)| info.state.last_sequence),
             delayed,
-            record_replicas: self
-                .epoch
-                .bucket
-                .as_ref()
-                .map_or(0, |bucket| bucket.replicas),
+            record_replicas: bucket.as_ref().map_or(0, |bucket| bucket.replicas),
             server_id: match leader {
                 Some(leader) if leader != server_name => String::new(),
                 _ => server_id,
@@ -158,7 +156,8 @@ impl JetStream {
             Err(why) => Ok(Written::Refused(why.clone())),
             Ok(bucket) => {
                 let within = self.appender.options.ack_timeout;
-                bucket.write(&self.epoch.connection, write, within).await
+                let written = bucket.write(&self.epoch.client, write, within);
+                self.epoch.link.during(Box::pin(written)).await
             }
         }
     }

@@ -5,14 +5,12 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::context::GetStreamErrorKind;
-use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
-use async_nats::{HeaderMap, HeaderValue, Message};
+use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, StorageType};
 use bytes::Bytes;
-use futures_util::StreamExt;
 
-use super::client::Connection;
+use super::client::Client;
 use super::error::Error;
+use super::headers::{Outgoing, push};
 use super::messages::Messages;
 use super::names::{
     EXPECTED_LAST_SUBJECT_SEQUENCE, KV_OPERATION, record_bucket, record_entrance, record_key,
@@ -21,8 +19,8 @@ use super::names::{
 use super::options::Options;
 use super::reply::Reply;
 use super::rights;
-use crate::error::chain;
 use crate::event::lineage::Source;
+use crate::nats::{Answer, Answers, Message};
 use crate::sink::{Kept, Write, Written};
 
 /// The configuration that the missing bucket of a stream is created with, as the clients make them,
@@ -55,60 +53,58 @@ pub(crate) struct Opened {
 
 /// The bucket of a slot's record, created if told so; or why there is none.
 pub(crate) async fn of_slot(
-    connection: &Connection,
-    options: &Options,
+    client: &Client,
+    (options, beside): (&Options, &Config),
     source: &Source,
 ) -> Result<Result<Bucket, String>, Error> {
-    let opened = open(connection, options).await?;
+    let opened = open(client, (options, beside)).await?;
     Ok(opened.map(|opened| {
         let replicas = opened.config.num_replicas;
-        Bucket::new(connection, (options, source), replicas)
+        Bucket::new(client, (options, source), replicas)
     }))
 }
 
-/// Opens the bucket of the record, or creates it if told so; or says why there is none.
+/// Opens the bucket of the record of a stream, or creates it if told so; or says why there is none.
 pub(crate) async fn open(
-    connection: &Connection,
-    options: &Options,
+    client: &Client,
+    (options, beside): (&Options, &Config),
 ) -> Result<Result<Opened, String>, Error> {
     let stream = &options.stream.name;
-    let read = Box::pin(connection.context.get_stream(record_stream(stream)));
-    let found = unless_denied(connection, async { Ok(read.await) }).await?;
-    let missing = match found {
+    let answered =
+        |answer: Answer<Info>| answer.map_err(|error| Error::unanswered("open the bucket", error));
+    let name = record_stream(stream);
+    let read = async { answered(client.api.stream(&name).await) };
+    let missing = match unless_denied(read).await? {
         Ok(found) => {
-            let config = found.cached_info().config.clone();
-            let created = false;
-            return Ok(Ok(Opened { config, created }));
+            return Ok(Ok(Opened {
+                config: found.config,
+                created: false,
+            }));
         }
-        Err(error) => match error.kind() {
-            GetStreamErrorKind::JetStream(error) if error.code() == 404 => {
-                format!("bucket {} does not exist", record_bucket(stream))
-            }
-            GetStreamErrorKind::JetStream(error) => return Ok(Err(error.to_string())),
-            _ => return Err(Error::Broken(format!("read the bucket: {}", chain(&error)))),
-        },
+        Err(error) if error.missing() => {
+            format!("bucket {} does not exist", record_bucket(stream))
+        }
+        Err(error) => return Ok(Err(error.to_string())),
     };
     if !options.stream.create {
         return Ok(Err(format!("{missing}, and stream.manage is check")));
     }
-    let config = config(stream, &connection.info.config);
-    let create = Box::pin(connection.context.create_stream(config));
-    let made = unless_denied(connection, async { Ok(create.await) }).await?;
-    Ok(match made {
+    let config = config(stream, beside);
+    let create = async { answered(client.api.create_stream(&config).await) };
+    Ok(match unless_denied(create).await? {
         Ok(made) => Ok(Opened {
-            config: made.cached_info().config.clone(),
+            config: made.config,
             created: true,
         }),
-        Err(error) => Err(format!("{missing}, and is not created: {}", chain(&error))),
+        Err(error) => Err(format!("{missing}, and is not created: {error}")),
     })
 }
 
 /// Does something with the bucket, which we may lack the right to.
 pub(crate) async fn unless_denied<T>(
-    connection: &Connection,
     work: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {
-    match connection.unless_broken(work).await {
+    match work.await {
         Err(Error::PublishDenied(why)) => Err(Error::BucketDenied(why)),
         done => done,
     }
@@ -150,7 +146,7 @@ pub(crate) struct Bucket {
 impl Bucket {
     /// For the key of a slot in the bucket of a stream, whose replicas were read.
     pub(crate) fn new(
-        connection: &Connection,
+        client: &Client,
         (options, source): (&Options, &Source),
         replicas: usize,
     ) -> Self {
@@ -161,7 +157,7 @@ impl Bucket {
         );
         let subject = format!("$KV.{bucket}.{key}");
         Self {
-            messages: Messages::new(connection.context.clone(), &record_stream(&stream.name)),
+            messages: client.messages(&record_stream(&stream.name)),
             stream: record_stream(&stream.name),
             entrance: record_entrance(options.nats.domain.as_deref(), &subject),
             subject,
@@ -170,19 +166,16 @@ impl Bucket {
     }
 
     /// Tries to write, and to read, and changes nothing.
-    pub(crate) async fn try_rights(
-        &self,
-        connection: &Connection,
-        within: Duration,
-    ) -> Result<(), Error> {
-        let message = (self.entrance.clone(), rights::unheeded(), Bytes::new());
-        let written = unless_denied(
-            connection,
-            connection.request(message, (&self.stream, within)),
-        )
-        .await;
-        rights::denied(written)?;
-        rights::denied(unless_denied(connection, Box::pin(self.read())).await)
+    pub(crate) async fn try_rights(&self, client: &Client, within: Duration) -> Result<(), Error> {
+        let lines = rights::unheeded();
+        let message = Outgoing {
+            subject: &self.entrance,
+            lines: &lines,
+            body: b"",
+        };
+        let written = client.request(message, (&self.stream, within));
+        rights::denied(unless_denied(written).await)?;
+        rights::denied(unless_denied(self.read()).await)
     }
 
     /// What is kept.
@@ -199,56 +192,58 @@ impl Bucket {
 
     /// Removes what is kept.
     pub(crate) async fn remove(&self) -> Result<(), Error> {
-        self.messages.purge(&self.subject).await
+        self.messages.purge(&self.subject).await.map(drop)
     }
 
-    /// Where to publish a write, and with which headers.
-    pub(crate) fn message(&self, write: &Write) -> (String, HeaderMap, Bytes) {
-        let mut headers = HeaderMap::new();
-        let expected = HeaderValue::from(write.expected);
-        headers.insert(EXPECTED_LAST_SUBJECT_SEQUENCE, expected);
-        (self.entrance.clone(), headers, write.bytes.clone())
+    /// Sends a write, and returns where its answers come.
+    pub(crate) fn send(&self, client: &Client, write: &Write) -> Result<Answers, Error> {
+        let mut lines = String::new();
+        let expected = write.expected.to_string();
+        push(&mut lines, EXPECTED_LAST_SUBJECT_SEQUENCE, &expected);
+        client.ask(Outgoing {
+            subject: &self.entrance,
+            lines: &lines,
+            body: &write.bytes,
+        })
     }
 
     /// What an answer to a write says.
-    pub(crate) fn answer(&self, connection: &Connection, answer: &Message) -> Answer {
-        match connection.read(answer, &self.stream) {
-            None => Answer::Twin,
-            Some(Reply::Stored { sequence, .. }) => Answer::Known(Written::Stored(sequence)),
-            Some(Reply::Refused(reason)) if answer.status.is_some() => {
-                Answer::Known(Written::Refused(reason))
+    pub(crate) fn answer(&self, client: &Client, answer: &Message) -> Heard {
+        match client.read((answer.headers(), &answer.body), &self.stream) {
+            None => Heard::Twin,
+            Some(Reply::Stored { sequence, .. }) => Heard::Known(Written::Stored(sequence)),
+            Some(Reply::Refused(reason)) if answer.headers().status().is_some() => {
+                Heard::Known(Written::Refused(reason))
             }
-            Some(Reply::Refused(_) | Reply::Duplicate(_) | Reply::Unclear(_)) => Answer::Unknown,
+            Some(Reply::Refused(_) | Reply::Duplicate(_) | Reply::Unclear(_)) => Heard::Unknown,
         }
     }
 
     /// Writes, and waits for the outcome.
     pub(crate) async fn write(
         &self,
-        connection: &Connection,
+        client: &Client,
         write: &Write,
         within: Duration,
     ) -> Result<Written, Error> {
-        let mut answers = Box::pin(connection.ask(self.message(write), within)).await?;
+        let mut answers = self.send(client, write)?;
         let answered = async {
-            while let Some(answer) = answers.next().await {
-                match self.answer(connection, &answer) {
-                    Answer::Twin => {}
-                    Answer::Known(written) => return Ok(written),
-                    Answer::Unknown => break,
+            loop {
+                match self.answer(client, &answers.next().await?) {
+                    Heard::Twin => {}
+                    Heard::Known(written) => return Ok(written),
+                    Heard::Unknown => return Ok(Written::Found(self.read().await?)),
                 }
             }
-            Ok(Written::Found(self.read().await?))
         };
-        let answered = tokio::time::timeout(within, Box::pin(answered));
         let silent = |_| Error::Broken(format!("the record's bucket is silent for {within:?}"));
-        let answered = async { answered.await.map_err(silent)? };
-        connection.unless_broken(Box::pin(answered)).await
+        let answered = tokio::time::timeout(within, Box::pin(answered));
+        answered.await.map_err(silent)?
     }
 }
 
 /// What an answer to a write says.
-pub(crate) enum Answer {
+pub(crate) enum Heard {
     /// It is not our bucket's.
     Twin,
     Known(Written),

@@ -2,8 +2,10 @@
 
 mod failure;
 
+use crate::error::chain;
 use crate::event::lineage::Source;
 use crate::event::{Event, Position, Rejected};
+use crate::nats::{Broken, ConnectError, RequestError};
 
 /// Why the sink cannot go on, or not yet.
 #[derive(Debug, thiserror::Error)]
@@ -12,11 +14,8 @@ pub enum Error {
     #[error("{0}")]
     Unusable(String),
     /// No connection.
-    #[error("connect to NATS")]
-    Connect(#[source] async_nats::ConnectError),
-    /// The connection took too long.
-    #[error("no connection to NATS in time")]
-    ConnectTimeout,
+    #[error(transparent)]
+    Connect(ConnectError),
     /// The server runs without JetStream.
     #[error("JetStream is not enabled on the server")]
     NoJetStream,
@@ -179,6 +178,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// A request has no answer: the connection has ended, or not even that is known.
+    pub(crate) fn unanswered(what: &str, error: RequestError) -> Self {
+        match error {
+            RequestError::Broken(broken) => broken.into(),
+            error => Self::Broken(format!("{what}: {}", chain(&error))),
+        }
+    }
+
     /// The event cannot be sent as it is.
     pub(crate) fn unsendable(event: &Event, rejected: Rejected) -> Self {
         Self::Unsendable {
@@ -194,5 +201,55 @@ impl Error {
             Self::Unsendable { rejected, .. } => Some(rejected),
             _ => None,
         }
+    }
+}
+
+impl From<Broken> for Error {
+    /// What is denied is told on the connection, and no request is answered any more.
+    fn from(broken: Broken) -> Self {
+        let said = chain(&broken);
+        match broken {
+            Broken::PublishDenied(_) => Self::PublishDenied(said),
+            Broken::SubscriptionDenied(_) => Self::InboxDenied(said),
+            Broken::Lost(_)
+            | Broken::Closed
+            | Broken::Server(_)
+            | Broken::LameDuck
+            | Broken::Silent(_)
+            | Broken::Malformed(_)
+            | Broken::Untaken(_) => Self::Broken(said),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn denial_is_told_from_whatever_else_ends_a_connection() {
+        let said = || "Permissions Violation for Publish to \"a\"".to_owned();
+        let denied = Error::from(Broken::PublishDenied(said()));
+        let text = format!("the server says: {}", said());
+        assert!(matches!(denied, Error::PublishDenied(why) if why == text));
+        let denied = Error::from(Broken::SubscriptionDenied(said()));
+        assert!(matches!(denied, Error::InboxDenied(_)), "{denied:?}");
+        let reset = Arc::new(io::Error::other("reset"));
+        let lost = Error::from(Broken::Lost(reset));
+        assert_eq!(lost.to_string(), "the connection was lost: reset");
+    }
+
+    #[test]
+    fn request_without_an_answer_says_what_was_asked() {
+        let late = RequestError::TimedOut(Duration::from_secs(2));
+        let error = Error::unanswered("read the stream", late);
+        assert_eq!(error.to_string(), "read the stream: no answer within 2s");
+        let closed = RequestError::Broken(Broken::Closed);
+        let error = Error::unanswered("read the stream", closed);
+        assert_eq!(error.to_string(), "the connection was closed");
     }
 }

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use super::client::{self, Connection};
+use super::client::Desk;
 use super::error::Error;
 use super::options::{Options, StreamOptions};
+use super::streams;
 use super::tail::{self, Bounds};
 use crate::event::lineage::{Mark, Source};
 
@@ -52,24 +53,23 @@ impl Inspection {
 
 /// Looks at the stream, or creates it if `options` say so.
 pub async fn inspect(options: &Options) -> Result<Inspection, Error> {
-    let connection = Box::pin(Connection::open(options)).await?;
-    let found = &connection.info;
+    let desk = Box::pin(Desk::open(options)).await?;
+    let found = &desk.streams.info;
     let bounds = Bounds {
         first: found.state.first_sequence,
         last: found.state.last_sequence,
     };
-    let newest = Box::pin(tail::newest_marks(&connection.stream, bounds));
-    let newest = connection.unless_broken(newest).await?;
+    let newest = Box::pin(tail::newest_marks(&desk.streams.stream, bounds)).await?;
     Ok(Inspection {
         name: found.config.name.clone(),
         subjects: found.config.subjects.clone(),
         messages: found.state.messages,
         last_sequence: found.state.last_sequence,
-        created: connection.created,
+        created: desk.streams.created,
         expires: found.config.allow_message_ttl,
         duplicate_window: found.config.duplicate_window,
-        vanishing: client::vanishing(&found.config),
-        warnings: client::warnings(&found.config, options.stream.shared),
+        vanishing: streams::vanishing(&found.config),
+        warnings: streams::warnings(&found.config, options.stream.shared),
         newest,
         shared: options.stream.shared,
     })

@@ -1,25 +1,25 @@
-//! Reads messages of the stream one at a time, from its leader. By requests of our own: the
-//! client's refuses a whole message for a single header line that it cannot read, and a stream may
-//! hold such messages, of strangers above all, which must not keep us from our place.
+//! Reads messages of the stream one at a time, from its leader. A header line that cannot be read
+//! is passed over: a stream may hold such messages, of strangers above all, which must not keep us
+//! from our place.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
-use async_nats::jetstream::context::Context;
-use async_nats::jetstream::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::de::{DeserializeOwned, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::Map;
+use serde::{Deserialize, Deserializer};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::error::Error;
+use crate::nats::wire::Headers;
+use crate::nats::{Api, Which};
 
 /// Reads one stream.
 #[derive(Clone, Debug)]
 pub(crate) struct Messages {
-    context: Context,
+    api: Api,
     stream: String,
     /// Where others write, too: the subjects that our messages have.
     ours: Option<Arc<[String]>>,
@@ -65,11 +65,11 @@ impl Kept for Stored {
 
 impl Kept for Whole {
     async fn at(stream: &Messages, seq: u64) -> Result<Option<Self>, Error> {
-        let question = Question {
+        let which = Which {
             seq: Some(seq),
-            ..Question::default()
+            ..Which::default()
         };
-        stream.ask(&question, Self::new).await
+        stream.ask(&which, Self::new).await
     }
 
     fn stored(&self) -> &Stored {
@@ -78,10 +78,10 @@ impl Kept for Whole {
 }
 
 impl Messages {
-    pub(crate) fn new(context: Context, stream: &str) -> Self {
+    pub(crate) fn new(api: Api, stream: &str) -> Self {
         let stream = stream.to_owned();
         Self {
-            context,
+            api,
             stream,
             ours: None,
         }
@@ -105,49 +105,73 @@ impl Messages {
 
     /// The message at a sequence number; `None` if there is none.
     pub(crate) async fn at(&self, seq: u64) -> Result<Option<Stored>, Error> {
-        self.ask_stored(&Question {
+        self.ask_stored(&Which {
             seq: Some(seq),
-            ..Question::default()
+            ..Which::default()
         })
         .await
     }
 
     /// The last message with this subject.
     pub(crate) async fn last_of(&self, subject: &str) -> Result<Option<Stored>, Error> {
-        self.ask_stored(&Question {
+        self.ask_stored(&Which {
             last_by_subj: Some(subject),
-            ..Question::default()
+            ..Which::default()
         })
         .await
     }
 
     /// The first message at or behind a sequence number.
     pub(crate) async fn from(&self, seq: u64) -> Result<Option<Stored>, Error> {
-        self.ask_stored(&Question {
+        self.next_of(">", seq).await
+    }
+
+    /// The first message with this subject or pattern at or behind a sequence number.
+    pub(crate) async fn next_of(&self, subject: &str, seq: u64) -> Result<Option<Stored>, Error> {
+        self.ask_stored(&Which {
             seq: Some(seq),
-            next_by_subj: Some(">"),
-            ..Question::default()
+            next_by_subj: Some(subject),
+            ..Which::default()
         })
         .await
     }
 
-    /// The last message with this subject, with its body.
-    pub(crate) async fn last_whole_of(&self, subject: &str) -> Result<Option<Whole>, Error> {
-        let question = Question {
-            last_by_subj: Some(subject),
-            ..Question::default()
+    /// The first message at or behind a sequence number, with its body.
+    pub(crate) async fn whole_from(&self, seq: u64) -> Result<Option<Whole>, Error> {
+        let which = Which {
+            seq: Some(seq),
+            next_by_subj: Some(">"),
+            ..Which::default()
         };
-        self.ask(&question, Whole::new).await
+        self.ask(&which, Whole::new).await
     }
 
-    /// Deletes all messages with this subject.
-    pub(crate) async fn purge(&self, subject: &str) -> Result<(), Error> {
-        let broken =
-            |error: &(dyn std::error::Error + 'static)| Error::Broken(crate::error::chain(error));
-        let stream = self.context.get_stream_no_info(&self.stream).await;
-        let stream = stream.map_err(|error| broken(&error))?;
-        let purged = stream.purge().filter(subject).await;
-        purged.map(|_| ()).map_err(|error| broken(&error))
+    /// The last message with this subject, with its body.
+    pub(crate) async fn last_whole_of(&self, subject: &str) -> Result<Option<Whole>, Error> {
+        let which = Which {
+            last_by_subj: Some(subject),
+            ..Which::default()
+        };
+        self.ask(&which, Whole::new).await
+    }
+
+    /// Deletes all messages with this subject or pattern, and returns how many there were.
+    pub(crate) async fn purge(&self, subject: &str) -> Result<u64, Error> {
+        let purged = self.api.purge(&self.stream, subject).await;
+        let failed = || format!("purge {} of {subject}", self.stream);
+        let purged = purged.map_err(|error| Error::unanswered(&failed(), error))?;
+        purged.map_err(|error| Error::Broken(format!("{}: {error}", failed())))
+    }
+
+    /// Deletes the message at a sequence number. Says whether there was one.
+    pub(crate) async fn delete(&self, seq: u64) -> Result<bool, Error> {
+        let deleted = self.api.delete_message(&self.stream, seq).await;
+        let failed = || format!("delete message {seq} of {}", self.stream);
+        match deleted.map_err(|error| Error::unanswered(&failed(), error))? {
+            Ok(()) => Ok(true),
+            Err(error) if error.err_code == NO_SEQUENCE => Ok(false),
+            Err(error) => Err(Error::Broken(format!("{}: {error}", failed()))),
+        }
     }
 
     /// The first one at or behind a sequence number that may be ours.
@@ -157,12 +181,7 @@ impl Messages {
         };
         let mut first: Option<Stored> = None;
         for subject in subjects.iter() {
-            let question = Question {
-                seq: Some(seq),
-                next_by_subj: Some(subject),
-                ..Question::default()
-            };
-            let next = self.ask_stored(&question).await?;
+            let next = self.next_of(subject, seq).await?;
             let found = first.into_iter().chain(next);
             first = found.min_by_key(|message| message.sequence);
         }
@@ -190,22 +209,23 @@ impl Messages {
     }
 
     async fn look(&self) -> Result<Option<Standing>, Error> {
-        let broken = |why: String| Error::Broken(format!("look at {}: {why}", self.stream));
-        let subject = format!("STREAM.INFO.{}", self.stream);
-        let answer = self.context.request(subject, &Map::new()).await;
-        let answer: Response<Looked> =
-            answer.map_err(|error| broken(crate::error::chain(&error)))?;
-        match answer {
-            Response::Ok(found) => Ok(Some(Standing {
-                created: time(&found.created)
-                    .ok_or_else(|| broken("created is no time".to_owned()))?,
-                last_sequence: found.state.last_seq,
-                now: time(&found.ts),
-                domain: found.domain,
-            })),
-            Response::Err { error } if error.code() == 404 => Ok(None),
-            Response::Err { error } => Err(broken(error.to_string())),
-        }
+        let looked = format!("look at {}", self.stream);
+        let found = match self.api.stream_as::<Looked>(&self.stream).await {
+            Ok(Ok(found)) => found,
+            Ok(Err(error)) if error.missing() => return Ok(None),
+            Ok(Err(error)) => return Err(Error::Broken(format!("{looked}: {error}"))),
+            Err(error) => return Err(Error::unanswered(&looked, error)),
+        };
+        let Some(created) = time(&found.created) else {
+            let why = format!("{looked}: {:?} is no time", found.created);
+            return Err(Error::Broken(why));
+        };
+        Ok(Some(Standing {
+            created,
+            last_sequence: found.state.last_seq,
+            now: time(&found.ts),
+            domain: found.domain,
+        }))
     }
 
     /// The name of the stream.
@@ -213,33 +233,34 @@ impl Messages {
         &self.stream
     }
 
-    async fn ask_stored(&self, question: &Question<'_>) -> Result<Option<Stored>, Error> {
-        self.ask(question, Stored::new::<Length>).await
+    async fn ask_stored(&self, which: &Which<'_>) -> Result<Option<Stored>, Error> {
+        self.ask(which, Stored::new::<Length>).await
     }
 
     async fn ask<T: Text, M>(
         &self,
-        question: &Question<'_>,
+        which: &Which<'_>,
         keep: impl Fn(&RawMessage<T>) -> Option<M>,
     ) -> Result<Option<M>, Error> {
-        let broken = |why: String| Error::Broken(format!("read a message ({question:?}): {why}"));
-        let subject = format!("STREAM.MSG.GET.{}", self.stream);
-        let answer = self.context.request(subject, question).await;
-        let answer: Answer<T> = answer.map_err(|error| broken(crate::error::chain(&error)))?;
-        match (answer.message, answer.error) {
-            (Some(message), _) => match keep(&message) {
+        let asked = || format!("read a message of {} ({which:?})", self.stream);
+        let answer = self.api.message::<RawMessage<T>>(&self.stream, which).await;
+        match answer.map_err(|error| Error::unanswered(&asked(), error))? {
+            Ok(message) => match keep(&message) {
                 Some(kept) => Ok(Some(kept)),
-                None => Err(broken(format!("{:?} is no time", message.time))),
+                None => {
+                    let why = format!("{}: {:?} is no time", asked(), message.time);
+                    Err(Error::Broken(why))
+                }
             },
-            (None, Some(error)) if error.error_code() == NO_MESSAGE => Ok(None),
-            (None, Some(error)) => Err(broken(error.to_string())),
-            (None, None) => Err(broken("an answer without a message".to_owned())),
+            Err(error) if error.err_code == NO_MESSAGE => Ok(None),
+            Err(error) => Err(Error::Broken(format!("{}: {error}", asked()))),
         }
     }
 }
 
-const NO_MESSAGE: async_nats::jetstream::ErrorCode =
-    async_nats::jetstream::ErrorCode::NO_MESSAGE_FOUND;
+/// `JSNoMessageFoundErr` and `JSSequenceNotFoundErrF` of nats-server.
+const NO_MESSAGE: u64 = 10037;
+const NO_SEQUENCE: u64 = 10043;
 
 /// What tells a stream from one that was put in its place.
 #[derive(Clone, Debug)]
@@ -269,26 +290,6 @@ struct Looked {
 #[derive(Debug, Deserialize)]
 struct State {
     last_seq: u64,
-}
-
-/// `JSApiMsgGetRequest` of nats-server.
-#[derive(Debug, Default, Serialize)]
-struct Question<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    seq: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    last_by_subj: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    next_by_subj: Option<&'a str>,
-}
-
-/// `JSApiMsgGetResponse`. No `Response`: an untagged enum is read twice, and of a long tail there
-/// are many.
-#[derive(Debug, Deserialize)]
-#[serde(bound = "T: Text")]
-struct Answer<T> {
-    message: Option<RawMessage<T>>,
-    error: Option<async_nats::jetstream::Error>,
 }
 
 /// As much of `StoredMsg` as is needed.
@@ -368,14 +369,22 @@ impl Stored {
         })
     }
 
-    /// The first value of a header; lines that are no headers are passed over.
+    /// The first value of a header that is text; lines that are no headers are passed over.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        let lines = self.header_block.split(|byte| *byte == b'\n');
-        let mut values = lines.filter_map(|line| {
-            let value = line.strip_prefix(name.as_bytes())?.strip_prefix(b":")?;
-            Some(std::str::from_utf8(value).ok()?.trim())
-        });
-        values.next()
+        let lines = Headers::new(&self.header_block).lines();
+        let mut values = lines.filter(|(found, _)| *found == name.as_bytes());
+        values.find_map(|(_, value)| std::str::from_utf8(value).ok())
+    }
+
+    /// All headers, each with its value. What is no text is replaced.
+    pub(crate) fn headers(&self) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
+        let lines = Headers::new(&self.header_block).lines();
+        lines.map(|(name, value)| {
+            (
+                String::from_utf8_lossy(name),
+                String::from_utf8_lossy(value),
+            )
+        })
     }
 }
 
@@ -384,21 +393,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answer_is_a_message_or_an_error() {
-        let message = r#"{"type":"x","message":{"subject":"a","seq":2,"hdrs":"TkFUUw==",
-            "data":"AAAAAAAA","time":"2026-11-21T16:14:02.125588175Z"}}"#;
-        let answer: Answer<Length> = serde_json::from_str(message).expect("an answer");
-        let stored = Stored::new(&answer.message.expect("a message")).expect("a time");
+    fn message_is_read_without_its_body_or_headers() {
+        let message = r#"{"subject":"a","seq":2,"hdrs":"TkFUUw==",
+            "data":"AAAAAAAA","time":"2026-11-21T16:14:02.125588175Z"}"#;
+        let message: RawMessage<Length> = serde_json::from_str(message).expect("a message");
+        let stored = Stored::new(&message).expect("a time");
         assert_eq!((stored.sequence, stored.body_bytes), (2, 6));
         assert_eq!(stored.header_block, b"NATS");
-        let bare = r#"{"message":{"subject":"a","seq":3,"time":"2026-11-21T16:14:02Z"}}"#;
-        let answer: Answer<Length> = serde_json::from_str(bare).expect("an answer");
-        let stored = Stored::new(&answer.message.expect("a message")).expect("a time");
+        let bare = r#"{"subject":"a","seq":3,"time":"2026-11-21T16:14:02Z"}"#;
+        let message: RawMessage<Length> = serde_json::from_str(bare).expect("a message");
+        let stored = Stored::new(&message).expect("a time");
         assert_eq!((stored.sequence, stored.body_bytes), (3, 0));
-        let none = r#"{"error":{"code":404,"err_code":10037,"description":"no message found"}}"#;
-        let answer: Answer<Length> = serde_json::from_str(none).expect("an answer");
-        let error = answer.error.expect("an error");
-        assert_eq!(error.error_code(), NO_MESSAGE);
     }
 
     #[test]
@@ -412,5 +417,10 @@ mod tests {
         };
         assert_eq!(stored.header("Outjet-Id"), Some("a:b"));
         assert_eq!(stored.header("Nats-Msg-Id"), None);
+        let headers: Vec<String> = stored
+            .headers()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
+        assert_eq!(headers, ["\u{fffd}=x", "Outjet-Id=a:b", "Outjet-Id=c"]);
     }
 }

@@ -22,7 +22,7 @@ pub(crate) mod append;
 mod aside;
 mod begin;
 mod bucket;
-pub mod client;
+mod client;
 mod error;
 mod headers;
 mod ingress;
@@ -33,6 +33,7 @@ mod options;
 mod read;
 mod reply;
 mod rights;
+pub mod streams;
 mod tail;
 
 use tokio::sync::mpsc;

@@ -1,6 +1,6 @@
 //! What the server answers to a publish. Pure.
 
-use async_nats::{Message, StatusCode};
+use crate::nats::wire::Headers;
 
 /// An answer, by what it proves.
 #[derive(Debug, PartialEq, Eq)]
@@ -33,15 +33,21 @@ impl Reply {
     /// in its answer to `STREAM.INFO`; one without leaves it out. No error names it: whose that is,
     /// nobody knows (seen with nats-server 2.10.26 and 2.15.1).
     pub(crate) fn read(
-        message: &Message,
+        (headers, body): (Headers<'_>, &[u8]),
         stream: &str,
         domain: Option<&str>,
     ) -> Result<Self, Twin> {
-        if message.status == Some(StatusCode::NO_RESPONDERS) {
+        if headers.status() == Some(NO_RESPONDERS) {
             let nobody = "no stream answers (no leader, or no stream listens)";
             return Ok(Self::Refused(nobody.to_owned()));
         }
-        Self::read_body(&message.payload, (stream, domain))
+        match plain(body, stream) {
+            Some(sequence) if domain.is_none() => Ok(Self::Stored {
+                sequence,
+                together: 1,
+            }),
+            _ => Self::read_body(body, (stream, domain)),
+        }
     }
 
     fn read_body(body: &[u8], (stream, domain): (&str, Option<&str>)) -> Result<Self, Twin> {
@@ -76,11 +82,28 @@ impl Reply {
 }
 
 /// The stream that refuses a message, by its name.
-pub(crate) fn refusing_stream(message: &Message) -> Option<String> {
-    let answer: PubAck = serde_json::from_slice(&message.payload).ok()?;
+pub(crate) fn refusing_stream(body: &[u8]) -> Option<String> {
+    let answer: PubAck = serde_json::from_slice(body).ok()?;
     let refuses = answer.error.is_some() && !answer.stream.is_empty();
     refuses.then(|| answer.stream.to_owned())
 }
+
+/// The sequence number of the answer that nearly every event gets: `{"stream":"<stream>","seq":7}`
+/// and nothing else; before 2.12 with a space behind the comma.
+fn plain(body: &[u8], stream: &str) -> Option<u64> {
+    let rest = body.strip_prefix(b"{\"stream\":\"")?;
+    let rest = rest.strip_prefix(stream.as_bytes())?.strip_prefix(b"\",")?;
+    let rest = rest.strip_prefix(b" ").unwrap_or(rest);
+    let digits = rest.strip_prefix(b"\"seq\":")?.strip_suffix(b"}")?;
+    // No number has more digits that always fits, and none in JSON begins with 0.
+    let number = (1..=19).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit);
+    let number = number && digits[0] != b'0';
+    let add = |number: u64, digit: &u8| number * 10 + u64::from(digit - b'0');
+    number.then(|| digits.iter().fold(0, add))
+}
+
+/// The status of an answer that nobody gave.
+const NO_RESPONDERS: u16 = 503;
 
 /// `JSAtomicPublishContainsDuplicateMessageErr` of nats-server.
 const BATCH_WITH_DUPLICATE: u64 = 10201;
@@ -158,6 +181,29 @@ mod tests {
             read(refused),
             Reply::Refused("wrong last sequence: 2 (10071)".to_owned())
         );
+    }
+
+    #[test]
+    fn answer_that_is_read_at_a_glance_is_read_as_all_others_are() {
+        for body in [
+            r#"{"stream":"S","seq":7}"#,
+            r#"{"stream":"S", "seq":18446744073709551615}"#,
+            r#"{"stream":"S","seq":9999999999999999999}"#,
+            r#"{"stream":"S","seq":007}"#,
+            r#"{"stream":"S","seq":7,"duplicate":true}"#,
+            r#"{"stream":"S","seq":7,"seq":8}"#,
+            r#"{"stream":"S","seq":}"#,
+            r#"{"stream":"S","seq":-7}"#,
+            r#"{"stream":"T","seq":7}"#,
+            r#"{"stream":"S","domain":"hub","seq":7}"#,
+        ] {
+            for domain in [None, Some("hub")] {
+                let headers = Headers::new(b"");
+                let read = Reply::read((headers, body.as_bytes()), "S", domain);
+                let whole = Reply::read_body(body.as_bytes(), ("S", domain));
+                assert_eq!(read, whole, "{body} in {domain:?}");
+            }
+        }
     }
 
     #[test]

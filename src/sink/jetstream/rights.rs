@@ -4,17 +4,16 @@
 
 use std::time::Duration;
 
-use async_nats::{HeaderMap, Message};
-use bytes::Bytes;
-use futures_util::{FutureExt, StreamExt};
+use tokio::time::timeout;
 
-use super::client::Connection;
+use super::client::{Client, Desk};
 use super::error::Error;
-use super::messages::Messages;
+use super::headers::Outgoing;
 use super::names::EXPECTED_STREAM;
 use super::options::{Options, StreamOptions};
 use super::reply::refusing_stream;
 use crate::event::route;
+use crate::nats::Message;
 
 /// No stream's name has a dot in it (`isValidName`, nats-server), so none takes what expects it.
 const NO_STREAM: &str = "outjet.check";
@@ -29,8 +28,9 @@ const OTHERS_WITHIN: Duration = Duration::from_millis(500);
 /// Tries to publish to a subject of `pattern` and to that of its dead letter, and to read messages.
 /// The stream must exist. Returns the subjects that were tried.
 pub async fn check_rights(options: &Options, pattern: &str) -> Result<Vec<String>, Error> {
-    let connection = Box::pin(Connection::open(&options.of_stream())).await?;
-    let subject = subject(pattern, &connection.info.config.subjects);
+    let desk = Box::pin(Desk::open(&options.of_stream())).await?;
+    let client = &desk.client;
+    let subject = subject(pattern, &desk.streams.info.config.subjects);
     let entrance = |name: &str, subject: &str| options.stream.ingress.entrance(name, subject);
     let letter = options.dead_letters.as_ref();
     let letter = letter.map(|letters| entrance(&letters.name, &format!("dlq.{subject}")));
@@ -46,7 +46,7 @@ pub async fn check_rights(options: &Options, pattern: &str) -> Result<Vec<String
     let subjects = [Some(own), letter, chunks, names].into_iter().flatten();
     let subjects: Vec<String> = subjects.collect();
     let within = options.nats.connect_timeout;
-    let answers = Box::pin(try_all(&connection, &subjects, within)).await?;
+    let answers = Box::pin(try_all(client, &subjects, within)).await?;
     let streams = [
         Some(&options.stream),
         options.dead_letters.as_ref(),
@@ -55,55 +55,53 @@ pub async fn check_rights(options: &Options, pattern: &str) -> Result<Vec<String
         options.delayed.as_ref(),
     ];
     for stream in streams.into_iter().flatten() {
-        let messages = Messages::new(connection.context.clone(), &stream.name);
-        denied(connection.unless_broken(messages.at(1)).await)?;
+        let messages = client.messages(&stream.name);
+        denied(messages.at(1).await)?;
         if stream.objects {
-            let none = subject_in(stream, "C");
-            let purge = messages.purge(&none);
-            denied(connection.unless_broken(Box::pin(purge)).await)?;
+            denied(messages.purge(&subject_in(stream, "C")).await)?;
         }
     }
     for (subject, messages) in answers {
-        let streams: Vec<String> = messages.iter().filter_map(refusing_stream).collect();
+        let streams: Vec<String> = messages
+            .iter()
+            .filter_map(|message| refusing_stream(&message.body))
+            .collect();
         if streams.len() > 1 {
             return Err(Error::Twins {
                 subject,
                 streams,
-                domain: connection.domain.clone(),
+                domain: client.domain.as_deref().map(str::to_owned),
             });
         }
     }
     Ok(subjects)
 }
 
-/// What no stream takes.
-pub(crate) fn unheeded() -> HeaderMap {
-    HeaderMap::from_iter([(
-        EXPECTED_STREAM.parse().expect("a header's name"),
-        NO_STREAM.parse().expect("a header's value"),
-    )])
+/// The header of what no stream takes, as a line.
+pub(crate) fn unheeded() -> String {
+    format!("{EXPECTED_STREAM}: {NO_STREAM}\r\n")
 }
 
 /// Publishes to each subject what no stream takes, and returns what was answered.
 async fn try_all(
-    connection: &Connection,
+    client: &Client,
     subjects: &[String],
     within: Duration,
 ) -> Result<Vec<(String, Vec<Message>)>, Error> {
-    let mut asked = Vec::new();
+    let (mut asked, unheeded) = (Vec::new(), unheeded());
     for subject in subjects {
-        let message = (subject.clone(), unheeded(), Bytes::new());
-        let mut answers = connection.ask(message, within).await?;
-        let first = tokio::time::timeout(within, answers.next());
-        let first = connection.unless_broken(async { Ok(first.await) }).await?;
-        let first: Vec<Message> = first.ok().flatten().into_iter().collect();
-        asked.push((subject.clone(), first, answers));
+        let mut answers = client.ask(Outgoing {
+            subject,
+            lines: &unheeded,
+            body: b"",
+        })?;
+        // Silence is no denial.
+        let first = timeout(within, answers.next()).await.ok().transpose()?;
+        asked.push((subject.clone(), Vec::from_iter(first), answers));
     }
     tokio::time::sleep(OTHERS_WITHIN).await;
     let all = asked.into_iter().map(|(subject, mut found, mut answers)| {
-        while let Some(Some(another)) = answers.next().now_or_never() {
-            found.push(another);
-        }
+        found.extend(std::iter::from_fn(|| answers.try_next()));
         (subject, found)
     });
     Ok(all.collect())

@@ -96,7 +96,7 @@ async fn wrong_credentials_are_told_and_never_repeated() {
     let plain = plain.with("NATS_URL", world.nats.url());
     let problem = Problem::new(
         format!("{} refuses our credentials", at(&world)),
-        "nats: authorization violation",
+        "the server says: Authorization Violation",
         "set nats.creds (NATS_CREDS), nats.user and nats.password, nats.token or nats.nkey",
     );
     let in_url = format!("nats://app:{NATS_SECRET}@127.0.0.1:{}", world.nats.port());

@@ -8,21 +8,49 @@
 //! the last has come; only that one is answered. So a batch has the place in the chain that its
 //! events would have one by one.
 
-use async_nats::HeaderMap;
-use bytes::Bytes;
+use tokio::time::Instant;
 
-/// The messages of the events that are staged, without the headers of a batch.
-#[derive(Default)]
-pub(crate) struct Batch(Vec<(String, HeaderMap, Bytes)>);
+use super::super::headers::{Composed, push};
+use super::super::names::{BATCH_COMMIT, BATCH_ID, BATCH_SEQUENCE, EXPECTED_LAST_SEQUENCE};
+use super::Appender;
+use super::epoch::Epoch;
+use crate::fault;
 
-impl Batch {
-    /// One more message.
-    pub(crate) fn push(&mut self, subject: String, headers: HeaderMap, payload: Bytes) {
-        self.0.push((subject, headers, payload));
-    }
-
-    /// All of them, in order.
-    pub(crate) fn take(&mut self) -> Vec<(String, HeaderMap, Bytes)> {
-        std::mem::take(&mut self.0)
+impl Appender {
+    /// Sends what is staged.
+    pub(crate) fn send_staged(&mut self, epoch: &mut Epoch) {
+        if self.chain.in_flight() == 0 {
+            epoch.progress_at = Instant::now();
+        }
+        let (number, expected) = self.chain.send_staged();
+        let id = format!("{}-{number}", epoch.client.name);
+        let staged = std::mem::take(&mut epoch.staged);
+        let size = staged.len();
+        for (index, message) in staged.into_iter().enumerate() {
+            let Composed {
+                subject,
+                mut lines,
+                body,
+            } = message;
+            let last = index + 1 == size;
+            if index == 0 {
+                push(&mut lines, EXPECTED_LAST_SEQUENCE, &expected.to_string());
+            }
+            if size > 1 {
+                push(&mut lines, BATCH_ID, &id);
+                push(&mut lines, BATCH_SEQUENCE, &(index + 1).to_string());
+                if last {
+                    push(&mut lines, BATCH_COMMIT, "1");
+                }
+            }
+            let mut draft = epoch.link.message(&subject, last.then_some(number));
+            draft.lines(lines.as_bytes());
+            draft.send(&body);
+            fault::point(if last {
+                "published"
+            } else {
+                "published_in_part"
+            });
+        }
     }
 }

@@ -15,14 +15,12 @@ use time::OffsetDateTime;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::super::client::Connection;
+use super::super::client::Streams;
 use super::super::error::Error;
 use super::super::messages::{Messages, Standing};
-use super::super::names::POSITION;
-use super::super::tail::Bounds;
 use super::Appender;
 use super::epoch::Epoch;
-use crate::event::Position;
+use super::witness::{Age, Witness};
 use crate::sink::{HELD_MAX, Report, Settled};
 
 /// How often a stream is looked at in which nothing happens: about as soon as a dead connection is
@@ -120,25 +118,13 @@ impl<'a> Found<'a> {
     }
 }
 
-/// The newest message of a stream; a later one of ours bears a position that is known.
-pub(crate) async fn newest(connection: &Connection, bounds: Bounds) -> Result<Witness, Error> {
-    let sequence = bounds.last;
-    if sequence == 0 {
-        return Ok(Witness::default());
-    }
-    let read = Box::pin(connection.stream.at(sequence));
-    let message = connection.unless_broken(read).await?;
-    let position = message.and_then(|message| message.header(POSITION)?.parse().ok());
-    Ok(Witness { sequence, position })
-}
-
 impl Appender {
     /// Refuses a connection to a stream that is less than it was.
-    pub(crate) fn check_seen(&mut self, connection: &Connection) -> Result<(), Error> {
-        let found = Found::of(&connection.info);
+    pub(crate) fn check_seen(&mut self, streams: &Streams) -> Result<(), Error> {
+        let found = Found::of(&streams.info);
         self.seen.check(&found, |was, is| self.hold.gap(was, is))?;
         self.seen.reached(found.last_sequence);
-        if let Some((_, info)) = &connection.letters {
+        if let Some((_, info)) = &streams.letters {
             let found = Found::of(info);
             self.seen_letters.check(&found, |_, _| 0)?;
             self.seen_letters.reached(found.last_sequence);
@@ -175,19 +161,17 @@ impl Appender {
     /// Sees whether the stream is what it was, and releases what has been in it for long enough.
     pub(crate) async fn look(
         &mut self,
-        epoch: &Epoch,
+        epoch: &mut Epoch,
         reports: &mpsc::Sender<Report>,
     ) -> Result<(), Error> {
         self.hold.looked();
-        let connection = &epoch.connection;
-        let standing = Box::pin(connection.stream.standing());
-        let standing = connection.unless_broken(standing).await?;
-        let found = Found::now(&connection.info, &standing);
+        let Epoch { link, streams, .. } = epoch;
+        let standing = link.during(Box::pin(streams.stream.standing())).await?;
+        let found = Found::now(&streams.info, &standing);
         self.seen.check(&found, |was, is| self.hold.gap(was, is))?;
         let mut letters = None;
-        if let Some((messages, info)) = &connection.letters {
-            let standing = Box::pin(messages.standing());
-            let standing = connection.unless_broken(standing).await?;
+        if let Some((messages, info)) = &streams.letters {
+            let standing = link.during(Box::pin(messages.standing())).await?;
             self.seen_letters
                 .check(&Found::now(info, &standing), |_, _| 0)?;
             letters = Some((messages, standing));
@@ -195,50 +179,18 @@ impl Appender {
         if self.hold.close() {
             let _ = reports.send(Report::Held).await;
         }
-        let stored = (&connection.stream, &standing);
+        let stored = (&streams.stream, &standing);
         loop {
             let buried = letters
                 .as_ref()
                 .map(|(messages, standing)| (*messages, standing));
             let release = Box::pin(self.hold.release(stored, buried));
-            if !connection.unless_broken(release).await? {
+            if !link.during(release).await? {
                 return Ok(());
             }
             let _ = reports.send(Report::Released).await;
         }
     }
-}
-
-/// A message by which one sees that a stream has not lost its end.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Witness {
-    pub(crate) sequence: u64,
-    /// What it bears; `None` if that is not known.
-    pub(crate) position: Option<Position>,
-}
-
-impl Witness {
-    /// For how long it has stood there; `None` if another message does.
-    async fn age(&self, of: &Messages, standing: &Standing) -> Result<Option<Age>, Error> {
-        let Some(message) = of.at(self.sequence).await? else {
-            // Somebody took it away, which is not the end of a stream that goes on behind it.
-            return Ok(Some(Age::Unknown));
-        };
-        let found = message.header(POSITION).and_then(|text| text.parse().ok());
-        if self.position.is_some() && self.position != found {
-            return Ok(None);
-        }
-        let age = standing.now.map(|now| now - message.time);
-        Ok(Some(age.map_or(Age::Unknown, |age| {
-            Age::Known(age.try_into().unwrap_or_default())
-        })))
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Age {
-    Known(Duration),
-    Unknown,
 }
 
 /// The events of one term that are held back.

@@ -10,8 +10,12 @@ pub(crate) mod memory;
 pub(crate) mod past;
 pub(crate) mod places;
 pub(crate) mod record;
+pub(crate) mod run;
 pub(crate) mod send;
 pub(crate) mod shared;
+pub(crate) mod witness;
+
+use std::sync::Arc;
 
 use tokio::sync::mpsc;
 use tracing::warn;
@@ -30,7 +34,7 @@ use crate::sink::{Report, Write};
 
 /// What outlives a connection.
 pub(crate) struct Appender {
-    pub(crate) options: Options,
+    pub(crate) options: Arc<Options>,
     pub(crate) lineage: Lineage,
     source: String,
     chain: Chain,
@@ -51,6 +55,8 @@ pub(crate) struct Appender {
     doubts: Doubts,
     /// It was reported that nothing gets through.
     down: bool,
+    /// What is added to the headers of an event, for one at a time.
+    lines: String,
 }
 
 impl Appender {
@@ -70,7 +76,8 @@ impl Appender {
             buried: Buried::default(),
             doubts: Doubts::default(),
             down: false,
-            options,
+            lines: String::new(),
+            options: Arc::new(options),
         }
     }
 
@@ -95,7 +102,6 @@ impl Appender {
                 | Error::BucketDenied(_)
                 | Error::BodyRefused { .. }
                 | Error::Connect(_)
-                | Error::ConnectTimeout
         );
         if lasting {
             return Err(failure);

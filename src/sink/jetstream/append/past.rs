@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::super::aside::letters::Letters;
-use super::super::client::Connection;
+use super::super::client::Streams;
 use super::super::error::Error;
 use super::super::options::Options;
 use super::super::reply::Reply;
@@ -40,11 +40,7 @@ impl Appender {
     /// ```text
     ///  stream  ──1──2──3──4──►     read up to 2; 3, an event that was lacking then
     /// ```
-    pub(crate) async fn check_unread(
-        &self,
-        connection: &Connection,
-        last: u64,
-    ) -> Result<(), Error> {
+    pub(crate) async fn check_unread(&self, streams: &Streams) -> Result<(), Error> {
         let read_to = self.options.read_to;
         let Some(read_to) = read_to.filter(|read_to| self.chain.heard() <= *read_to) else {
             return Ok(());
@@ -55,8 +51,9 @@ impl Appender {
             let known = self.chain.holds(mark.position, &mark.id);
             !known && (!shared || mark.source.same_slot(ours))
         };
-        let found = tail::first_of(&connection.stream, (read_to + 1, last), is_new);
-        match connection.unless_broken(Box::pin(found)).await? {
+        let last = streams.info.state.last_sequence;
+        let found = tail::first_of(&streams.stream, (read_to + 1, last), is_new);
+        match Box::pin(found).await? {
             None => Ok(()),
             Some(sequence) => Err(Error::StoredSince {
                 name: self.options.stream.name.clone(),
@@ -67,13 +64,12 @@ impl Appender {
 
     /// Finds out what a new connection must know; `first` of the term.
     pub(crate) async fn reconcile(&mut self, epoch: &mut Epoch, first: bool) -> Result<(), Error> {
-        let connection = &epoch.connection;
         if !first {
             self.memory.reconnected(&self.chain, epoch.last_sequence);
         }
         if !self.memory.complete() {
-            epoch.tail = Search::new(Bounds::of(&connection.info));
-            let deleted = connection.info.state.deleted_count.unwrap_or(0) > 0;
+            epoch.tail = Search::new(Bounds::of(&epoch.streams.info));
+            let deleted = epoch.streams.info.state.deleted_count.unwrap_or(0) > 0;
             self.memory.search(deleted, &self.chain);
             return Ok(());
         }
@@ -81,8 +77,8 @@ impl Appender {
         let memory = &mut self.memory;
         let last = epoch.last_sequence;
         let base = memory.base(first, (&self.chain, last));
-        let read = Box::pin(read_all(connection, memory, (base, last)));
-        connection.unless_broken(read).await?;
+        let read = Box::pin(read_all(&epoch.streams, memory, (base, last)));
+        epoch.link.during(read).await?;
         memory.read(first, &self.chain);
         Ok(())
     }
@@ -108,9 +104,12 @@ impl Appender {
             let own = self.own_duplicate(epoch).await?;
             return Ok(own.map(|sequence| (Stream::Main, sequence)));
         }
-        if let Some(letters) = &mut epoch.letters {
-            let letter = letters.place_of(&epoch.connection, &self.lineage, event);
-            if let Some(sequence) = letter.await? {
+        let Epoch { link, streams, .. } = epoch;
+        if let Some(letters) = &mut epoch.letters
+            && let Some((messages, _)) = &streams.letters
+        {
+            let letter = letters.place_of(messages, &self.lineage, event);
+            if let Some(sequence) = link.during(Box::pin(letter)).await? {
                 return Ok(Some((Stream::Letters, sequence)));
             }
         }
@@ -118,16 +117,16 @@ impl Appender {
             in_flight_max,
             in_flight_bytes_max,
             ..
-        } = self.options;
+        } = *self.options;
         let start = |bounds| Start {
             bounds,
             first: event.position,
             events_max: in_flight_max,
             bytes_max: in_flight_bytes_max,
         };
-        let stream = &epoch.connection.stream;
+        let stream = &streams.stream;
         let place = epoch.tail.place_of(stream, &self.lineage, start, event);
-        let place = epoch.connection.unless_broken(Box::pin(place)).await?;
+        let place = link.during(Box::pin(place)).await?;
         let (odd, cut, behind) = (epoch.tail.odd(), epoch.tail.cut(), epoch.tail.behind());
         epoch.tail.finish();
         let letters = epoch.letters.as_ref();
@@ -154,17 +153,18 @@ impl Appender {
         {
             self.memory.use_up(sequence);
             let found = Passed::Known(None);
-            return self.pass(epoch, |chain| chain.settle(found)).await;
+            self.pass(epoch, |chain| chain.settle(found));
+            return Ok(());
         }
-        let (subject, headers, payload) = match self.compose(epoch, false) {
+        let message = match self.compose(epoch, false) {
             Ok(message) => message,
-            Err(unsendable) => return self.set_aside(epoch, unsendable).await,
+            Err(unsendable) => return self.set_aside(epoch, unsendable),
         };
         self.chain.doubt();
         let (number, expected) = self.chain.send();
-        let request = (subject, headers, payload);
         let ours = (self.options.stream.name.as_str(), self.options.ack_timeout);
-        let answer = Box::pin(epoch.connection.request(request, ours));
+        let answer = epoch.client.request(message.outgoing(), ours);
+        let answer = epoch.link.during(Box::pin(answer));
         let reason = match answer.await? {
             Reply::Stored { sequence, together } => {
                 match self.chain.acknowledge(number, (sequence, together)) {
@@ -198,31 +198,31 @@ impl Appender {
     /// On three replicas, servers before 2.12 call a duplicate what they have refused.
     async fn was_stored_at(
         &self,
-        epoch: &Epoch,
+        epoch: &mut Epoch,
         waiting: Waiting<'_>,
         sequence: u64,
     ) -> Result<bool, Error> {
-        let connection = &epoch.connection;
-        let proves = connection.info.config.num_replicas == 1 || connection.is_compatible(2, 12, 0);
+        let replicas = epoch.streams.info.config.num_replicas;
+        let proves = replicas == 1 || epoch.client.is_compatible(2, 12, 0);
         if !proves || !self.memory.proves(sequence, waiting.places) {
             return Ok(false);
         }
-        let gone = tail::is_gone(&connection.stream, sequence);
-        connection.unless_broken(Box::pin(gone)).await
+        let gone = tail::is_gone(&epoch.streams.stream, sequence);
+        epoch.link.during(Box::pin(gone)).await
     }
 }
 
 /// Reads the stream and the dead letters.
 async fn read_all(
-    connection: &Connection,
+    streams: &Streams,
     memory: &mut Memory,
     (base, last): (u64, u64),
 ) -> Result<(), Error> {
     let letters_base = memory.letters();
     let (found, settled_to) = memory.reading();
-    let main = (&connection.stream, Stream::Main);
+    let main = (&streams.stream, Stream::Main);
     tail::find(found, main, (base + 1, last), settled_to).await?;
-    if let Some((letters, info)) = &connection.letters {
+    if let Some((letters, info)) = &streams.letters {
         let range = (letters_base + 1, info.state.last_sequence);
         tail::find(found, (letters, Stream::Letters), range, settled_to).await?;
     }

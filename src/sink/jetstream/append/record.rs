@@ -1,29 +1,28 @@
 //! The record, as far as a sink has to do with it: bytes that are written on the same connection as
 //! the events, one write at a time, and what is found when a term begins.
 
-use async_nats::Message;
+use async_nats::jetstream::stream::Config;
 use tokio::sync::mpsc;
 
-use super::super::bucket::{self, Answer, Bucket};
-use super::super::client::Connection;
+use super::super::bucket::{self, Bucket, Heard};
+use super::super::client::Client;
 use super::super::error::Error;
 use super::super::inspection;
 use super::super::names::record_bucket;
+use super::super::options::Options;
 use super::Appender;
 use super::epoch::Epoch;
 use crate::event::lineage::Mark;
 use crate::fault;
+use crate::nats::Message;
 use crate::sink::{Report, Write, Written};
-
-/// The last token of the subject on which the answer to a write comes.
-pub(crate) const REPLY: &str = ".record";
 
 impl Appender {
     /// Refuses to append behind these newest events, unless ours have taken the place of those of
     /// another cluster: the record says so.
     pub(crate) async fn check_newest(
         &self,
-        connection: &Connection,
+        (client, beside): (&Client, &Config),
         newest: &[Mark],
     ) -> Result<(), Error> {
         let ours = self.lineage.source();
@@ -38,10 +37,10 @@ impl Appender {
             return Err(error);
         }
         // None is made beside a stream that may not be ours.
-        let mut options = self.options.clone();
+        let mut options = Options::clone(&self.options);
         options.stream.create = false;
-        let kept = match bucket::of_slot(connection, &options, ours).await {
-            Ok(Ok(bucket)) => connection.unless_broken(Box::pin(bucket.read())).await?,
+        let kept = match bucket::of_slot(client, (&options, beside), ours).await {
+            Ok(Ok(bucket)) => bucket.read().await?,
             Ok(Err(_)) | Err(Error::BucketDenied(_)) => None,
             Err(error) => return Err(error),
         };
@@ -55,7 +54,7 @@ impl Appender {
     /// Opens the bucket, or creates it if told so; or says why there is none.
     pub(crate) async fn open_bucket(
         &self,
-        connection: &Connection,
+        (client, beside): (&Client, &Config),
     ) -> Result<Result<Bucket, String>, Error> {
         if let Some(why) = &self.denied {
             return Ok(Err(why.clone()));
@@ -63,7 +62,7 @@ impl Appender {
         if !self.options.record {
             return Ok(Err("nothing is to be recorded".to_owned()));
         }
-        bucket::of_slot(connection, &self.options, self.lineage.source()).await
+        bucket::of_slot(client, (&self.options, beside), self.lineage.source()).await
     }
 
     /// What an error means that was caused by what we can do without, and may not use: the
@@ -96,8 +95,9 @@ impl Appender {
         if epoch.bucket.is_ok() {
             return Ok(());
         }
-        let opened = Box::pin(self.open_bucket(&epoch.connection)).await?;
-        epoch.bucket = opened;
+        let beside = &epoch.streams.info.config;
+        let opened = Box::pin(self.open_bucket((&epoch.client, beside)));
+        epoch.bucket = epoch.link.during(opened).await?;
         Ok(())
     }
 
@@ -118,15 +118,10 @@ impl Appender {
                 return Ok(());
             }
         };
-        let (subject, headers, bytes) = bucket.message(&write);
-        let reply = format!("{}{REPLY}", epoch.connection.inbox);
+        let answers = bucket.send(&epoch.client, &write);
+        // Whatever becomes of it, that is not known now.
         self.writing = Some(write);
-        let publish = epoch.connection.publish(
-            (subject, Some(reply)),
-            (headers, bytes),
-            self.options.ack_timeout,
-        );
-        publish.await?;
+        epoch.written = Some(answers?);
         fault::point("record_sent");
         Ok(())
     }
@@ -134,30 +129,34 @@ impl Appender {
     /// The answer to the write.
     pub(crate) async fn take_written(
         &mut self,
-        epoch: &Epoch,
+        epoch: &mut Epoch,
         message: &Message,
         reports: &mpsc::Sender<Report>,
     ) -> Result<(), Error> {
         fault::point("record_answered");
-        let answer = match &epoch.bucket {
-            Ok(bucket) => bucket.answer(&epoch.connection, message),
-            Err(why) => Answer::Known(Written::Refused(why.clone())),
+        let heard = match &epoch.bucket {
+            Ok(bucket) => bucket.answer(&epoch.client, message),
+            Err(why) => Heard::Known(Written::Refused(why.clone())),
         };
-        match answer {
-            Answer::Twin => Ok(()),
-            Answer::Known(written) => {
+        match heard {
+            Heard::Twin => Ok(()),
+            Heard::Known(written) => {
+                epoch.written = None;
                 self.writing = None;
                 let _ = reports.send(Report::Written(written)).await;
                 Ok(())
             }
-            Answer::Unknown => self.settle_write(epoch, reports).await,
+            Heard::Unknown => {
+                epoch.written = None;
+                self.settle_write(epoch, reports).await
+            }
         }
     }
 
     /// What became of a write whose answer was not heard, or not understood: what is there says it.
     pub(crate) async fn settle_write(
         &mut self,
-        epoch: &Epoch,
+        epoch: &mut Epoch,
         reports: &mpsc::Sender<Report>,
     ) -> Result<(), Error> {
         if self.writing.is_none() {
@@ -166,7 +165,7 @@ impl Appender {
         let written = match &epoch.bucket {
             Ok(bucket) => {
                 let read = Box::pin(bucket.read());
-                Written::Found(epoch.connection.unless_broken(read).await?)
+                Written::Found(epoch.link.during(read).await?)
             }
             Err(why) => Written::Refused(why.clone()),
         };

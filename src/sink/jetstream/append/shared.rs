@@ -21,14 +21,14 @@ impl Appender {
     }
 
     /// Where the waiting event is, if the server has called it a duplicate, and of itself.
-    pub(crate) async fn own_duplicate(&self, epoch: &Epoch) -> Result<Option<u64>, Error> {
+    pub(crate) async fn own_duplicate(&self, epoch: &mut Epoch) -> Result<Option<u64>, Error> {
         let waiting = self.chain.waiting().expect("an event waits");
         let Some(sequence) = waiting.duplicate_of else {
             return Ok(None);
         };
-        let connection = &epoch.connection;
-        let stands = tail::stands_at(&connection.stream, (sequence, &self.lineage), waiting.event);
-        let stands = connection.unless_broken(Box::pin(stands)).await?;
+        let stream = &epoch.streams.stream;
+        let stands = tail::stands_at(stream, (sequence, &self.lineage), waiting.event);
+        let stands = epoch.link.during(Box::pin(stands)).await?;
         Ok(stands.then_some(sequence))
     }
 }

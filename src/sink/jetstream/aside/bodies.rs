@@ -14,7 +14,6 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use async_nats::HeaderMap;
 use async_nats::jetstream::object_store::{ObjectInfo, ObjectOptions};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE;
@@ -23,9 +22,9 @@ use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use tracing::debug;
 
-use super::super::client::{Connection, HEADER_BYTES_MAX};
+use super::super::client::{Client, HEADER_BYTES_MAX};
 use super::super::error::Error;
-use super::super::headers::{row_headers, wire_len};
+use super::super::headers::{Outgoing, block_bytes, row_lines};
 use super::super::messages::Messages;
 use super::super::options::StreamOptions;
 use super::super::reply::Reply;
@@ -67,29 +66,25 @@ pub(crate) fn outgoing<'a>(bodies: &'a Option<Bodies>, event: &'a Event) -> &'a 
 impl Bodies {
     /// Whether the event can be sent once its body is in the bucket, and that was not tried yet.
     pub(crate) fn helps(&self, event: &Event) -> bool {
-        let headers = wire_len(&row_headers(event)) + OWN_HEADER_BYTES;
+        let headers = block_bytes(row_lines(event).len()) + OWN_HEADER_BYTES;
         let tried = self.reference.as_ref().map(|event| event.position);
         let fits = headers <= HEADER_BYTES_MAX && event.payload.len() <= self.bytes_max;
         tried != Some(event.position) && fits
     }
 
     /// Opens the bucket, or creates it if told so.
-    pub(crate) async fn open(
-        connection: &Connection,
-        stream: &StreamOptions,
-    ) -> Result<Self, Error> {
-        let opened = Box::pin(connection.open_stream(stream));
-        let found = connection.unless_broken(opened).await?;
+    pub(crate) async fn open(client: &Client, stream: &StreamOptions) -> Result<Self, Error> {
+        let found = Box::pin(client.open_stream(stream)).await?;
         Ok(Self {
             stream: stream.name.clone(),
             bucket: stream.bucket().to_owned(),
-            chunk_bytes: CHUNK_BYTES.min(connection.message_bytes_max(&found)),
+            chunk_bytes: CHUNK_BYTES.min(client.message_bytes_max(&found)),
             bytes_max: usize::try_from(found.config.max_bytes)
                 .ok()
                 .filter(|max| *max > 0)
                 .unwrap_or(usize::MAX),
             ages: !found.config.max_age.is_zero(),
-            messages: Messages::new(connection.context.clone(), &stream.name),
+            messages: client.messages(&stream.name),
             puts: 0,
             reference: None,
         })
@@ -98,7 +93,7 @@ impl Bodies {
     /// Has the body in the bucket, and makes the reference. `false`: there is no body.
     pub(crate) async fn store(
         &mut self,
-        connection: &Connection,
+        client: &Client,
         event: &Event,
         within: Duration,
     ) -> Result<bool, Error> {
@@ -106,17 +101,17 @@ impl Bodies {
         if body.is_empty() {
             return Ok(false);
         }
-        let object = self.object(connection, &event.id, &body).await;
+        let object = self.object(client, &event.id, &body).await;
         let name = &object.name;
-        let known = self.known(connection, name).await?;
+        let known = self.known(name).await?;
         let there = known
             .as_ref()
             .is_some_and(|known| known.digest == object.digest);
         // What goes out again is to be there for as long as what goes out for the first time.
         if !there || self.ages && event.replayed {
-            let put = self.put(connection, (&object, &body), within);
+            let put = self.put(client, (&object, &body), within);
             if let Err(reason) = Box::pin(put).await? {
-                self.purge(connection, &object.nuid).await?;
+                self.purge(&object.nuid).await?;
                 return Err(Error::BodyRefused {
                     name: self.stream.clone(),
                     id: event.id.clone(),
@@ -124,7 +119,7 @@ impl Bodies {
                 });
             }
             if let Some(known) = &known {
-                self.purge(connection, &known.nuid).await?;
+                self.purge(&known.nuid).await?;
             }
         }
         fault::point("body_stored");
@@ -136,10 +131,9 @@ impl Bodies {
     }
 
     /// What the object of this body is to be.
-    async fn object(&mut self, connection: &Connection, id: &str, body: &Bytes) -> ObjectInfo {
+    async fn object(&mut self, client: &Client, id: &str, body: &Bytes) -> ObjectInfo {
         let digest = digest(body).await;
         self.puts += 1;
-        let inbox = connection.inbox.rsplit('.').next().unwrap_or_default();
         ObjectInfo {
             name: object_name(id, &digest),
             description: None,
@@ -150,8 +144,8 @@ impl Bodies {
                 max_chunk_size: Some(self.chunk_bytes),
             }),
             bucket: self.bucket.clone(),
-            // Unique, as the inbox is.
-            nuid: format!("{inbox}{}", self.puts),
+            // Unique, as the connection's name is.
+            nuid: format!("{}{}", client.name, self.puts),
             size: body.len(),
             chunks: body.len().div_ceil(self.chunk_bytes),
             // Other clients want a time.
@@ -162,14 +156,9 @@ impl Bodies {
     }
 
     /// The object of this name that is there.
-    async fn known(
-        &self,
-        connection: &Connection,
-        name: &str,
-    ) -> Result<Option<ObjectInfo>, Error> {
+    async fn known(&self, name: &str) -> Result<Option<ObjectInfo>, Error> {
         let subject = self.subject_of(name);
-        let last = Box::pin(self.messages.last_whole_of(&subject));
-        let last = connection.unless_broken(last).await?;
+        let last = Box::pin(self.messages.last_whole_of(&subject)).await?;
         let known = last.and_then(|last| serde_json::from_slice(&last.body).ok());
         Ok(known.filter(|known: &ObjectInfo| !known.deleted))
     }
@@ -177,7 +166,7 @@ impl Bodies {
     /// Writes an object. The inner error is what the bucket says against it.
     async fn put(
         &self,
-        connection: &Connection,
+        client: &Client,
         (object, body): (&ObjectInfo, &Bytes),
         within: Duration,
     ) -> Result<Result<(), String>, Error> {
@@ -185,8 +174,12 @@ impl Bodies {
         let mut from = 0;
         while from < body.len() {
             let to = body.len().min(from + self.chunk_bytes);
-            let chunk = (chunks.clone(), HeaderMap::new(), body.slice(from..to));
-            let appended = self.append(connection, chunk, within).await?;
+            let chunk = Outgoing {
+                subject: &chunks,
+                lines: "",
+                body: &body[from..to],
+            };
+            let appended = self.append(client, chunk, within).await?;
             if appended.is_err() {
                 return Ok(appended);
             }
@@ -194,23 +187,21 @@ impl Bodies {
             from = to;
         }
         // The last of its name is the only one.
-        let headers = HeaderMap::from_iter([(
-            "Nats-Rollup".parse().expect("a header's name"),
-            "sub".parse().expect("a header's value"),
-        )]);
-        let subject = self.subject_of(&object.name);
-        let object = serde_json::to_vec(object).expect("texts and numbers are JSON");
-        self.append(connection, (subject, headers, object.into()), within)
-            .await
+        let object_message = Outgoing {
+            subject: &self.subject_of(&object.name),
+            lines: "Nats-Rollup: sub\r\n",
+            body: &serde_json::to_vec(object).expect("texts and numbers are JSON"),
+        };
+        self.append(client, object_message, within).await
     }
 
     async fn append(
         &self,
-        connection: &Connection,
-        message: (String, HeaderMap, Bytes),
+        client: &Client,
+        message: Outgoing<'_>,
         within: Duration,
     ) -> Result<Result<(), String>, Error> {
-        let answer = connection.request(message, (&self.stream, within));
+        let answer = client.request(message, (&self.stream, within));
         Ok(match answer.await? {
             Reply::Stored { .. } => Ok(()),
             Reply::Duplicate(_) => Err("the server calls it a duplicate".to_owned()),
@@ -218,10 +209,9 @@ impl Bodies {
         })
     }
 
-    async fn purge(&self, connection: &Connection, nuid: &str) -> Result<(), Error> {
+    async fn purge(&self, nuid: &str) -> Result<(), Error> {
         let chunks = self.chunks_of(nuid);
-        let purge = Box::pin(self.messages.purge(&chunks));
-        connection.unless_broken(purge).await
+        Box::pin(self.messages.purge(&chunks)).await.map(drop)
     }
 
     fn chunks_of(&self, nuid: &str) -> String {

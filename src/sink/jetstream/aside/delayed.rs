@@ -10,14 +10,12 @@
 use std::time::Duration;
 
 use async_nats::jetstream::stream::Info;
-use async_nats::{HeaderMap, HeaderValue};
-use bytes::Bytes;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::super::client::{Connection, HEADER_BYTES_MAX};
+use super::super::client::{Client, HEADER_BYTES_MAX};
 use super::super::error::Error;
-use super::super::headers::{row_headers, ttl, wire_len};
+use super::super::headers::{Outgoing, block_bytes, push, push_number, push_with, row_lines, ttl};
 use super::super::messages::Messages;
 use super::super::names::{
     BATCH_COMMIT, BATCH_HEADER_BYTES, BATCH_ID, BATCH_SEQUENCE, EXPECTED_LAST_SUBJECT_SEQUENCE,
@@ -58,15 +56,11 @@ pub(crate) struct Delayed {
 
 impl Delayed {
     /// Opens the stream, or creates it if told so.
-    pub(crate) async fn open(
-        connection: &Connection,
-        stream: &StreamOptions,
-    ) -> Result<Self, Error> {
-        let opened = Box::pin(connection.open_stream(stream));
-        let found: Info = connection.unless_broken(opened).await?;
+    pub(crate) async fn open(client: &Client, stream: &StreamOptions) -> Result<Self, Error> {
+        let found: Info = Box::pin(client.open_stream(stream)).await?;
         Ok(Self {
-            bytes_max: connection.message_bytes_max(&found),
-            messages: Messages::new(connection.context.clone(), &stream.name),
+            bytes_max: client.message_bytes_max(&found),
+            messages: client.messages(&stream.name),
             name: found.config.name,
             subjects: found.config.subjects,
             batches: 0,
@@ -76,28 +70,34 @@ impl Delayed {
     /// Stores the schedule of the event, and waits until it is.
     pub(crate) async fn store(
         &mut self,
-        connection: &Connection,
+        client: &Client,
         (event, source): (&Event, &str),
         options: &Options,
     ) -> Result<Scheduled, Error> {
         let subject = schedule_subject(&options.stream.name, event);
         let mark_subject = mark_subject(&options.stream.name, event);
-        let schedule = self.schedule(event, source)?;
+        let mut schedule = self.schedule(event, source)?;
         self.check(event, (&mark_subject, &schedule))?;
         self.batches += 1;
-        let name = connection.inbox.rsplit('.').next().unwrap_or_default();
-        let batch = format!("{name}-d{}", self.batches);
+        let batch = format!("{}-d{}", client.name, self.batches);
         let within = options.ack_timeout;
-        let mark = in_batch(mark(event, source), &batch, 1);
-        let mark_to = (mark_subject.clone(), None);
-        connection
-            .publish(mark_to, (mark, Bytes::new()), within)
-            .await?;
+        let mut mark = mark(event, source);
+        push_batch(&mut mark, &batch, 1);
+        // Only the last of a batch is answered.
+        client.ask(Outgoing {
+            subject: &mark_subject,
+            lines: &mark,
+            body: b"",
+        })?;
         fault::point("schedule_in_part");
-        let mut schedule = in_batch(schedule, &batch, 2);
-        schedule.insert(BATCH_COMMIT, "1");
-        let request = (subject, schedule, event.payload.clone());
-        let answer = connection.request(request, (&self.name, within));
+        push_batch(&mut schedule, &batch, 2);
+        push(&mut schedule, BATCH_COMMIT, "1");
+        let message = Outgoing {
+            subject: &subject,
+            lines: &schedule,
+            body: &event.payload,
+        };
+        let answer = client.request(message, (&self.name, within));
         let reason = match answer.await? {
             Reply::Stored {
                 sequence,
@@ -107,8 +107,7 @@ impl Delayed {
             Reply::Duplicate(_) => "the server calls it a duplicate".to_owned(),
             Reply::Refused(reason) | Reply::Unclear(reason) => reason,
         };
-        let marked = Box::pin(self.messages.last_of(&mark_subject));
-        match connection.unless_broken(marked).await? {
+        match Box::pin(self.messages.last_of(&mark_subject)).await? {
             Some(mark) if is_of_cluster(mark.header(SOURCE), source) => Ok(Scheduled::Before),
             Some(_) => {
                 let error = "an event of another database has its place".to_owned();
@@ -121,11 +120,11 @@ impl Delayed {
         }
     }
 
-    fn schedule(&self, event: &Event, source: &str) -> Result<HeaderMap, Error> {
+    fn schedule(&self, event: &Event, source: &str) -> Result<String, Error> {
         let due = event.deliver_at.expect("a delayed event is due some time");
-        let mut headers = row_headers(event);
-        bear(&mut headers, event, source);
-        headers.insert(SCHEDULE, format!("@at {}", rfc3339(due)));
+        let mut lines = row_lines(event);
+        bear(&mut lines, event, source);
+        push(&mut lines, SCHEDULE, &format!("@at {}", rfc3339(due)));
         let target = format!("{TARGET_PREFIX}{}", event.subject);
         if !self.covers(&target) {
             return Err(Error::Uncovered {
@@ -134,19 +133,19 @@ impl Delayed {
                 subject: target,
             });
         }
-        headers.insert(SCHEDULE_TARGET, target);
+        push(&mut lines, SCHEDULE_TARGET, &target);
         if let Some(expires) = event.expires_at {
-            headers.insert(SCHEDULE_TTL, ttl(expires - due));
+            push(&mut lines, SCHEDULE_TTL, &ttl(expires - due));
         }
-        Ok(headers)
+        Ok(lines)
     }
 
-    fn check(&self, event: &Event, (subject, headers): (&str, &HeaderMap)) -> Result<(), Error> {
+    fn check(&self, event: &Event, (subject, lines): (&str, &str)) -> Result<(), Error> {
         let refuse = |reason, error| Err(Error::unsendable(event, Rejected { reason, error }));
         if let Err(why) = route::check_subject(subject) {
             return refuse("subject", format!("its schedule has no subject, {why}"));
         }
-        let headers = wire_len(headers) + BATCH_HEADER_BYTES + SCHEDULE_HEADER_BYTES;
+        let headers = block_bytes(lines.len()) + BATCH_HEADER_BYTES + SCHEDULE_HEADER_BYTES;
         let (bytes, max) = (headers + event.payload.len(), self.bytes_max);
         if headers > HEADER_BYTES_MAX || bytes > max {
             let error = format!("{bytes} bytes with the headers of a schedule, at most {max}");
@@ -163,11 +162,11 @@ impl Delayed {
 
 /// Whether the schedule of an event of this source was stored.
 pub(crate) async fn is_marked(
-    connection: &Connection,
+    client: &Client,
     stream: &StreamOptions,
     (event, source): (&Event, &str),
 ) -> Result<bool, Error> {
-    let delayed = Messages::new(connection.context.clone(), &stream.delayed().name);
+    let delayed = client.messages(&stream.delayed().name);
     if delayed.last_sequence().await? == 0 {
         return Ok(false);
     }
@@ -192,16 +191,11 @@ pub(crate) fn refused(event: &Event, error: Error) -> Error {
     }
 }
 
-/// Where a schedule says that its event will appear.
-pub(crate) fn schedule_target(headers: &HeaderMap) -> Option<&str> {
-    headers.get(SCHEDULE_TARGET).map(HeaderValue::as_str)
-}
-
 /// Says whose event it is. Not by `Nats-Msg-Id`, which the server drops when the event is due.
-fn bear(headers: &mut HeaderMap, event: &Event, source: &str) {
-    headers.insert(SOURCE, source);
-    headers.insert(POSITION, event.position.to_string());
-    headers.insert(PLAIN_ID, event.id.as_str());
+fn bear(lines: &mut String, event: &Event, source: &str) {
+    push(lines, SOURCE, source);
+    push_with(lines, POSITION, |lines| event.position.push_to(lines));
+    push(lines, PLAIN_ID, &event.id);
 }
 
 /// Whether a mark was set by an event of our cluster: others that share the stream have positions
@@ -211,20 +205,19 @@ fn is_of_cluster(mark: Option<&str>, source: &str) -> bool {
     mark.is_some_and(|mark| system(mark) == system(source))
 }
 
-fn mark(event: &Event, source: &str) -> HeaderMap {
+fn mark(event: &Event, source: &str) -> String {
     let due = event.deliver_at.expect("a delayed event is due some time");
     let left = (due - OffsetDateTime::now_utc()).max(time::Duration::ZERO);
-    let mut headers = HeaderMap::new();
-    bear(&mut headers, event, source);
-    headers.insert(EXPECTED_LAST_SUBJECT_SEQUENCE, HeaderValue::from(0_u64));
-    headers.insert(TTL, ttl(left + MARK_KEPT));
-    headers
+    let mut lines = String::new();
+    bear(&mut lines, event, source);
+    push_number(&mut lines, EXPECTED_LAST_SUBJECT_SEQUENCE, 0);
+    push(&mut lines, TTL, &ttl(left + MARK_KEPT));
+    lines
 }
 
-fn in_batch(mut headers: HeaderMap, batch: &str, sequence: u64) -> HeaderMap {
-    headers.insert(BATCH_ID, batch);
-    headers.insert(BATCH_SEQUENCE, HeaderValue::from(sequence));
-    headers
+fn push_batch(lines: &mut String, batch: &str, sequence: u64) {
+    push(lines, BATCH_ID, batch);
+    push_number(lines, BATCH_SEQUENCE, sequence);
 }
 
 fn rfc3339(time: OffsetDateTime) -> String {

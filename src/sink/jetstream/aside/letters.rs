@@ -7,20 +7,20 @@
 //! behind, so it returns if Postgres sends its row again.
 
 use async_nats::jetstream::stream::Info;
-use async_nats::{HeaderMap, HeaderValue};
 use bytes::Bytes;
 use std::time::Duration;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::super::client::{Connection, HEADER_BYTES_MAX};
+use super::super::client::{Client, HEADER_BYTES_MAX};
 use super::super::error::Error;
-use super::super::headers::{row_headers, wire_len};
+use super::super::headers::{Composed, push, push_with, row_lines};
+use super::super::messages::Messages;
 use super::super::names::{
     BODY_BYTES, ERROR, EXPECTED_LAST_SEQUENCE, PLAIN_ID, POSITION, REASON, SOURCE, TABLE,
     invalid_subject,
 };
-use super::super::options::Options;
+use super::super::options::StreamOptions;
 use super::super::reply::Reply;
 use super::super::tail::{Bounds, Search, Start};
 use crate::event::lineage::Lineage;
@@ -29,6 +29,9 @@ use crate::event::{Event, Rejected, header_is_sound};
 
 /// An error's text in a header is cut after this many characters.
 const ERROR_CHARS_MAX: usize = 500;
+
+/// What the expectation takes at most.
+const EXPECTATION_BYTES_MAX: usize = 64;
 
 /// The stream of an `Options::dead_letters`, for one epoch.
 pub(crate) struct Letters {
@@ -51,6 +54,11 @@ impl Letters {
         }
     }
 
+    /// The stream.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Where the stream ends.
     pub(crate) fn last_sequence(&self) -> u64 {
         self.last_sequence
@@ -61,25 +69,16 @@ impl Letters {
         self.search.is_finished()
     }
 
-    /// Most bytes of headers and body of a letter.
-    pub(crate) fn bytes_max(&self) -> usize {
-        self.bytes_max
-    }
-
     /// Where the next event in commit order was dead-lettered before.
     pub(crate) async fn place_of(
         &mut self,
-        connection: &Connection,
+        messages: &Messages,
         lineage: &Lineage,
         event: &Event,
     ) -> Result<Option<u64>, Error> {
-        let Some((messages, _)) = connection
-            .letters
-            .as_ref()
-            .filter(|_| !self.search.is_finished())
-        else {
+        if self.search.is_finished() {
             return Ok(None);
-        };
+        }
         let start = |bounds| Start {
             bounds,
             first: event.position,
@@ -87,40 +86,28 @@ impl Letters {
             bytes_max: 0,
         };
         let place = self.search.place_of(messages, lineage, start, event);
-        let place = connection.unless_broken(Box::pin(place)).await?;
+        let place = Box::pin(place).await?;
         self.search.finish();
         Ok(place)
     }
 
-    /// Appends the event, and waits until it is stored.
-    pub(crate) async fn append(
-        &mut self,
-        connection: &Connection,
+    /// What appends the event behind the others.
+    pub(crate) fn compose(
+        &self,
         letter: &Letter<'_>,
-        options: &Options,
-    ) -> Result<(), Error> {
-        let subject = self.subject(letter.event, &options.stream.name)?;
-        let subject = options.stream.ingress.entrance(&self.name, &subject);
-        let (mut headers, payload) = letter.fit(self.bytes_max)?;
-        headers.insert(
-            EXPECTED_LAST_SEQUENCE,
-            HeaderValue::from(self.last_sequence),
-        );
-        let ours = (self.name.as_str(), options.ack_timeout);
-        let answer = connection.request((subject, headers, payload), ours);
-        let expected = self.last_sequence + 1;
-        let reason = match answer.await? {
-            Reply::Stored { sequence, .. } if sequence == expected => {
-                self.last_sequence = expected;
-                return Ok(());
-            }
-            Reply::Stored { sequence, .. } => format!("stored at {sequence} instead of {expected}"),
-            Reply::Duplicate(_) => "the server calls it a duplicate".to_owned(),
-            Reply::Refused(reason) | Reply::Unclear(reason) => reason,
-        };
-        Err(Error::Broken(format!(
-            "a dead letter was not acknowledged as expected: {reason}"
-        )))
+        stream: &StreamOptions,
+    ) -> Result<Composed, Error> {
+        let subject = self.subject(letter.event, &stream.name)?;
+        let mut message = letter.fit(self.bytes_max)?;
+        message.subject = stream.ingress.entrance(&self.name, &subject);
+        let expected = self.last_sequence.to_string();
+        push(&mut message.lines, EXPECTED_LAST_SEQUENCE, &expected);
+        Ok(message)
+    }
+
+    /// It is appended.
+    pub(crate) fn appended(&mut self) {
+        self.last_sequence += 1;
     }
 
     /// `dlq.<subject>`; `dlq._invalid.<STREAM>` for what never had a place in the stream.
@@ -149,46 +136,75 @@ pub(crate) struct Letter<'a> {
 }
 
 impl Letter<'_> {
-    /// As much of the event as the server takes.
-    fn fit(&self, bytes_max: usize) -> Result<(HeaderMap, Bytes), Error> {
+    /// As much of the event as the server takes, for no subject yet.
+    fn fit(&self, bytes_max: usize) -> Result<Composed, Error> {
         let payload = &self.event.payload;
-        let fits = |headers: &HeaderMap, payload: usize| {
-            let headers = wire_len(headers);
-            headers <= HEADER_BYTES_MAX && headers + payload <= bytes_max
+        let compose = |lines: String, body: &Bytes| {
+            let (subject, body) = (String::new(), body.clone());
+            let message = Composed {
+                subject,
+                lines: self.describe(lines),
+                body,
+            };
+            let (headers, all) = message.bytes();
+            let expected = EXPECTATION_BYTES_MAX;
+            let fits = headers + expected <= HEADER_BYTES_MAX && all + expected <= bytes_max;
+            fits.then_some(message)
         };
-        let full = self.describe(row_headers(self.event));
-        if fits(&full, payload.len()) {
-            return Ok((full, payload.clone()));
-        }
-        let mut bare = self.describe(HeaderMap::new());
-        if fits(&bare, payload.len()) {
-            return Ok((bare, payload.clone()));
-        }
-        bare.insert(BODY_BYTES, HeaderValue::from(payload.len() as u64));
-        if fits(&bare, 0) {
-            return Ok((bare, Bytes::new()));
-        }
-        let error = format!("{}, and too large for a dead letter", self.rejected.error);
-        let reason = self.rejected.reason;
-        Err(Error::unsendable(self.event, Rejected { reason, error }))
+        let bare = |body: &Bytes| compose(String::new(), body);
+        let without_body = || {
+            let mut lines = String::new();
+            push(&mut lines, BODY_BYTES, &payload.len().to_string());
+            compose(lines, &Bytes::new())
+        };
+        compose(row_lines(self.event), payload)
+            .or_else(|| bare(payload))
+            .or_else(without_body)
+            .ok_or_else(|| {
+                let error = format!("{}, and too large for a dead letter", self.rejected.error);
+                let reason = self.rejected.reason;
+                Error::unsendable(self.event, Rejected { reason, error })
+            })
     }
 
-    fn describe(&self, mut headers: HeaderMap) -> HeaderMap {
+    fn describe(&self, mut lines: String) -> String {
         let Event {
             position,
             id,
             table,
             ..
         } = self.event;
-        headers.insert(SOURCE, self.source);
-        headers.insert(POSITION, position.to_string());
+        let (table, error) = (header_text(table), header_text(&self.rejected.error));
+        push(&mut lines, SOURCE, self.source);
+        push_with(&mut lines, POSITION, |lines| position.push_to(lines));
         // Not as Nats-Msg-Id: two rows with one id are two letters.
-        headers.insert(PLAIN_ID, id.as_str());
-        headers.insert(TABLE, header_text(table));
-        headers.insert(REASON, self.rejected.reason);
-        headers.insert(ERROR, header_text(&self.rejected.error));
-        headers
+        push(&mut lines, PLAIN_ID, id);
+        push(&mut lines, TABLE, &table);
+        push(&mut lines, REASON, self.rejected.reason);
+        push(&mut lines, ERROR, &error);
+        lines
     }
+}
+
+/// Appends a letter behind `expected` messages of the stream of this name, and waits until it is
+/// stored.
+pub(crate) async fn append(
+    client: &Client,
+    message: &Composed,
+    (name, last_sequence): (&str, u64),
+    within: Duration,
+) -> Result<(), Error> {
+    let expected = last_sequence + 1;
+    let answer = client.request(message.outgoing(), (name, within));
+    let reason = match answer.await? {
+        Reply::Stored { sequence, .. } if sequence == expected => return Ok(()),
+        Reply::Stored { sequence, .. } => format!("stored at {sequence} instead of {expected}"),
+        Reply::Duplicate(_) => "the server calls it a duplicate".to_owned(),
+        Reply::Refused(reason) | Reply::Unclear(reason) => reason,
+    };
+    Err(Error::Broken(format!(
+        "a dead letter was not acknowledged as expected: {reason}"
+    )))
 }
 
 /// Says that events are dead-lettered: at once, then now and then.

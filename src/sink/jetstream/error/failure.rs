@@ -9,6 +9,7 @@ use super::super::options::{Buries, Ingress, Options, StreamOptions};
 use super::Error;
 use crate::error::{Disposition, Exit, Failure, Problem, chain};
 use crate::event::route;
+use crate::nats::{ConnectError, ConnectErrorKind};
 
 impl Error {
     /// For whom it may concern, with the fix.
@@ -45,19 +46,15 @@ impl Error {
     }
 
     fn consequence(&self) -> (Disposition, Exit) {
-        use async_nats::ConnectErrorKind as Kind;
         match self {
-            Self::Connect(error) => match error.kind() {
-                Kind::Authentication | Kind::AuthorizationViolation => {
-                    (Disposition::Halt, Exit::NotPermitted)
-                }
-                Kind::ServerParse => (Disposition::Halt, Exit::Config),
-                Kind::Dns | Kind::TimedOut | Kind::Tls | Kind::Io | Kind::MaxReconnects => {
+            Self::Connect(error) => match Refusal::of(error) {
+                Refusal::Credentials => (Disposition::Halt, Exit::NotPermitted),
+                Refusal::Setting | Refusal::Address => (Disposition::Halt, Exit::Config),
+                Refusal::Tls | Refusal::Silence | Refusal::Absence => {
                     (Disposition::Retry, Exit::Unavailable)
                 }
             },
-            Self::ConnectTimeout
-            | Self::StreamChanged { .. }
+            Self::StreamChanged { .. }
             | Self::BodyRefused { .. }
             | Self::BucketDenied(_)
             | Self::StoredSince { .. }
@@ -88,13 +85,14 @@ impl Error {
     fn problem(&self, options: &Options) -> String {
         let servers = options.nats.display();
         match self {
-            Self::Unusable(_) => "the connection to NATS cannot be set up".to_owned(),
-            Self::Connect(error) if refuses(error) => {
-                format!("NATS at {servers} refuses our credentials")
-            }
-            Self::Connect(_) | Self::ConnectTimeout => {
-                format!("NATS at {servers} cannot be reached")
-            }
+            Self::Unusable(_) => NOT_SET_UP.to_owned(),
+            Self::Connect(error) => match Refusal::of(error) {
+                Refusal::Credentials => format!("NATS at {servers} refuses our credentials"),
+                Refusal::Setting => NOT_SET_UP.to_owned(),
+                Refusal::Address | Refusal::Tls | Refusal::Silence | Refusal::Absence => {
+                    format!("NATS at {servers} cannot be reached")
+                }
+            },
             Self::NoJetStream => format!("NATS at {servers} has no JetStream"),
             Self::NoJetStreamForAccount => {
                 format!("NATS at {servers} has no JetStream for our account")
@@ -128,9 +126,7 @@ impl Error {
 
     fn cause(&self, options: &Options) -> String {
         match self {
-            // The error itself only names its kind, and repeats its source.
-            Self::Connect(error) => error.source().map_or_else(|| error.to_string(), chain),
-            Self::ConnectTimeout => "no answer within nats.connect_timeout".to_owned(),
+            Self::Connect(error) => connect_cause(error.kind()),
             Self::NoJetStream => "the server does not offer it".to_owned(),
             Self::NoJetStreamForAccount => {
                 "the account that we log in to has no JetStream".to_owned()
@@ -199,9 +195,8 @@ impl Error {
     fn fix(&self, options: &Options) -> String {
         let name = &options.stream.name;
         match self {
-            Self::Unusable(_) => "correct the section nats of the configuration".to_owned(),
-            Self::Connect(error) => connect_fix(error, options),
-            Self::ConnectTimeout => "check nats.url (NATS_URL) and that the server runs".to_owned(),
+            Self::Unusable(_) => SETTING_FIX.to_owned(),
+            Self::Connect(error) => connect_fix(Refusal::of(error), options),
             Self::NoJetStream => {
                 "start nats-server with `-js -sd /data`, or with a jetstream {} block".to_owned()
             }
@@ -316,43 +311,75 @@ fn ingress_fix(ingress: Ingress, name: &str, subjects: &[String]) -> String {
     }
 }
 
-fn refuses(error: &async_nats::ConnectError) -> bool {
-    use async_nats::ConnectErrorKind as Kind;
-    matches!(
-        error.kind(),
-        Kind::Authentication | Kind::AuthorizationViolation
-    )
-}
+const NOT_SET_UP: &str = "the connection to NATS cannot be set up";
+
+const SETTING_FIX: &str = "correct the section nats of the configuration";
 
 const TLS_FIX: &str = "set nats.tls.ca (NATS_CA), and cert and key if the server wants them; \
     the host in nats.url must be in the server's certificate";
 
-/// Whether a certificate is what stands in the way.
-fn refused_by_tls(error: &async_nats::ConnectError) -> bool {
-    let mut source = error.source();
-    while let Some(error) = source {
-        let inner = error.downcast_ref::<std::io::Error>();
-        let inner = inner.and_then(std::io::Error::get_ref);
-        if error.is::<rustls::Error>() || inner.is_some_and(|inner| inner.is::<rustls::Error>()) {
-            return true;
-        }
-        source = error.source();
-    }
-    false
+/// What stands in the way of a connection, as far as the fix depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refusal {
+    /// The server does not let us in.
+    Credentials,
+    /// What we should sign in with cannot be used.
+    Setting,
+    /// No server is named as one.
+    Address,
+    /// Certificates.
+    Tls,
+    /// Something takes our connection, and does not speak.
+    Silence,
+    /// Nothing is there that we can talk to.
+    Absence,
 }
 
-fn connect_fix(error: &async_nats::ConnectError, options: &Options) -> String {
-    use async_nats::ConnectErrorKind as Kind;
-    match error.kind() {
-        Kind::Authentication | Kind::AuthorizationViolation => {
+impl Refusal {
+    fn of(error: &ConnectError) -> Self {
+        use ConnectErrorKind as Kind;
+        if error.refused() {
+            return Self::Credentials;
+        }
+        match error.kind() {
+            Kind::Credentials(_) => Self::Setting,
+            Kind::Address { .. } | Kind::NoServer => Self::Address,
+            Kind::TimedOut(_) => Self::Silence,
+            Kind::TlsRefused | Kind::TlsSetup(_) | Kind::TlsHandshake(_) => Self::Tls,
+            Kind::Servers(_) if error.tls() => Self::Tls,
+            Kind::Servers(_)
+            | Kind::Resolve(_)
+            | Kind::Unreachable(_)
+            | Kind::Refused(_)
+            | Kind::Expired(_)
+            | Kind::Server(_)
+            | Kind::LameDuck
+            | Kind::Closed
+            | Kind::Lost(_)
+            | Kind::Malformed(_) => Self::Absence,
+        }
+    }
+}
+
+/// The kind says no more than the problem where it has a source.
+fn connect_cause(kind: &ConnectErrorKind) -> String {
+    match kind {
+        ConnectErrorKind::TimedOut(_) => "no answer within nats.connect_timeout".to_owned(),
+        kind => kind.source().map_or_else(|| kind.to_string(), chain),
+    }
+}
+
+fn connect_fix(refusal: Refusal, options: &Options) -> String {
+    match refusal {
+        Refusal::Credentials => {
             "set nats.creds (NATS_CREDS), nats.user and nats.password, nats.token or nats.nkey"
                 .to_owned()
         }
-        // The client reports a failed handshake as any other failure to read.
-        Kind::Io if refused_by_tls(error) => TLS_FIX.to_owned(),
-        Kind::ServerParse => "correct nats.url (NATS_URL): nats://host:4222".to_owned(),
-        Kind::Tls => TLS_FIX.to_owned(),
-        Kind::Dns | Kind::TimedOut | Kind::Io | Kind::MaxReconnects => format!(
+        Refusal::Setting => SETTING_FIX.to_owned(),
+        Refusal::Address => "correct nats.url (NATS_URL): nats://host:4222".to_owned(),
+        Refusal::Tls => TLS_FIX.to_owned(),
+        Refusal::Silence => "check nats.url (NATS_URL) and that the server runs".to_owned(),
+        Refusal::Absence => format!(
             "start the server, or correct nats.url (NATS_URL), now {}",
             options.nats.display()
         ),
@@ -393,4 +420,45 @@ fn of_record(options: &Options) -> String {
         "{}, {api}.STREAM.INFO.{name}, {api}.STREAM.MSG.GET.{name}{create}",
         record_entrance(options.nats.domain.as_deref(), &keys)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::nats::{Connection, Options as NatsOptions};
+
+    async fn refusal(server: &str, change: impl FnOnce(&mut NatsOptions)) -> Refusal {
+        let mut options = NatsOptions::of_servers(vec![server.to_owned()]);
+        change(&mut options);
+        match Connection::open(&options).await {
+            Ok(_) => panic!("nobody is there"),
+            Err(error) => Refusal::of(&error),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_keeps_us_from_a_server_is_told_apart() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("its address").to_string();
+        let refused = |change: fn(&mut NatsOptions)| refusal(&address, change);
+        let silent = refused(|nats| nats.connect_timeout = Duration::from_millis(50));
+        assert_eq!(silent.await, Refusal::Silence);
+        let no_seed = refused(|nats| nats.nkey = Some("none".to_owned()));
+        assert_eq!(no_seed.await, Refusal::Credentials);
+        let no_user = refused(|nats| nats.password = Some("secret".to_owned()));
+        assert_eq!(no_user.await, Refusal::Setting);
+        let no_file = refused(|nats| nats.creds = Some("/none/of.creds".into()));
+        assert_eq!(no_file.await, Refusal::Setting);
+        assert_eq!(refusal("ws://a", |_| {}).await, Refusal::Address);
+        let none = refused(|nats| nats.servers.clear());
+        assert_eq!(none.await, Refusal::Address);
+        drop(listener);
+        assert_eq!(refused(|_| {}).await, Refusal::Absence);
+        let several = refused(|nats| nats.servers.push(nats.servers[0].clone()));
+        assert_eq!(several.await, Refusal::Absence);
+    }
 }

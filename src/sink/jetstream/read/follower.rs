@@ -5,16 +5,17 @@ use async_nats::jetstream::consumer::push::{Ordered, OrderedConfig};
 use async_nats::jetstream::consumer::{DeliverPolicy, ReplayPolicy};
 use futures_util::StreamExt;
 
-use super::super::client::Connection;
+use super::super::client::Desk;
 use super::super::error::Error;
 use super::super::names::{MESSAGE_ID, PLAIN_ID, REPLAY};
 use super::super::options::Options;
+use super::foreign::Foreign;
 use crate::error::chain;
 use crate::event::route;
 
 /// A stream that is followed from its end.
 pub struct Follower {
-    connection: Connection,
+    connection: Foreign,
     messages: Ordered,
 }
 
@@ -25,9 +26,9 @@ impl Follower {
     pub async fn open(options: &Options, subject: &str) -> Result<Self, Error> {
         let mut options = options.of_stream();
         options.stream.create = false;
-        let connection = Connection::open(&options).await?;
+        let desk = Box::pin(Desk::open(&options)).await?;
         let name = options.stream.name;
-        let subjects = &connection.info.config.subjects;
+        let subjects = &desk.streams.info.config.subjects;
         if !subjects
             .iter()
             .any(|pattern| route::matches(pattern, subject))
@@ -38,12 +39,13 @@ impl Follower {
                 subject: subject.to_owned(),
             });
         }
+        let connection = Box::pin(Foreign::open(&options.nats)).await?;
+        let inbox = connection.client.new_inbox();
         // The inbox ends with what is nobody else's.
-        let own = connection.inbox.rsplit('.').next().unwrap_or_default();
+        let own = inbox.rsplit('.').next().unwrap_or_default();
         let consumer = OrderedConfig {
             name: Some(format!("outjet-{own}")),
-            // Two tokens more: what has one comes to the connection's replies, which nobody reads.
-            deliver_subject: format!("{}.stream.follow", connection.inbox),
+            deliver_subject: inbox.clone(),
             deliver_policy: DeliverPolicy::New,
             replay_policy: ReplayPolicy::Instant,
             headers_only: true,

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use async_nats::jetstream::stream::RetentionPolicy;
 use time::OffsetDateTime;
 
-use super::super::client::Connection;
+use super::super::client::Desk;
 use super::super::error::Error;
 use super::super::messages::Stored;
 use super::super::names::REPLAY;
@@ -16,7 +16,8 @@ use crate::guard::Entry;
 
 /// A stream that is read once.
 pub struct Ledger {
-    connection: Connection,
+    /// Kept because the reader asks on it.
+    _desk: Desk,
     reader: Reader,
     read: VecDeque<Line>,
     /// How many it held when it was opened.
@@ -43,26 +44,26 @@ impl Ledger {
     pub async fn open(options: &Options) -> Result<Self, Error> {
         let mut options = options.of_stream();
         options.stream.create = false;
-        let connection = Connection::open(&options).await?;
-        let stream = connection.stream.clone().of_all();
-        let bounds = Bounds::of(&connection.info);
+        let desk = Box::pin(Desk::open(&options)).await?;
+        let stream = desk.streams.stream.clone().of_all();
+        let found = &desk.streams.info;
+        let bounds = Bounds::of(found);
         let first = bounds.first.max(1);
         let past = if bounds.last == 0 {
             Past::Whole
-        } else if connection.info.config.retention != RetentionPolicy::Limits {
+        } else if found.config.retention != RetentionPolicy::Limits {
             Past::Unknown
         } else {
-            let oldest = Box::pin(stream.from(first));
-            match connection.unless_broken(oldest).await? {
+            match Box::pin(stream.from(first)).await? {
                 None => Past::Unknown,
                 Some(oldest) if oldest.sequence == 1 => Past::Whole,
                 Some(oldest) => Past::Since(oldest.time),
             }
         };
-        let messages = connection.info.state.messages;
+        let messages = found.state.messages;
         let reader = Reader::new(stream, first, bounds.last);
         Ok(Self {
-            connection,
+            _desk: desk,
             reader,
             read: VecDeque::new(),
             messages,
@@ -74,8 +75,7 @@ impl Ledger {
     /// The next message.
     pub async fn next(&mut self) -> Result<Option<Line>, Error> {
         if self.read.is_empty() {
-            let batch = Box::pin(self.reader.fetch_on::<Stored>());
-            let batch = self.connection.unless_broken(batch).await?;
+            let batch = Box::pin(self.reader.fetch_on::<Stored>()).await?;
             self.read.extend(batch.iter().map(|message| Line {
                 entry: entry(message),
                 replay: message.header(REPLAY).is_some(),

@@ -1,32 +1,30 @@
 //! What is delayed and not due yet, as a person looks at it: listed, and cancelled by its id.
 
-use async_nats::HeaderMap;
-use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
-
-use super::super::aside::delayed::schedule_target;
-use super::super::client::Connection;
+use super::super::client::Desk;
 use super::super::error::Error;
-use super::super::names::{PLAIN_ID, TARGET_PREFIX, schedules_of, schedules_prefix};
+use super::super::messages::Stored;
+use super::super::names::{
+    PLAIN_ID, SCHEDULE_TARGET, TARGET_PREFIX, schedules_of, schedules_prefix,
+};
 use super::super::options::Options;
-use crate::error::chain;
 
 /// The stream of what is delayed.
 pub struct Schedules {
-    connection: Connection,
-    stream: Stream<()>,
+    desk: Desk,
     /// The stream whose events these are.
     of: String,
 }
 
 /// An event that is not due yet.
 #[derive(Clone, Debug)]
-pub struct Schedule {
-    /// Its sequence number among what is delayed.
-    pub sequence: u64,
-    headers: HeaderMap,
-}
+pub struct Schedule(Stored);
 
 impl Schedule {
+    /// Its sequence number among what is delayed.
+    pub fn sequence(&self) -> u64 {
+        self.0.sequence
+    }
+
     /// The event's id.
     pub fn id(&self) -> &str {
         self.header(PLAIN_ID)
@@ -39,12 +37,12 @@ impl Schedule {
 
     /// The subject on which it will appear, without what says that it was delayed.
     pub fn subject(&self) -> &str {
-        let target = schedule_target(&self.headers).unwrap_or_default();
+        let target = self.header(SCHEDULE_TARGET);
         target.strip_prefix(TARGET_PREFIX).unwrap_or(target)
     }
 
     fn header(&self, name: &str) -> &str {
-        self.headers.get(name).map_or("", |value| value.as_str())
+        self.0.header(name).unwrap_or_default()
     }
 }
 
@@ -54,44 +52,20 @@ impl Schedules {
         let of = options.stream.name.clone();
         let mut options = options.of_delayed();
         options.stream.create = false;
-        let connection = Connection::open(&options).await?;
-        let stream = connection.context.get_stream_no_info(&options.stream.name);
-        let stream = stream.await.map_err(|error| broken(&error))?;
-        Ok(Self {
-            connection,
-            stream,
-            of,
-        })
+        let desk = Box::pin(Desk::open(&options)).await?;
+        Ok(Self { desk, of })
     }
 
     /// The first at or behind a sequence number.
     pub async fn next(&self, sequence: u64) -> Result<Option<Schedule>, Error> {
         let all = format!("{}.*.*", schedules_prefix(&self.of));
-        let read = async {
-            let found = self.stream.get_first_raw_message_by_subject(&all, sequence);
-            match found.await {
-                Ok(message) => Ok(Some(Schedule {
-                    sequence: message.sequence,
-                    headers: message.headers,
-                })),
-                Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
-                Err(error) => Err(broken(&error)),
-            }
-        };
-        self.connection.unless_broken(Box::pin(read)).await
+        let found = self.desk.streams.stream.next_of(&all, sequence).await?;
+        Ok(found.map(Schedule))
     }
 
     /// Removes what is delayed of the events with this id. Says whether there was anything.
     pub async fn cancel(&self, id: &str) -> Result<bool, Error> {
-        let purge = self.stream.purge().filter(schedules_of(&self.of, id));
-        let purged = async {
-            let purged = purge.await.map_err(|error| broken(&error))?;
-            Ok(purged.purged > 0)
-        };
-        self.connection.unless_broken(Box::pin(purged)).await
+        let schedules = schedules_of(&self.of, id);
+        Ok(self.desk.streams.stream.purge(&schedules).await? > 0)
     }
-}
-
-fn broken(error: &(dyn std::error::Error + 'static)) -> Error {
-    Error::Broken(chain(error))
 }

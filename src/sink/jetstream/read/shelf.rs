@@ -4,10 +4,11 @@ use async_nats::jetstream::stream::Config;
 
 use super::super::bucket;
 use super::super::bucket::Bucket;
-use super::super::client::{self, Connection};
+use super::super::client::Desk;
 use super::super::error::Error;
 use super::super::names::record_bucket;
 use super::super::options::Options;
+use super::super::streams;
 use super::super::tail;
 use crate::event::lineage::{Place, Source};
 use crate::sink::{At, Kept, Write, Written};
@@ -15,7 +16,7 @@ use crate::sink::{At, Kept, Write, Written};
 /// The bucket that is created beside a missing stream, and its name.
 pub fn bucket_config(options: &Options) -> (String, Config) {
     let stream = &options.stream;
-    let config = bucket::config(&stream.name, &client::config(stream));
+    let config = bucket::config(&stream.name, &streams::config(stream));
     (record_bucket(&stream.name), config)
 }
 
@@ -37,14 +38,14 @@ pub struct BucketFound {
 /// there is none.
 pub async fn inspect_bucket(options: &Options) -> Result<BucketFound, Error> {
     let options = options.of_stream();
-    let connection = Box::pin(Connection::open(&options)).await?;
-    let stream = &connection.info.config;
+    let desk = Box::pin(Desk::open(&options)).await?;
+    let stream = &desk.streams.info.config;
     let name = record_bucket(&options.stream.name);
     let command = format!(
         "nats kv add {name} --history 1 --replicas {}",
         stream.num_replicas
     );
-    let opened = Box::pin(bucket::open(&connection, &options)).await;
+    let opened = Box::pin(bucket::open(&desk.client, (&options, stream))).await;
     let denied = matches!(opened, Err(Error::BucketDenied(_)));
     let (created, warnings) = match opened {
         Ok(Ok(found)) => (Ok(found.created), bucket::warnings(&found.config, stream)),
@@ -62,7 +63,7 @@ pub async fn inspect_bucket(options: &Options) -> Result<BucketFound, Error> {
 
 /// What is kept for a slot, outside of a term.
 pub struct Shelf {
-    connection: Connection,
+    desk: Desk,
     options: Options,
     bucket: Result<Bucket, String>,
 }
@@ -71,10 +72,11 @@ impl Shelf {
     /// Opens the bucket beside the stream, which must exist; creates it if `stream.create` says so.
     pub async fn open(options: &Options, source: &Source) -> Result<Self, Error> {
         let options = options.of_stream();
-        let connection = Box::pin(Connection::open(&options)).await?;
-        let bucket = Box::pin(bucket::of_slot(&connection, &options, source)).await?;
+        let desk = Box::pin(Desk::open(&options)).await?;
+        let beside = (&options, &desk.streams.info.config);
+        let bucket = Box::pin(bucket::of_slot(&desk.client, beside, source)).await?;
         Ok(Self {
-            connection,
+            desk,
             options,
             bucket,
         })
@@ -102,8 +104,8 @@ impl Shelf {
 
     /// When the stream was created, RFC 3339, and the id of the server that we are connected to.
     pub fn stream_created(&self) -> (String, String) {
-        let created = client::created(&self.connection.info);
-        (created, self.connection.server().0)
+        let created = streams::created(&self.desk.streams.info);
+        (created, self.desk.client.server().0)
     }
 
     /// Tries to write, and to read, and changes nothing.
@@ -112,17 +114,16 @@ impl Shelf {
             Err(_) => Ok(()),
             Ok(bucket) => {
                 let within = self.options.nats.connect_timeout;
-                Box::pin(bucket.try_rights(&self.connection, within)).await
+                Box::pin(bucket.try_rights(&self.desk.client, within)).await
             }
         }
     }
 
     /// What is found at the place of an event in the stream, and the stream's last sequence number.
     pub async fn found_at(&self, place: &Place, source: &Source) -> Result<(At, u64), Error> {
-        let read = Box::pin(self.connection.stream.at(place.sequence));
-        let found = self.connection.unless_broken(read).await?;
-        let last = Box::pin(self.connection.stream.last_sequence());
-        let last = self.connection.unless_broken(last).await?;
+        let stream = &self.desk.streams.stream;
+        let found = Box::pin(stream.at(place.sequence)).await?;
+        let last = Box::pin(stream.last_sequence()).await?;
         Ok((tail::compare(found.as_ref(), place, source), last))
     }
 
@@ -130,10 +131,7 @@ impl Shelf {
     pub async fn read(&self) -> Result<Option<Kept>, Error> {
         match &self.bucket {
             Err(_) => Ok(None),
-            Ok(bucket) => {
-                let read = Box::pin(bucket.read());
-                bucket::unless_denied(&self.connection, read).await
-            }
+            Ok(bucket) => bucket::unless_denied(Box::pin(bucket.read())).await,
         }
     }
 
@@ -143,7 +141,7 @@ impl Shelf {
             Err(why) => Ok(Written::Refused(why.clone())),
             Ok(bucket) => {
                 let within = self.options.ack_timeout;
-                Box::pin(bucket.write(&self.connection, write, within)).await
+                Box::pin(bucket.write(&self.desk.client, write, within)).await
             }
         }
     }
@@ -152,10 +150,7 @@ impl Shelf {
     pub async fn remove(&self) -> Result<(), Error> {
         match &self.bucket {
             Err(_) => Ok(()),
-            Ok(bucket) => {
-                let removed = Box::pin(bucket.remove());
-                self.connection.unless_broken(removed).await
-            }
+            Ok(bucket) => Box::pin(bucket.remove()).await,
         }
     }
 }

@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 
 use async_nats::jetstream::stream::RetentionPolicy;
 use time::OffsetDateTime;
-use tokio::sync::watch;
 
 use super::super::client;
 use super::super::error::Error;
@@ -13,11 +12,13 @@ use super::super::messages::{Messages, Whole};
 use super::super::names::{MESSAGE_ID, PLAIN_ID, REPLAY};
 use super::super::options::Options;
 use super::super::tail::{Bounds, Reader, mark};
+use crate::nats::Driven;
 
 /// A stream that is read once.
 pub struct Transcript {
     stream: Messages,
-    broken: watch::Receiver<Option<String>>,
+    /// Kept because the reader asks on it.
+    _connection: Driven,
     bounds: Bounds,
     reader: Reader,
     read: VecDeque<Whole>,
@@ -32,13 +33,13 @@ impl Transcript {
     pub async fn open(options: &Options) -> Result<Self, Error> {
         let mut options = options.of_stream();
         options.stream.create = false;
-        let (stream, found, broken) = Box::pin(client::open_any(&options)).await?;
-        let standing = Box::pin(client::unless_broken(&broken, stream.standing())).await?;
+        let (stream, found, connection) = Box::pin(client::open_any(&options)).await?;
+        let standing = stream.standing().await?;
         let bounds = Bounds::of(&found);
         Ok(Self {
             reader: Reader::new(stream.clone(), bounds.first.max(1), bounds.last),
             stream,
-            broken,
+            _connection: connection,
             bounds,
             read: VecDeque::new(),
             keeps: found.config.retention == RetentionPolicy::Limits,
@@ -51,8 +52,7 @@ impl Transcript {
         let (mut low, mut high) = (self.bounds.first.max(1), self.bounds.last + 1);
         while low < high {
             let middle = low + (high - low) / 2;
-            let found = client::unless_broken(&self.broken, self.stream.from(middle));
-            match Box::pin(found).await? {
+            match Box::pin(self.stream.from(middle)).await? {
                 Some(found) if found.time < time => low = found.sequence + 1,
                 _ => high = middle,
             }
@@ -64,8 +64,7 @@ impl Transcript {
     /// The next message.
     pub async fn next(&mut self) -> Result<Option<Message>, Error> {
         if self.read.is_empty() {
-            let batch = Box::pin(self.reader.fetch_on::<Whole>());
-            let batch = client::unless_broken(&self.broken, batch).await?;
+            let batch = Box::pin(self.reader.fetch_on::<Whole>()).await?;
             self.read.extend(batch);
         }
         Ok(self.read.pop_front().map(Message))
