@@ -92,7 +92,7 @@ pub struct Relay {
     reported: Confirmed,
     status_at: Instant,
     status_due: Instant,
-    /// WAL is left to gather until then, or until a portion was settled.
+    /// WAL is left to gather until then, or until half a portion was settled.
     gather_until: Option<Instant>,
     /// Events settled meanwhile.
     settled_meanwhile: usize,
@@ -147,7 +147,7 @@ impl Relay {
     const BATCH_MAX: usize = 256;
 
     /// While this many events are with the sink, reading gains nothing from haste.
-    const BUSY_EVENTS: usize = 128;
+    const BUSY_EVENTS: usize = 64;
 
     /// With the sink busy, WAL is read in portions of about this many events: a wake-up of every
     /// process on the way costs more than the event that it is for.
@@ -405,7 +405,7 @@ impl Relay {
         }
         self.asked = None;
         self.settled_meanwhile += events;
-        if self.settled_meanwhile >= Self::PORTION_EVENTS {
+        if self.settled_meanwhile >= Self::PORTION_EVENTS / 2 {
             self.gather_until = None;
         }
     }
@@ -429,7 +429,7 @@ impl Relay {
     }
 
     /// All that was there is read. If that was little and the sink has enough to do, the next read
-    /// waits until the sink has got through a portion.
+    /// waits until the sink has got through half a portion.
     fn gather(&mut self) {
         let little = self.batch.len() < Self::PORTION_EVENTS;
         if little && self.window.events() >= Self::BUSY_EVENTS {
