@@ -247,6 +247,14 @@ impl Chain {
         self.staged
     }
 
+    /// Whether the last of those that go together has been passed, from this event on: also one
+    /// that was settled on an earlier connection, and never waits again.
+    pub(crate) fn has_passed_last(&self, number: u64) -> bool {
+        let from = usize::try_from(number - self.head).expect("it is in the ring");
+        let mut passed = self.ring.range(from..self.next);
+        passed.any(|slot| slot.event.followers == 0)
+    }
+
     /// The waiting event may be stored already: it is sent all the same.
     pub(crate) fn doubt(&mut self) {
         self.ring[self.next].uncertain = true;

@@ -18,9 +18,7 @@ use crate::event::route;
 use crate::event::{Event, Rejected};
 use crate::fault;
 
-/// Most bytes that may be under way at once, but for one event: 1 Gbit/s over 64 ms. A client that
-/// was given up keeps what it could not send for as long as it lives, so there should be little,
-/// whatever the events' size.
+/// Most bytes that may be under way at once, but for one event: 1 Gbit/s over 64 ms.
 const IN_FLIGHT_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 impl Appender {
@@ -228,10 +226,9 @@ impl Appender {
 
     /// Passes the waiting event; if it was the last of those that go together, they go.
     pub(crate) fn pass(&mut self, epoch: &mut Epoch, how: impl FnOnce(&mut Chain)) {
-        let waiting = self.chain.waiting().expect("an event waits");
-        let last = waiting.event.followers == 0;
+        let number = self.chain.next_number();
         how(&mut self.chain);
-        if last && self.chain.staged() > 0 {
+        if self.chain.staged() > 0 && self.chain.has_passed_last(number) {
             self.send_staged(epoch);
         }
     }

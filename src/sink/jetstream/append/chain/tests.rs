@@ -207,6 +207,30 @@ fn a_batch_that_was_refused_or_staged_waits_as_a_whole() {
     assert_eq!(chain.waiting().unwrap().places, [1]);
 }
 
+/// Otherwise what is staged would wait for an event that never waits again.
+#[test]
+fn batch_is_complete_where_its_last_event_was_settled_on_an_earlier_connection() {
+    let mut chain = Chain::new(false);
+    chain.restart(0);
+    for (index, followers) in [(0, 1), (1, 0), (2, 1), (3, 0)] {
+        chain.push(Event {
+            followers,
+            ..event(index)
+        });
+    }
+    chain.stage();
+    assert!(!chain.has_passed_last(0));
+    chain.settle(Passed::DeadLettered(1));
+    assert!(chain.has_passed_last(1));
+    assert_eq!(chain.send_staged(), (0, 0));
+    chain.restart(0);
+    chain.stage();
+    assert!(chain.has_passed_last(0), "its letter is skipped");
+    chain.send_staged();
+    chain.stage();
+    assert!(!chain.has_passed_last(2), "the last of it is still to come");
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Push,
