@@ -101,7 +101,7 @@ impl Appender {
         Ok(())
     }
 
-    /// Sends a write; its answer comes among the others.
+    /// Sends a write, behind all that was sent before.
     pub(crate) async fn send_write(
         &mut self,
         epoch: &mut Epoch,
@@ -109,19 +109,19 @@ impl Appender {
         reports: &mpsc::Sender<Report>,
     ) -> Result<(), Error> {
         assert!(self.writing.is_none(), "one write at a time");
+        // Whatever becomes of it: if nothing is heard, what is there says it.
+        self.writing = Some(write.clone());
         self.search_bucket(epoch).await?;
         let bucket = match &epoch.bucket {
             Ok(bucket) => bucket,
             Err(why) => {
                 let refused = Written::Refused(why.clone());
+                self.writing = None;
                 let _ = reports.send(Report::Written(refused)).await;
                 return Ok(());
             }
         };
-        let answers = bucket.send(&epoch.client, &write);
-        // Whatever becomes of it, that is not known now.
-        self.writing = Some(write);
-        epoch.written = Some(answers?);
+        epoch.written = Some(bucket.send(&epoch.client, &write)?);
         fault::point("record_sent");
         Ok(())
     }
