@@ -166,16 +166,15 @@ impl Appender {
             errand,
             ..
         } = epoch;
-        let idle = in_flight == 0 && errand.is_none();
         tokio::select! {
             biased;
             ready = link.ready() => ready.map(|()| Action::Replies),
             answer = next_of(written) => Ok(Action::Written(answer?)),
-            back = end_of(errand) => Ok(Action::Back(Box::new(back))),
             () = tokio::time::sleep_until(deadline), if in_flight > 0 => {
                 Err(Error::Broken(format!("no acknowledgement for {}", seconds(ack_timeout))))
             }
-            () = tokio::time::sleep_until(look_at), if idle => Ok(Action::Look),
+            () = tokio::time::sleep_until(look_at), if in_flight == 0 => Ok(Action::Look),
+            back = end_of(errand) => Ok(Action::Back(Box::new(back))),
             order = orders.recv() => Ok(order.map_or(Action::Closed, Action::Order)),
             () = std::future::ready(()), if more => Ok(Action::Send),
         }
