@@ -28,7 +28,7 @@ use super::aside::letters::Buried;
 use super::error::Error;
 use super::options::Options;
 use crate::backoff::{self, Backoff};
-use crate::error::Failure;
+use crate::error::{Exit, Failure};
 use crate::event::lineage::Lineage;
 use crate::sink::{Report, Write};
 
@@ -96,14 +96,15 @@ impl Appender {
             let problem = error.gap(&self.options);
             let _ = reports.send(Report::Gap(gap, problem)).await;
         }
-        let lasting = !matches!(
+        let passing = matches!(
             error,
             Error::Broken(_)
                 | Error::BucketDenied(_)
                 | Error::BodyRefused { .. }
                 | Error::Connect(_)
         );
-        if lasting {
+        // What is configured wrong does not pass.
+        if !passing || failure.exit == Exit::Config {
             return Err(failure);
         }
         let pause = self.backoff.failed();
