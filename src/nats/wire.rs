@@ -24,6 +24,9 @@ pub const TEXT_BYTES_MAX: usize = 64 * 1024;
 /// unless it is configured.
 pub const PAYLOAD_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// Most bytes of a message that is received: one that is read back comes in base64, in JSON.
+pub const RECEIVED_BYTES_MAX: usize = 2 * PAYLOAD_BYTES_MAX;
+
 /// What a server says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation<'a> {
@@ -92,7 +95,7 @@ pub fn parse_numbered<'a>(
     let rest = rest.strip_prefix(around.1)?;
     let (length, rest) = leading_number(rest)?;
     let length = usize::try_from(length).ok();
-    let length = length.filter(|length| *length <= PAYLOAD_BYTES_MAX)?;
+    let length = length.filter(|length| *length <= RECEIVED_BYTES_MAX)?;
     let rest = rest.strip_prefix(b"\r\n")?;
     let (body, rest) = rest.split_at_checked(length)?;
     let rest = rest.strip_prefix(b"\r\n")?;
@@ -137,7 +140,7 @@ fn message<'a>(buffer: &'a [u8], name: &str) -> Parsed<'a> {
     let (Some(subject), Some(subscription)) = (subject, subscription.and_then(number)) else {
         return Err(Malformed("the subject of a message"));
     };
-    let bytes = length(bytes, PAYLOAD_BYTES_MAX)?;
+    let bytes = length(bytes, RECEIVED_BYTES_MAX)?;
     let header_bytes = header_bytes.map_or(Ok(0), |header| length(header, bytes))?;
     let Some((whole, rest)) = buffer[after..].split_at_checked(bytes) else {
         return Ok(None);

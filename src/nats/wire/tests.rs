@@ -197,8 +197,8 @@ fn what_is_too_long_is_refused_before_it_has_come() {
     assert_eq!(parse(&text(TEXT_BYTES_MAX - 1)), Ok(None));
     assert!(parse(&text(TEXT_BYTES_MAX)).is_err());
     let message = |bytes: usize| format!("MSG a 1 {bytes}\r\n").into_bytes();
-    assert_eq!(parse(&message(PAYLOAD_BYTES_MAX)), Ok(None));
-    assert!(parse(&message(PAYLOAD_BYTES_MAX + 1)).is_err());
+    assert_eq!(parse(&message(RECEIVED_BYTES_MAX)), Ok(None));
+    assert!(parse(&message(RECEIVED_BYTES_MAX + 1)).is_err());
 }
 
 #[test]
