@@ -1,6 +1,7 @@
 //! From the checked configuration to what each subsystem is told: the one place that knows both.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::check::TAKEN_OVER_WITHIN;
@@ -150,6 +151,7 @@ impl Config {
                     .split(',')
                     .map(|url| url.trim().to_owned())
                     .collect(),
+                entered: Arc::default(),
                 name: nats.name.clone(),
                 user: nats.user.clone(),
                 password: nats

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -24,15 +25,22 @@ const PROTOCOL: u8 = 1;
 const RECEIVED_BYTES_MAX: usize = 2 * wire::TEXT_BYTES_MAX;
 
 impl Connection {
-    /// Tries the servers in turn, with every address they have, until one lets us in. Each address
-    /// has `connect_timeout`.
+    /// Tries the servers in turn, from the one that let us in last, with every address they have,
+    /// until one lets us in. Each address has `connect_timeout`.
     pub async fn open(options: &Options) -> Result<Self, ConnectError> {
         let identity = Identity::read(options).await;
         let identity = identity.map_err(|error| ConnectError::new("", Kind::Credentials(error)))?;
         let mut failed = Vec::new();
-        for server in addresses(options)? {
-            match connect_server(options, &identity, &server).await {
-                Ok(connection) => return Ok(connection),
+        let servers = addresses(options)?;
+        let first = options.entered.load(Ordering::Relaxed);
+        for at in (first..).take(servers.len()) {
+            let at = at % servers.len();
+            let server = &servers[at];
+            match connect_server(options, &identity, server).await {
+                Ok(connection) => {
+                    options.entered.store(at, Ordering::Relaxed);
+                    return Ok(connection);
+                }
                 Err(kind) => {
                     let error = ConnectError::new(server.at(), kind);
                     if !error.another_server_may_do() {

@@ -1,13 +1,17 @@
 //! How to reach NATS and sign in there. The configuration builds it; nothing here reads files.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 /// How to reach NATS. All ways of authentication can be combined.
 #[derive(Clone)]
 pub struct Options {
-    /// URLs, tried in turn.
+    /// URLs, tried in turn, from the one that let us in last.
     pub servers: Vec<String>,
+    /// Which one that is, for all clones.
+    pub entered: Arc<AtomicUsize>,
     /// The name of the connection, for `nats server report connections`.
     pub name: String,
     /// A user name.
@@ -26,7 +30,7 @@ pub struct Options {
     pub tls_client: Option<(PathBuf, PathBuf)>,
     /// Whether the server wants TLS before it says anything.
     pub tls_first: bool,
-    /// For the connection and each request on it.
+    /// For each address, until signed in; and for each request.
     pub connect_timeout: Duration,
     /// The prefix of reply subjects; `_INBOX` if `None`.
     pub inbox_prefix: Option<String>,
@@ -121,6 +125,7 @@ impl Options {
     pub(crate) fn of_servers(servers: Vec<String>) -> Self {
         Self {
             servers,
+            entered: Arc::default(),
             name: String::new(),
             user: None,
             password: None,

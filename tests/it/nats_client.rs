@@ -3,6 +3,8 @@
 
 mod requests;
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use nkeys::KeyPair;
@@ -19,6 +21,7 @@ use crate::harness::identity::{Certificates, Operator};
 fn options(url: impl Into<String>) -> Options {
     Options {
         servers: vec![url.into()],
+        entered: Arc::default(),
         name: "nats_client".to_owned(),
         user: None,
         password: None,
@@ -302,7 +305,11 @@ async fn servers_are_tried_in_turn_and_a_refusal_of_credentials_is_the_last_word
     };
     let left = leaving.address.clone();
     let dead = vec![nowhere.clone(), odd, silence.clone(), left];
-    enters(&of([dead.clone(), vec![server.url()]].concat())).await;
+    let options = of([dead.clone(), vec![server.url()]].concat());
+    enters(&options).await;
+    // It is tried first from now on.
+    assert_eq!(options.entered.load(Ordering::Relaxed), dead.len());
+    enters(&options).await;
     let error = refused(&of(dead.clone())).await;
     let Kind::Servers(errors) = error.kind() else {
         panic!("{error:?}");
