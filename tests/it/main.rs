@@ -19,6 +19,8 @@ mod gone;
 mod harness;
 mod hold;
 mod inspect;
+#[cfg(target_os = "linux")]
+mod instructions;
 mod messages;
 mod million;
 mod mixed;
