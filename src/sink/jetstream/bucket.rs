@@ -10,12 +10,9 @@ use bytes::Bytes;
 
 use super::client::Client;
 use super::error::Error;
-use super::headers::{Outgoing, push};
+use super::headers::Outgoing;
 use super::messages::Messages;
-use super::names::{
-    EXPECTED_LAST_SUBJECT_SEQUENCE, KV_OPERATION, record_bucket, record_entrance, record_key,
-    record_stream,
-};
+use super::names::{KV_OPERATION, record_bucket, record_entrance, record_key, record_stream};
 use super::options::Options;
 use super::reply::Reply;
 use super::rights;
@@ -100,7 +97,8 @@ pub(crate) async fn open(
     })
 }
 
-/// Does something with the bucket, which we may lack the right to.
+/// Does something with the bucket, which we may lack the right to. Of a command: a sink, which
+/// drives its connection itself, learns of the denial before this does (`without_it`).
 pub(crate) async fn unless_denied<T>(
     work: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {
@@ -197,14 +195,8 @@ impl Bucket {
 
     /// Sends a write, and returns where its answers come.
     pub(crate) fn send(&self, client: &Client, write: &Write) -> Result<Answers, Error> {
-        let mut lines = String::new();
-        let expected = write.expected.to_string();
-        push(&mut lines, EXPECTED_LAST_SUBJECT_SEQUENCE, &expected);
-        client.ask(Outgoing {
-            subject: &self.entrance,
-            lines: &lines,
-            body: &write.bytes,
-        })
+        let put = client.api.put(&self.subject, write.expected, &write.bytes);
+        put.map_err(|error| Error::unanswered("write the record", error))
     }
 
     /// What an answer to a write says.

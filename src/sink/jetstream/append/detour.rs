@@ -1,7 +1,7 @@
 //! What is done with an event that does not simply go out: its body goes into the bucket, it is
-//! kept until it is due, or it is a dead letter. Each is an errand, on which the event waits: what
-//! is to come before it is stored, nothing behind it is sent, and whatever the server says
-//! meanwhile is heard.
+//! kept until it is due, or it is a dead letter. Each is an errand, on which the event waits:
+//! nothing behind it is sent, and whatever the server says meanwhile is heard. Bodies and letters
+//! wait for what comes before them to be stored.
 
 use std::sync::Arc;
 

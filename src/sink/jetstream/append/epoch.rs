@@ -31,10 +31,10 @@ pub(crate) struct Epoch {
     pub(crate) errand: Option<Errand>,
     /// What the waiting event is set aside for, once all before it is stored.
     pub(crate) unsendable: Option<Error>,
-    /// Away with an errand, now and then.
     pub(crate) letters: Option<Letters>,
+    /// Away with an errand, now and then.
     pub(crate) bodies: Option<Bodies>,
-    /// Opened for the first event that is delayed.
+    /// So is this. Opened for the first event that is delayed.
     pub(crate) delayed: Option<Delayed>,
     /// Where the stream ended when the epoch began.
     pub(crate) last_sequence: u64,

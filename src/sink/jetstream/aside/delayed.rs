@@ -83,7 +83,7 @@ impl Delayed {
         let within = options.ack_timeout;
         let mut mark = mark(event, source);
         push_batch(&mut mark, &batch, 1);
-        // Only the last of a batch is answered.
+        // Of a batch only the answer to the last says anything.
         client.ask(Outgoing {
             subject: &mark_subject,
             lines: &mark,

@@ -186,8 +186,8 @@ impl Letter<'_> {
     }
 }
 
-/// Appends a letter behind `expected` messages of the stream of this name, and waits until it is
-/// stored.
+/// Appends a letter to the stream of this name, behind its last sequence number, and waits until it
+/// is stored.
 pub(crate) async fn append(
     client: &Client,
     message: &Composed,
