@@ -49,11 +49,11 @@ impl Address {
         let port = match port.strip_prefix(':') {
             None if port.is_empty() => PORT_USUAL,
             Some("") => PORT_USUAL,
-            Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
-                digits.parse().map_err(|_| "its port is no port")?
-            }
+            Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => digits
+                .parse()
+                .map_err(|_| "its port is not a number up to 65535")?,
             // An IPv6 address takes brackets.
-            Some(_) | None => return Err("its port is no port"),
+            Some(_) | None => return Err("its port is not a number up to 65535"),
         };
         let host = host.to_owned();
         Ok(Self { host, port, tls })

@@ -24,7 +24,7 @@ struct Inner {
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectErrorKind {
     /// A server's URL is none.
-    #[error("{url:?} is no address of a server: {reason}")]
+    #[error("{url:?} is not a server address: {reason}")]
     Address {
         /// Without user information.
         url: String,
@@ -77,7 +77,7 @@ pub enum ConnectErrorKind {
     #[error(transparent)]
     Malformed(#[from] Malformed),
     /// None of several would do.
-    #[error("none of {} servers will do: {}", .0.len(), join(.0))]
+    #[error("none of the {} servers could be used: {}", .0.len(), join(.0))]
     Servers(Vec<ConnectError>),
 }
 
@@ -102,7 +102,7 @@ pub enum CredentialsError {
     #[error("read nats.creds {}: the seed cannot be used", .0.display())]
     CredsSeed(PathBuf, #[source] nkeys::error::Error),
     /// The seed is none.
-    #[error("nats.nkey is no seed")]
+    #[error("nats.nkey is not a seed")]
     Nkey(#[source] nkeys::error::Error),
     /// The key cannot sign.
     #[error("sign the server's nonce")]
@@ -125,7 +125,7 @@ pub enum TlsError {
     #[error("use the certificates in {}", .0.display())]
     Roots(PathBuf, #[source] rustls::Error),
     /// Neither a host name nor an address.
-    #[error("\"{0}\" can be no name in a certificate")]
+    #[error("\"{0}\" cannot be a name in a certificate")]
     Name(String),
     /// Key and certificate do not fit, for example.
     #[error("set up TLS")]
