@@ -12,9 +12,9 @@ use super::names::{
 };
 use super::problem::{Source, config_failure, origin_place};
 use super::raw::{Given, Raw};
+use super::redact::{has_sound_port, redact_url};
 use super::value::{
     Bytes, Ingress, OnOversize, OnReject, Refusal, Setting, Transactions, Url, duration_text,
-    redact_url,
 };
 use super::{
     ClaimCheck, Config, Http, Log, Messages, Nats, Postgres, Publish, Retention, Stream, Table, Tls,
@@ -496,8 +496,16 @@ fn check_servers(Url(url): &Url) -> Result<(), Refusal> {
                 FIX,
             ));
         }
+        // Shown is the whole: a comma in a password makes servers of its parts.
+        if !has_sound_port(host.trim()) {
+            let what = format!("has a port that is no number: {}", redact_url(url.expose()));
+            return Err(Refusal::new(
+                what,
+                "write the port as a number, and a comma in a password as %2C",
+            ));
+        }
         if !matches!(scheme.trim(), "nats" | "tls") {
-            let what = format!("has an unknown scheme: {}", redact_url(server));
+            let what = format!("has an unknown scheme: {}", redact_url(url.expose()));
             return Err(Refusal::new(what, FIX));
         }
     }

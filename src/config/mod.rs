@@ -9,6 +9,7 @@ mod lists;
 mod names;
 mod problem;
 mod raw;
+mod redact;
 mod schema;
 mod show;
 #[cfg(test)]
@@ -23,11 +24,11 @@ pub use layers::Override;
 pub use lists::{Published, Route, Table};
 pub use names::TableName;
 pub use raw::Origin;
+pub use redact::redact_url;
 pub use schema::json_schema;
 pub use value::{
     Column, Columns, Delayed, Field, Format, Ingress, Listen, LogFormat, LogLevel, Manage,
     OnOversize, OnReject, Preset, Secret, SslMode, Storage, Transactions, duration, duration_text,
-    redact_url,
 };
 
 use crate::error::Failure;

@@ -10,6 +10,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use serde_saphyr::Location;
 
+use super::redact::redact_url;
+
 /// Why a written value is not taken, in two parts.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
@@ -218,70 +220,6 @@ impl Scalar for Url {
     fn redact(text: &str) -> String {
         redact_url(text)
     }
-}
-
-/// A connection string without what must not be shown: the password of a URL (or a token in its
-/// place), `password=` in a query or in a keyword string. Hides too much rather than too little:
-/// up to the last `@`, since a password may hold an `@` that should have been encoded.
-pub fn redact_url(url: &str) -> String {
-    // `password = 'a://b'` is no URL: a scheme has no spaces, quotes or equals signs.
-    let scheme = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'+');
-    let parts = url.split_once("://");
-    let Some((scheme, rest)) = parts.filter(|(before, _)| scheme(before)) else {
-        return redact_keywords(url);
-    };
-    // A list of servers: `nats://a:b@one,nats://c:d@two`.
-    if let Some(next) = rest.find("://")
-        && let Some(comma) = rest[..next].rfind(',')
-    {
-        let (first, others) = rest.split_at(comma);
-        let first = redact_url(&format!("{scheme}://{first}"));
-        return format!("{first},{}", redact_url(&others[1..]));
-    }
-    let rest = match rest.rsplit_once('@') {
-        None => rest.to_owned(),
-        Some((user, host)) => match user.split_once(':') {
-            Some((user, _)) => format!("{user}:***@{host}"),
-            None if scheme.starts_with("postgres") => format!("{user}@{host}"),
-            None => format!("***@{host}"),
-        },
-    };
-    format!("{scheme}://{}", redact_keywords(&rest))
-}
-
-/// Hides the value after each `password=` (and so after `sslpassword=`).
-fn redact_keywords(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(found) = rest.to_ascii_lowercase().find("password") {
-        let (before, after) = rest.split_at(found + "password".len());
-        shown.push_str(before);
-        let value = after.trim_start();
-        let Some(value) = value.strip_prefix('=') else {
-            rest = after;
-            continue;
-        };
-        shown.push_str("=***");
-        rest = after_value(value.trim_start());
-    }
-    shown + rest
-}
-
-/// What follows a value of a keyword string (quoted or not) or of a query.
-fn after_value(value: &str) -> &str {
-    let quoted = value.starts_with('\'');
-    let mut escaped = false;
-    for (at, c) in value.char_indices().skip(usize::from(quoted)) {
-        match c {
-            _ if escaped => escaped = false,
-            '\\' => escaped = true,
-            '\'' if quoted => return &value[at + 1..],
-            '&' if !quoted => return &value[at..],
-            c if c.is_whitespace() && !quoted => return &value[at..],
-            _ => {}
-        }
-    }
-    ""
 }
 
 impl Scalar for Duration {

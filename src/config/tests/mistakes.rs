@@ -376,6 +376,13 @@ fn a_wrong_secret_is_not_repeated() {
   cause: the environment variable NATS_URL
   fix:   write nats://host:4222 or tls://host:4222, several separated by commas"
     );
+    let text = complaint("", &[("NATS_URL", "nats://u:hun,ter2@h")], &[]);
+    assert_eq!(
+        text,
+        "nats.url: the value has a port that is no number: nats://u:***@h
+  cause: the environment variable NATS_URL
+  fix:   write the port as a number, and a comma in a password as %2C"
+    );
     let text = complaint("", &[("NATS_NKEY", "SUhunter2")], &[]);
     assert_eq!(
         text,

@@ -90,6 +90,13 @@ fn a_connection_string_keeps_what_is_not_secret() {
         ),
         ("nats://a:4222,b:4222", "nats://a:4222,b:4222"),
         ("nats://token@a", "nats://***@a"),
+        ("nats://u:,#://p@a", "nats://u:***@a"),
+        ("nats://u:p,tls://p@a", "nats://u:***@a"),
+        ("postgres://u:,nats://p@a", "postgres://u:***@a"),
+        (
+            "nats://[::1],tls://t@[::1]:1",
+            "nats://[::1],tls://***@[::1]:1",
+        ),
         ("nats://u:p@a,tls://v:q@b", "nats://u:***@a,tls://v:***@b"),
     ];
     for (url, expected) in shown {
