@@ -128,6 +128,8 @@ pub mod lsn;
 #[cfg(feature = "streamer")]
 pub mod nats;
 #[cfg(feature = "streamer")]
+pub mod net;
+#[cfg(feature = "streamer")]
 pub mod pg;
 #[cfg(feature = "streamer")]
 pub mod preflight;

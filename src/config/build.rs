@@ -17,6 +17,7 @@ use crate::event::route::{Route, RouteError, Template};
 use crate::lead::retention::{self, Partitions};
 use crate::lead::window::Limits;
 use crate::lead::{record, relay};
+use crate::net::Network;
 use crate::pg::name::TableName;
 use crate::pg::params::{Params, RootCert, TargetSessionAttrs};
 use crate::preflight::{self, RequiredColumn, TableRequirement};
@@ -167,6 +168,7 @@ impl Config {
                 connect_timeout: nats.connect_timeout,
                 inbox_prefix: Some(nats.inbox_prefix.clone()),
                 domain: nats.jetstream_domain.clone(),
+                network: Network::default(),
             },
             dead_letters: (buries.oversize || buries.others).then(|| stream.dead_letters()),
             buries,

@@ -11,7 +11,6 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
-use uuid::Uuid;
 
 use crate::backoff::{self, Backoff};
 use crate::error::{Disposition, Exit, Failure, Problem};
@@ -78,7 +77,7 @@ pub async fn run(
         stop,
         backoff: Backoff::new(backoff::Options::default()),
         led: false,
-        name: Uuid::now_v7().to_string(),
+        name: options.params.network.unique().to_string(),
         confirmed: None,
         void: false,
     };

@@ -6,17 +6,17 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::address::{Address, addresses};
 use super::auth::Identity;
-use super::connection::{Connection, Stream};
+use super::connection::{Connection, inbox};
 use super::error::{ConnectError, ConnectErrorKind as Kind};
 use super::options::Options;
 use super::tls;
 use super::wire::{self, Connect, Operation, Server};
+use crate::net::Stream;
 
 /// The protocol that has INFO at any time.
 const PROTOCOL: u8 = 1;
@@ -80,11 +80,8 @@ async fn sign_in(
     identity: &Identity,
     (address, socket): (&Address, SocketAddr),
 ) -> Result<Connection, Kind> {
-    let tcp = TcpStream::connect(socket)
-        .await
-        .map_err(Kind::Unreachable)?;
-    tcp.set_nodelay(true).map_err(Kind::Unreachable)?;
-    let mut talk = Talk::over(Box::new(tcp));
+    let dialled = options.network.dial(socket, |_| Ok(())).await;
+    let mut talk = Talk::over(dialled.map_err(Kind::Unreachable)?);
     if options.tls_first {
         talk = talk.encrypt(options, address).await?;
     }
@@ -115,9 +112,9 @@ async fn sign_in(
         credentials,
     };
     talk.enter(&connect, &mut server).await?;
-    let inbox_prefix = options.inbox_prefix.as_deref();
+    let inbox = inbox(options.inbox_prefix.as_deref(), &options.network);
     let said = (server, &talk.received[..]);
-    Ok(Connection::signed_in(talk.stream, said, inbox_prefix))
+    Ok(Connection::signed_in(talk.stream, said, inbox))
 }
 
 /// What is said before a connection is one.

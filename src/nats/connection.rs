@@ -16,16 +16,16 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::AsyncWrite;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use uuid::Uuid;
 
 use self::received::Received;
 use self::silence::Silence;
 use super::error::Broken;
 use super::requests::{Requests, Shared};
 use super::wire::{self, Delivery, Draft, Headers, Operation, ReplyTo, Server};
+use crate::net::{Network, Stream};
 
 /// With more than this queued, nothing should be added: a write of 64 KiB costs a server as little
 /// for each message as a larger one, and what is queued is held twice.
@@ -49,11 +49,6 @@ const SUBSCRIBED: &[u8] = b" 1 ";
 
 /// What replies go to where nothing else is configured.
 const INBOX_PREFIX: &str = "_INBOX";
-
-/// Any stream a connection can run over.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// A connection that is signed in and has subscribed to an inbox of its own.
 pub struct Connection {
@@ -127,21 +122,17 @@ impl Found {
 
 impl Connection {
     /// A connection over a stream whose server has signed us in.
-    pub fn over(
-        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-        server: Server,
-        inbox_prefix: Option<&str>,
-    ) -> Self {
-        Self::signed_in(Box::new(stream), (server, &[]), inbox_prefix)
+    pub fn over(stream: impl Stream + 'static, server: Server, inbox_prefix: Option<&str>) -> Self {
+        let inbox = inbox(inbox_prefix, &Network::default());
+        Self::signed_in(Box::new(stream), (server, &[]), inbox)
     }
 
     /// The same, with what the server has said since.
     pub(super) fn signed_in(
         stream: Box<dyn Stream>,
         (server, said): (Server, &[u8]),
-        inbox_prefix: Option<&str>,
+        inbox: String,
     ) -> Self {
-        let inbox = format!("{}.{}", inbox_prefix.unwrap_or(INBOX_PREFIX), unique());
         let max_payload = server.max_payload;
         let mut output = Vec::new();
         wire::subscribe(&mut output, &format!("{inbox}.*"), SUBSCRIPTION);
@@ -552,16 +543,17 @@ fn lengths(delivery: &Delivery<'_>) -> (usize, usize) {
     (header_bytes, header_bytes + delivery.body.len())
 }
 
-/// A name that nobody else has: 128 bits in 22 letters and digits, as other clients' ids.
-fn unique() -> String {
+/// An inbox that nobody else has: 128 bits in 22 letters and digits, as other clients' ids.
+pub(super) fn inbox(prefix: Option<&str>, network: &Network) -> String {
     const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-    let mut rest = Uuid::now_v7().as_u128();
+    let mut rest = network.unique().as_u128();
     let mut digit = || {
         let digit = DIGITS[(rest % 62) as usize];
         rest /= 62;
         char::from(digit)
     };
-    (0..22).map(|_| digit()).collect()
+    let unique: String = (0..22).map(|_| digit()).collect();
+    format!("{}.{unique}", prefix.unwrap_or(INBOX_PREFIX))
 }
 
 #[cfg(test)]

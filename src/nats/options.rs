@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
+use crate::net::Network;
+
 /// How to reach NATS. All ways of authentication can be combined.
 #[derive(Clone)]
 pub struct Options {
@@ -36,6 +38,8 @@ pub struct Options {
     pub inbox_prefix: Option<String>,
     /// The JetStream domain.
     pub domain: Option<String>,
+    /// What connections are made with.
+    pub network: Network,
 }
 
 /// Shows no secrets.
@@ -138,6 +142,7 @@ impl Options {
             connect_timeout: Duration::from_secs(1),
             inbox_prefix: None,
             domain: None,
+            network: Network::default(),
         }
     }
 }

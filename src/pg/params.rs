@@ -9,6 +9,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::error::{Exit, Failure, Problem};
+use crate::net::Network;
 
 mod dsn;
 mod given;
@@ -61,6 +62,8 @@ pub struct Params {
     pub options: Option<String>,
     /// Which of the hosts will do.
     pub target_session_attrs: TargetSessionAttrs,
+    /// What connections are made with.
+    pub network: Network,
 }
 
 impl Params {
@@ -102,6 +105,7 @@ impl Params {
                 .unwrap_or_else(|| APPLICATION_NAME.to_owned()),
             options: given.take("options"),
             target_session_attrs: given.parse_or_default("target_session_attrs")?,
+            network: Network::default(),
         })
     }
 }

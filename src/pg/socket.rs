@@ -19,11 +19,7 @@ use super::certificate::server_end_point;
 use super::error::Kind;
 use super::params::{Address, Host, Params, SslMode, SslNegotiation};
 use super::tls;
-
-/// Any stream a session can run over.
-trait Stream: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Stream for T {}
+use crate::net::Stream;
 
 /// An open connection, before anything of Postgres's protocol proper was said.
 pub(super) struct Socket {
@@ -109,14 +105,13 @@ impl Socket {
         let address = match target {
             Target::Unix(path) => {
                 let stream = UnixStream::connect(path).await.map_err(Kind::Unreachable)?;
-                return Ok(Self::new(stream, Protection::Unix));
+                return Ok(Self::new(Box::new(stream), Protection::Unix));
             }
             Target::Tcp(address) => address,
         };
-        let mut stream = TcpStream::connect(address)
-            .await
-            .map_err(Kind::Unreachable)?;
-        set_options(&stream, params).map_err(Kind::Unreachable)?;
+        let set = |tcp: &TcpStream| set_options(tcp, params);
+        let dialled = params.network.dial(*address, set).await;
+        let mut stream = dialled.map_err(Kind::Unreachable)?;
         match encryption {
             Encryption::Plain => Ok(Self::new(stream, Protection::None)),
             Encryption::IfOffered | Encryption::Required => {
@@ -134,17 +129,14 @@ impl Socket {
         }
     }
 
-    fn new(stream: impl Stream + 'static, protection: Protection) -> Self {
-        Self {
-            stream: Box::new(stream),
-            protection,
-        }
+    fn new(stream: Box<dyn Stream>, protection: Protection) -> Self {
+        Self { stream, protection }
     }
 
     /// The other end is in the hands of a test.
     #[cfg(any(test, fuzzing))]
     pub(super) fn scripted(stream: tokio::io::DuplexStream, protection: Protection) -> Self {
-        Self::new(stream, protection)
+        Self::new(Box::new(stream), protection)
     }
 
     /// Nobody on the network can read what is sent.
@@ -159,7 +151,6 @@ impl Socket {
 }
 
 fn set_options(stream: &TcpStream, params: &Params) -> io::Result<()> {
-    stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
     if let Some(keepalives) = params.keepalives {
         let mut options = TcpKeepalive::new().with_time(keepalives.idle);
@@ -202,7 +193,7 @@ async fn encrypt(
     params: &Params,
     host: &Host,
     ip: IpAddr,
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
 ) -> Result<Socket, Kind> {
     let config = tls::client_config(params).map_err(Kind::TlsSetup)?;
     let name = match &host.address {
@@ -221,7 +212,8 @@ async fn encrypt(
         .map_err(Kind::TlsHandshake)?;
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let server_end_point = certificates.first().and_then(|leaf| server_end_point(leaf));
-    Ok(Socket::new(stream, Protection::Tls { server_end_point }))
+    let protection = Protection::Tls { server_end_point };
+    Ok(Socket::new(Box::new(stream), protection))
 }
 
 impl AsyncRead for Socket {

@@ -34,6 +34,7 @@ fn options(url: impl Into<String>) -> Options {
         connect_timeout: Duration::from_secs(10),
         inbox_prefix: None,
         domain: None,
+        network: outjet::net::Network::default(),
     }
 }
 

@@ -33,6 +33,7 @@ const BORDERS: &[(&str, Border)] = &[
     ("error", Border::Only(&[])),
     ("backoff", Border::Only(&[])),
     ("fault", Border::Only(&[])),
+    ("net", Border::Only(&[])),
     ("watch", Border::Only(&["error", "watch"])),
     ("event", Border::Only(&["event"])),
     ("event::format", Border::Only(&["event"])),
@@ -55,11 +56,18 @@ const BORDERS: &[(&str, Border)] = &[
     // What a slot sends; never what becomes of it. Of the window only the proof of storage.
     (
         "pg",
-        Border::Only(&["pg", "lsn", "error", "backoff", "lead::window::Confirmed"]),
+        Border::Only(&[
+            "pg",
+            "lsn",
+            "error",
+            "backoff",
+            "net",
+            "lead::window::Confirmed",
+        ]),
     ),
     ("pg::pgoutput", Border::Only(&["pg::pgoutput", "lsn"])),
     // What is said to a server, and how; never what for.
-    ("nats", Border::Only(&["nats", "error"])),
+    ("nats", Border::Only(&["nats", "error", "net"])),
     ("nats::wire", Border::Only(&["nats::wire"])),
     // A sink knows no LSN: it cannot acknowledge.
     (

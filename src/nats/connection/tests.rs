@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::time::{Instant, advance};
 
 use super::super::error::RequestError;
@@ -554,10 +554,10 @@ async fn what_is_queued_is_sent_before_it_is_closed() {
 
 #[test]
 fn no_two_inboxes_are_the_same() {
-    let names: Vec<String> = (0..100).map(|_| unique()).collect();
+    let names: Vec<String> = (0..100).map(|_| inbox(None, &Network::default())).collect();
     let mut different = names.clone();
     different.sort();
     different.dedup();
     assert_eq!(different.len(), names.len());
-    assert!(names.iter().all(|name| name.len() == 22));
+    assert!(names.iter().all(|name| name.len() == "_INBOX.".len() + 22));
 }
