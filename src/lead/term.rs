@@ -547,6 +547,7 @@ impl Instance<'_> {
         let shown = self.wait_until_shown(control, confirmed);
         let limit = tokio::time::sleep(FINISH_MAX);
         tokio::select! {
+            biased;
             shown = shown => if let Err(failure) = shown {
                 warn!(cause = failure.problem.cause, "the slot's position was not seen");
             },
@@ -595,6 +596,7 @@ impl Instance<'_> {
 
     async fn wait(&self, delay: Duration) {
         tokio::select! {
+            biased;
             () = self.stop.cancelled() => {}
             () = tokio::time::sleep(delay) => {}
         }

@@ -26,6 +26,18 @@ enum Border {
     AllBut(&'static [&'static str]),
 }
 
+/// What a simulated world runs.
+const SIMULATED: &[&str] = &[
+    "event",
+    "guard",
+    "lead",
+    "nats",
+    "net",
+    "pg",
+    "preflight",
+    "sink",
+];
+
 /// The direction of dependencies, from the leaves up. The longest matching name counts; a module
 /// that no line covers is a mistake, so that a new one is placed on purpose.
 const BORDERS: &[(&str, Border)] = &[
@@ -299,6 +311,13 @@ fn no_clocks_are_compared() {
 }
 
 #[test]
+fn nothing_is_left_to_chance() {
+    let files = sources("src");
+    let complaints: Vec<String> = files.iter().flat_map(chooses_at_random).collect();
+    assert!(complaints.is_empty(), "\n{}\n", complaints.join("\n"));
+}
+
+#[test]
 fn links_in_the_documentation_lead_somewhere() {
     let mut broken = Vec::new();
     for page in pages() {
@@ -472,6 +491,26 @@ fn is_pure_where_it_must_be(file: &Source) -> Vec<String> {
         let mut words = line.split(|letter: char| !letter.is_alphanumeric() && letter != '_');
         if let Some(word) = words.find(|word| forbidden.contains(word)) {
             complaints.push(file.complaint(number, format!("{module} is pure, but says {word}")));
+        }
+    }
+    complaints
+}
+
+/// What a simulated world runs must do the same again from the same seed.
+fn chooses_at_random(file: &Source) -> Vec<String> {
+    let module = file.module();
+    if !SIMULATED.iter().any(|name| within(&module, name)) {
+        return Vec::new();
+    }
+    let mut complaints = Vec::new();
+    let mut chooses = false;
+    for (number, line) in file.code() {
+        let made_in_order = line.trim() == "biased;";
+        if std::mem::replace(&mut chooses, line.contains("select! {")) && !made_in_order {
+            complaints.push(file.complaint(number, "select! chooses at random"));
+        }
+        if line.contains("Uuid::now") && module != "net" {
+            complaints.push(file.complaint(number, format!("{module} makes a name by chance")));
         }
     }
     complaints

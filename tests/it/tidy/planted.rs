@@ -152,6 +152,23 @@ fn a_clock_in_the_core() {
 }
 
 #[test]
+fn a_choice_by_chance() {
+    let choice = "tokio::select! {\n() = a => {}\n}\n";
+    assert_eq!(
+        chooses_at_random(&source("src/lead/term.rs", choice)).len(),
+        1
+    );
+    let ordered = "tokio::select! {\nbiased;\n() = a => {}\n}\n";
+    assert!(chooses_at_random(&source("src/lead/term.rs", ordered)).is_empty());
+    assert!(chooses_at_random(&source("src/command/run.rs", choice)).is_empty());
+    let name = "Uuid::now_v7()\n";
+    assert_eq!(
+        chooses_at_random(&source("src/nats/requests.rs", name)).len(),
+        1
+    );
+}
+
+#[test]
 fn a_clock_on_the_wall() {
     let text = "let due = SystemTime::now() + takeover_after;\n";
     assert_eq!(asks_no_time(&source("src/lead/term.rs", text)).len(), 1);
