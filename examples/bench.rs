@@ -7,6 +7,8 @@
 
 #[path = "../tests/it/harness/mod.rs"]
 mod harness;
+#[path = "bench/raw.rs"]
+mod raw;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -61,7 +63,7 @@ struct Asked {
     /// Transactions appear as a whole
     #[arg(long)]
     atomic: bool,
-    /// Who else reads: pg_recvlogical, or another outjet that differs in this
+    /// Who else: pg_recvlogical, another outjet that differs in this, or no outjet
     #[arg(long, value_enum, default_value_t = Beside::PgRecvlogical)]
     beside: Beside,
     /// The stream stands on three servers
@@ -96,6 +98,8 @@ enum Beside {
     PgRecvlogical,
     Minimal,
     Pipelined,
+    /// A bare socket that publishes what outjet has published
+    Raw,
 }
 
 /// How outjet publishes.
@@ -123,7 +127,7 @@ impl Asked {
     fn other(&self) -> Option<(Manner, &'static str)> {
         let manner = self.manner();
         match self.beside {
-            Beside::PgRecvlogical => None,
+            Beside::PgRecvlogical | Beside::Raw => None,
             Beside::Minimal => {
                 let format = Format::Minimal;
                 Some((Manner { format, ..manner }, "minimal"))
@@ -215,6 +219,9 @@ async fn main() {
     }
     if asked.tail.is_some() {
         return bench.tails().await;
+    }
+    if asked.beside == Beside::Raw {
+        return bench.beside_raw().await;
     }
     if asked.other().is_none() {
         let slot = bench.copy_slot("warm_up").await;
@@ -528,6 +535,51 @@ impl<'a> Bench<'a> {
         );
         outjet.terminate(PASS_WITHIN).await;
         self.session.text(&drop).await;
+    }
+
+    /// What nats-server takes for the events, from outjet and from a bare socket, in turn.
+    async fn beside_raw(&self) {
+        println!(
+            "\n{:<7}{:>28}{:>28}",
+            "round", "nats-server for outjet", "for a socket"
+        );
+        let mut ratios = Vec::new();
+        for round in 1..=self.asked.rounds {
+            let slot = self.copy_slot(&format!("outjet_{round}")).await;
+            let mut nats = Broker::start(self.asked.replicas()).await;
+            self.set_up(&nats, &slot, self.asked.manner()).await;
+            let before = nats.cpu();
+            let call = self.call(&nats, &slot, self.asked.manner());
+            let mut outjet = self.publish(call, &slot).await;
+            let ours = nats.cpu() - before;
+            outjet.terminate(PASS_WITHIN).await;
+            let stream = nats.jetstream().await.get_stream("OUTBOX").await;
+            let messages = raw::Messages::of(&stream.expect("the stream")).await;
+            drop(nats);
+
+            let mut nats = Broker::start(self.asked.replicas()).await;
+            self.set_up(&nats, &slot, self.asked.manner()).await;
+            let before = nats.cpu();
+            let url = nats.url();
+            let address = url.rsplit(['/', '@']).next().expect("an address");
+            messages.publish(address).await;
+            let theirs = nats.cpu() - before;
+            assert_eq!(
+                self::messages(&nats).await,
+                self.asked.events,
+                "messages in the stream"
+            );
+            let each = |cpu: Duration| cpu.as_secs_f64() * 1e6 / self.asked.events as f64;
+            let ratio = each(ours) / each(theirs);
+            println!(
+                "{round:<7}{:>25.1} µs{:>25.1} µs  {ratio:.2}",
+                each(ours),
+                each(theirs)
+            );
+            ratios.push(ratio);
+        }
+        ratios.sort_unstable_by(f64::total_cmp);
+        println!("\nratio {:.2}", ratios[ratios.len() / 2]);
     }
 
     async fn set_up(&self, nats: &Broker, slot: &str, manner: Manner) {
