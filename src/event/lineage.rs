@@ -58,13 +58,20 @@ pub struct Lineage {
     source: Source,
     /// (timeline, first commit position that is no longer part of it).
     ended: Vec<(u32, u64)>,
+    /// The same of timelines that are no part of the history, which shared it up to there.
+    dead: Vec<(u32, u64)>,
 }
 
 impl Lineage {
     /// `ended`: each earlier timeline with the position at which the next one left it
     /// (`TIMELINE_HISTORY`).
     pub fn new(source: Source, ended: Vec<(u32, u64)>) -> Self {
-        Self { source, ended }
+        let dead = Vec::new();
+        Self {
+            source,
+            ended,
+            dead,
+        }
     }
 
     /// The source that writes now.
@@ -75,6 +82,12 @@ impl Lineage {
     /// Each earlier timeline with the position at which the next one left it.
     pub fn ended(&self) -> &[(u32, u64)] {
         &self.ended
+    }
+
+    /// Who led on another timeline wrote what was committed before that began, too, under its name:
+    /// each such timeline with the position up to which its history was ours.
+    pub fn learn(&mut self, dead: Vec<(u32, u64)>) {
+        self.dead = dead;
     }
 
     /// Whether an entry belongs to the history that the cluster has now.
@@ -88,6 +101,7 @@ impl Lineage {
         let end = self
             .ended
             .iter()
+            .chain(&self.dead)
             .find(|(timeline, _)| *timeline == mark.source.timeline);
         end.is_some_and(|(_, end)| mark.position.commit < *end)
     }

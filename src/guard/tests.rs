@@ -253,6 +253,16 @@ fn lsns_used_again_after_a_failover_are_sent() {
 }
 
 #[test]
+fn what_a_dead_timeline_has_of_ours_is_not_sent_again() {
+    // Timeline 3 left ours at 105, and its leader had caught up on what came before.
+    let tail = [on_timeline(1, 100, 3), on_timeline(2, 110, 3)];
+    let mut lineage = Lineage::new(source(4), vec![(1, 90), (2, 105)]);
+    lineage.learn(vec![(3, 105)]);
+    let mut guard = Guard::new(lineage, 1, IN_FLIGHT_MAX);
+    assert_eq!(sent(&mut guard, &tail, &[100, 110]), [110]);
+}
+
+#[test]
 fn the_same_position_with_another_id_is_another_event() {
     let mut guard = guard();
     assert_eq!(guard.judge(at(10), "other"), Verdict::Unknown);

@@ -60,12 +60,16 @@ pub async fn claim(
     let there = kept.as_ref().ok().and_then(Option::as_ref);
     let revision = there.map_or(0, |kept| kept.revision);
     let found = there.and_then(read);
+    let history: Vec<Switch> = lineage.ended().iter().map(Switch::from).collect();
+    if let Some(found) = &found {
+        let dead = watermark::dead(found, (lineage.source(), &history));
+        sink.learn(dead.iter().map(Switch::pair).collect());
+    }
     let reached = found.as_ref().and_then(|found| found.stored.as_ref());
     let reached = reached.map_or(0, |place| place.sequence);
     let delayed = found.as_ref().is_some_and(|found| found.delayed > 0);
     let standing = sink.standing(reached, delayed).await?;
     refuse_other_house(found.as_ref(), &standing, lineage.source())?;
-    let history: Vec<Switch> = lineage.ended().iter().map(Switch::from).collect();
     let mut blank = Record::blank(lineage.source(), &history, server.start);
     blank.stream_created.clone_from(&standing.created);
     let claimant = (instance, standing.server_id.as_str());

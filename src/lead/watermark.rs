@@ -37,6 +37,10 @@ pub struct Record {
     pub source: Source,
     /// Where each earlier timeline of the cluster ended.
     pub history: Vec<Switch>,
+    /// Timelines on which an outjet has led and that are no part of this history, each with the
+    /// place up to which it was theirs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dead: Vec<Switch>,
     /// When the stream was created, as its server says it.
     pub stream_created: String,
     /// P; `None`: nothing is known of what was settled.
@@ -71,6 +75,7 @@ impl Record {
             version: VERSION,
             source: source.clone(),
             history: history.to_vec(),
+            dead: Vec::new(),
             stream_created: String::new(),
             settled: None,
             stored: None,
@@ -94,6 +99,13 @@ pub struct Switch {
     /// The next one left it here.
     #[serde(with = "text")]
     pub ended_at: Lsn,
+}
+
+impl Switch {
+    /// As a lineage has it.
+    pub fn pair(&self) -> (u32, u64) {
+        (self.timeline, self.ended_at.as_u64())
+    }
 }
 
 impl From<&(u32, u64)> for Switch {
@@ -354,15 +366,17 @@ pub fn judge(found: &Record, facts: &Facts<'_>) -> Result<Verdict, Refusal> {
     let mut record = Record {
         source: facts.source.clone(),
         history: facts.history.to_vec(),
+        dead: dead(found, (facts.source, facts.history)),
         stream_created: facts.stream_created.to_owned(),
         ..found.clone()
     };
+    let shared = shared_up_to(found, (facts.source, facts.history));
     // Rule 1. A stream that was restored from a backup counts as another one, too; what it is known
     // to lack, and where the slot must not start, the record says all the same.
     if found.stream_created != facts.stream_created {
         let mut gap = None;
         if found.source.same_slot(facts.source) {
-            record.confirmed = record.confirmed.min(shared_up_to(found, facts));
+            record.confirmed = record.confirmed.min(shared);
             gap = moved(&mut record, facts)?;
         }
         record.confirmed = facts.start;
@@ -376,7 +390,6 @@ pub fn judge(found: &Record, facts: &Facts<'_>) -> Result<Verdict, Refusal> {
     if found.source.timeline > facts.source.timeline {
         return Err(Refusal::OlderTimeline(found.source.timeline));
     }
-    let shared = shared_up_to(found, facts);
     let Some(before_fork) = cut_off(shared) else {
         record.confirmed = facts.start;
         return Ok(nothing_known(record, Void::History));
@@ -514,8 +527,30 @@ fn nothing_known(record: Record, void: Void) -> Verdict {
     }
 }
 
+/// The timelines that a record tells of and that this history does not have, each with the place up
+/// to which it was the same: their leaders wrote what was committed before the fork, too.
+pub fn dead(found: &Record, (source, history): (&Source, &[Switch])) -> Vec<Switch> {
+    if found.source.system != source.system {
+        return Vec::new();
+    }
+    let shared = shared_up_to(found, (source, history));
+    let last = Switch {
+        timeline: found.source.timeline,
+        ended_at: shared,
+    };
+    let theirs = found.history.iter().chain([&last]).chain(&found.dead);
+    let ours =
+        |timeline| timeline == source.timeline || history.iter().any(|it| it.timeline == timeline);
+    let dead = theirs.filter(|switch| !ours(switch.timeline));
+    dead.map(|switch| Switch {
+        ended_at: switch.ended_at.min(shared),
+        ..*switch
+    })
+    .collect()
+}
+
 /// Up to where both have the same history: each timeline is a step, the last of them without end.
-fn shared_up_to(found: &Record, facts: &Facts<'_>) -> Lsn {
+fn shared_up_to(found: &Record, (source, history): (&Source, &[Switch])) -> Lsn {
     const ENDLESS: Lsn = Lsn::new(u64::MAX);
     let steps = |history: &[Switch], timeline| {
         let last = Switch {
@@ -525,7 +560,7 @@ fn shared_up_to(found: &Record, facts: &Facts<'_>) -> Lsn {
         history.iter().copied().chain([last]).collect::<Vec<_>>()
     };
     let theirs = steps(&found.history, found.source.timeline);
-    let ours = steps(facts.history, facts.source.timeline);
+    let ours = steps(history, source.timeline);
     for (theirs, ours) in theirs.iter().zip(&ours) {
         if theirs.timeline != ours.timeline {
             return Lsn::ZERO;

@@ -301,6 +301,7 @@ mod tests {
             version: watermark::VERSION,
             source: source(),
             history: Vec::new(),
+            dead: Vec::new(),
             stream_created: "then".to_owned(),
             settled: Some(Settled {
                 position,

@@ -77,6 +77,8 @@ impl State {
         let slot = facts.slot.as_ref().filter(|slot| !slot.lost());
         let start = slot.and_then(|slot| slot.confirmed_flush);
         if let Some(record) = &state.traces.record {
+            let dead = watermark::dead(record, (state.lineage.source(), &state.history));
+            state.lineage.learn(dead.iter().map(Switch::pair).collect());
             state.judged = state.judge(record, start.unwrap_or(Lsn::ZERO))?;
         } else if state.other_house().is_some() {
             state.judged = Judged::Open(None);

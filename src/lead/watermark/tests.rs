@@ -33,6 +33,7 @@ fn record() -> Record {
         version: VERSION,
         source: source("7", 1),
         history: Vec::new(),
+        dead: Vec::new(),
         stream_created: "then".to_owned(),
         settled: Some(Settled {
             position: at(100),
@@ -330,6 +331,31 @@ fn another_timeline_is_written_with_what_both_have_in_common() {
     assert_eq!(verdict.record.confirmed, lsn(95));
     let again = promoted.with(|c| c.record = verdict.record.clone());
     assert_eq!(again.judge().expect("a term").record, verdict.record);
+}
+
+/// A standby that had not followed the first promotion is promoted in its turn, and another one.
+#[test]
+fn dead_timelines_are_known_up_to_where_they_were_ours() {
+    let led = record();
+    let led = Record {
+        source: source("7", 3),
+        history: vec![switch(1, 95), switch(2, 200)],
+        ..led
+    };
+    let case = case().with(|c| {
+        c.record = led;
+        (c.source, c.history) = (source("7", 4), vec![switch(1, 95), switch(2, 150)]);
+    });
+    let verdict = case.judge().expect("a term");
+    assert_eq!(verdict.record.dead, [switch(3, 150)]);
+    let next = case.with(|c| {
+        c.record = verdict.record.clone();
+        (c.source, c.history) = (source("7", 5), vec![switch(1, 90)]);
+    });
+    let dead = next.judge().expect("a term").record.dead;
+    assert_eq!(dead, [switch(2, 90), switch(4, 90), switch(3, 90)]);
+    let elsewhere = (&source("8", 5), &[switch(1, 90)][..]);
+    assert_eq!(super::dead(&next.record, elsewhere), []);
 }
 
 #[test]

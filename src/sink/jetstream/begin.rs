@@ -93,6 +93,12 @@ impl JetStream {
         ))
     }
 
+    /// Says which timelines are no part of our history, and up to where they shared it. Before
+    /// anything is read.
+    pub fn learn(&mut self, dead: Vec<(u32, u64)>) {
+        self.appender.learn(dead);
+    }
+
     /// Says what is known of the events that come. Once, before the sink runs.
     pub async fn begin(&mut self, past: Past) -> Result<(), Failure> {
         let begun = Box::pin(self.appender.remember(&mut self.epoch, past)).await;

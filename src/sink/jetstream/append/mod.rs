@@ -81,6 +81,12 @@ impl Appender {
         }
     }
 
+    /// Which timelines are no part of our history, and up to where they shared it.
+    pub(crate) fn learn(&mut self, dead: Vec<(u32, u64)>) {
+        self.lineage.learn(dead);
+        self.memory = Memory::new(&self.lineage, self.options.stream.shared);
+    }
+
     /// After the end of an epoch. Ends the sink if a person must act or the stream is another one;
     /// waits otherwise.
     pub(crate) async fn give_up_or_wait(
