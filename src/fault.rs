@@ -4,24 +4,38 @@
 //! There are none in release builds: nothing can be armed where it matters, and the chaos run,
 //! which kills from outside, has before it what is shipped.
 
-/// Aborts here at the n-th passage if the variable `FAULT_POINT` says `name:n`. Not `OUTJET_…`:
-/// those are keys of the configuration.
+/// Aborts here at the n-th passage if the variable `FAULT_POINT` says `name:n`; panics if it says
+/// `name:n:panic`. Not `OUTJET_…`: those are keys of the configuration.
 #[cfg(debug_assertions)]
 pub fn point(name: &str) {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    static ARMED: OnceLock<Option<(String, AtomicU64)>> = OnceLock::new();
+    struct Armed {
+        name: String,
+        left: AtomicU64,
+        panics: bool,
+    }
+
+    static ARMED: OnceLock<Option<Armed>> = OnceLock::new();
     let armed = ARMED.get_or_init(|| {
         let text = std::env::var("FAULT_POINT").ok()?;
-        let (name, passages) = text.split_once(':').expect("FAULT_POINT is name:n");
-        let passages = passages.parse().expect("FAULT_POINT ends with a number");
-        Some((name.to_owned(), AtomicU64::new(passages)))
+        let dying = text.strip_suffix(":panic");
+        let (name, passages) = dying
+            .unwrap_or(&text)
+            .split_once(':')
+            .expect("FAULT_POINT is name:n");
+        Some(Armed {
+            name: name.to_owned(),
+            left: AtomicU64::new(passages.parse().expect("FAULT_POINT has a number")),
+            panics: dying.is_some(),
+        })
     });
-    if let Some((armed, left)) = armed
-        && armed == name
-        && left.fetch_sub(1, Ordering::Relaxed) == 1
+    if let Some(armed) = armed
+        && armed.name == name
+        && armed.left.fetch_sub(1, Ordering::Relaxed) == 1
     {
+        assert!(!armed.panics, "FAULT_POINT asks for it");
         std::process::abort();
     }
 }

@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::process::ExitCode;
+use std::panic;
+use std::process::{self, ExitCode};
 
 use clap::Parser;
 use outjet::cli::Cli;
 use outjet::command;
-use outjet::error::{Exit, Failure};
+use outjet::error::{Exit, Failure, Problem};
 
 /// An event passes through a few dozen small allocations, most of them in the NATS client's header
 /// map; this allocator makes them cheaper than the system's (`scripts/bench`).
@@ -16,6 +17,7 @@ use outjet::error::{Exit, Failure};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    exit_at_a_panic();
     decline_huge_pages();
     let cli = Cli::parse();
     let environment: BTreeMap<String, String> = std::env::vars_os()
@@ -50,6 +52,31 @@ fn unless_closed<T>(written: io::Result<T>, all: T) -> io::Result<T> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(all),
         written => written,
     }
+}
+
+/// A panic is a bug of ours. The process ends with a message and a code, as after any failure,
+/// whichever task panicked: a task that ended alone might never be noticed. It ends before anything
+/// unwinds or aborts, so every build does the same (`panic = "abort"` would end in a signal).
+/// Nothing is lost: the slot still has what was not confirmed.
+fn exit_at_a_panic() {
+    let default = panic::take_hook();
+    panic::set_hook(Box::new(move |panicked| {
+        // Says what and where, and with RUST_BACKTRACE the way there.
+        default(panicked);
+        let place = panicked.location().map(ToString::to_string);
+        let problem = Problem::new(
+            "outjet has a bug",
+            format!(
+                "it panicked at {}, version {}",
+                place.unwrap_or_default(),
+                env!("CARGO_PKG_VERSION")
+            ),
+            "please report this with the lines above; start it again: it goes on where it ended",
+        );
+        let failure = Failure::halt(Exit::Bug, problem);
+        say(&failure);
+        process::exit(failure.exit as i32);
+    }));
 }
 
 /// The allocator asks for pages of 2 MiB, each resident as a whole once a byte of it was used: with

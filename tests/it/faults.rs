@@ -82,6 +82,37 @@ async fn killed_in_the_middle_of_a_transaction_loses_and_repeats_nothing() {
     stream_is_exact_after_deaths_at("settled_in_part", RARE_PASSAGES).await;
 }
 
+/// Once it has panicked there.
+async fn bug_ends_the_process_at(point: &str) {
+    let delivery = Delivery::configured(CONFIG).await;
+    outbox::backlog(&delivery.session, 50).await;
+    let armed = delivery.outjet(["run", "--log-format", "json"]);
+    let armed = armed.env("FAULT_POINT", format!("{point}:3:panic"));
+    let output = armed.output().await;
+    assert_eq!(output.code, Some(70), "{output:?}");
+    let said = &output.stderr;
+    for words in [
+        "FAULT_POINT asks for it",
+        "outjet: outjet has a bug\n",
+        "cause: it panicked at src/fault.rs:",
+        "fix:   please report this",
+    ] {
+        assert!(said.contains(words), "{words:?} in {said}");
+    }
+    let _outjet = delivery.run();
+    delivery.verdict().await.assert_exact();
+}
+
+#[tokio::test]
+async fn panic_of_the_sink_ends_the_process_as_a_bug() {
+    bug_ends_the_process_at("published").await;
+}
+
+#[tokio::test]
+async fn panic_of_the_relay_ends_the_process_as_a_bug() {
+    bug_ends_the_process_at("status_queued").await;
+}
+
 #[test]
 fn release_build_has_no_fault_points() {
     let traces = |binary: &[u8]| {
