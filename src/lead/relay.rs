@@ -19,7 +19,6 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -36,6 +35,7 @@ use crate::lead::window::{Confirmed, Limits, Window};
 use crate::lsn::Lsn;
 use crate::pg::replication::{Frame, Stream};
 use crate::pg::{Error as PgError, ServerMessage};
+use crate::sink::running::Running;
 use crate::sink::{HELD_MAX, Order, Report, Settled};
 use crate::watch::vitals::{State, Vitals, unix_seconds};
 
@@ -82,8 +82,7 @@ pub struct Relay {
     questioned: bool,
     /// Events of the term that the record did not know.
     handed_over: u64,
-    orders: mpsc::Sender<Order>,
-    reports: mpsc::Receiver<Report>,
+    sink: Running,
     batch: Vec<Event>,
     /// Those of the open transaction that wait for its end.
     together: Together,
@@ -160,11 +159,11 @@ impl Relay {
     /// it hears from us before; one that is to shut down asks again after each answer (WalSndDone).
     const ASKED_MIN: u32 = 16;
 
-    /// For a stream that was just started.
+    /// For a stream that was just started, and a sink with room for all events of the window.
     pub fn new(
         stream: Stream,
         assembler: Assembler,
-        (orders, reports): (mpsc::Sender<Order>, mpsc::Receiver<Report>),
+        sink: Running,
         (start, options, vitals): (Start, Options, Arc<Vitals>),
     ) -> Self {
         vitals.metrics.nats_connected.set(1);
@@ -197,8 +196,7 @@ impl Relay {
             synchronous,
             questioned: false,
             handed_over: 0,
-            orders,
-            reports,
+            sink,
             batch: Vec::new(),
             together: Together::new(options.atomic),
             kept_from: 0,
@@ -255,7 +253,7 @@ impl Relay {
         tokio::select! {
             biased;
             () = stop.cancelled(), if self.stop_at.is_none() => Ok(Action::Stop),
-            report = self.reports.recv() => report.map(Action::Report).ok_or(Error::SinkEnded),
+            report = self.sink.report() => report.map(Action::Report).map_err(Error::Sink),
             () = tokio::time::sleep_until(wake) => Ok(Action::Due),
             action = exchange(&mut self.stream, reading) => action.map_err(Error::Postgres),
         }
@@ -273,7 +271,7 @@ impl Relay {
             }
             Action::Report(report) => {
                 self.take_report(report)?;
-                while let Ok(report) = self.reports.try_recv() {
+                while let Some(report) = self.sink.try_report() {
                     self.take_report(report)?;
                 }
                 Ok(())
@@ -306,8 +304,8 @@ impl Relay {
             // Nothing will be settled, so nothing more be read: it is too large to be gathered.
             self.together.give_up(&mut self.batch);
         }
-        self.hand_over()?;
-        self.keep_record()?;
+        self.hand_over();
+        self.keep_record();
         if self.confirmable() > self.reported {
             self.asked = None;
             // What was to be recorded first has waited already.
@@ -521,27 +519,16 @@ impl Relay {
         event.size() - event.payload.len() + kept
     }
 
-    /// The channel has room for as many batches as the window has for events, and for a write.
-    fn hand_over(&mut self) -> Result<(), Error> {
+    fn hand_over(&mut self) {
         if self.batch.is_empty() {
-            return Ok(());
+            return;
         }
         self.vitals
             .metrics
             .events_decoded
             .inc_by(self.batch.len() as u64);
         let batch = std::mem::take(&mut self.batch);
-        self.order(Order::Append(batch))
-    }
-
-    fn order(&self, order: Order) -> Result<(), Error> {
-        match self.orders.try_send(order) {
-            Ok(()) => Ok(()),
-            Err(mpsc::error::TrySendError::Closed(_)) => Err(Error::SinkEnded),
-            Err(mpsc::error::TrySendError::Full(_)) => {
-                unreachable!("more batches than the window has room for events")
-            }
-        }
+        self.sink.order(Order::Append(batch));
     }
 
     fn queue_status(&mut self, reply_requested: bool) {

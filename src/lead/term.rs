@@ -6,8 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -26,7 +24,6 @@ use crate::pg::control::Control;
 use crate::pg::params::Params;
 use crate::pg::replication::{Session, Stream};
 use crate::preflight;
-use crate::sink::Report;
 use crate::sink::jetstream::{self, JetStream};
 use crate::watch::vitals::{State, Vitals};
 
@@ -61,9 +58,6 @@ const ANSWER_MIN: Duration = Duration::from_secs(10);
 /// How often a leader looks whether its tables are published: rows that are not are passed over
 /// without a word, and none of them comes later.
 const PUBLICATION_POLL: Duration = Duration::from_secs(5);
-
-/// Most reports that wait for the relay, which takes all there are at each turn.
-const REPORTS_MAX: usize = 64;
 
 /// Leads or stands by until it is told to stop; `Err` only with `exit_on_halt`. `before` must have
 /// worked once before the first term.
@@ -492,11 +486,8 @@ impl Instance<'_> {
         } = lead;
         info!(slot = self.options.preflight.slot, %start, "leading");
         let relay = self.options.relay;
-        let (orders, taken) = mpsc::channel(relay.window.events_max + 1);
-        let (reports, settled) = mpsc::channel::<Report>(REPORTS_MAX);
-        // Aborted when the term ends, whatever its end.
-        let mut tasks = JoinSet::new();
-        tasks.spawn(sink.run(taken, reports));
+        // Ends with the relay.
+        let sink = sink.start(relay.window.events_max);
         let assembler = Assembler::new(self.options.assemble.clone());
         let vitals = self.options.vitals.clone();
         let start = Start {
@@ -505,7 +496,7 @@ impl Instance<'_> {
             keeper: begun.keeper,
             synchronous: synchronous.clone(),
         };
-        let mut relay = Relay::new(stream, assembler, (orders, settled), (start, relay, vitals));
+        let mut relay = Relay::new(stream, assembler, sink, (start, relay, vitals));
         let ended = tokio::select! {
             biased;
             ended = Box::pin(relay.run(self.stop)) => Ok(ended),
@@ -525,10 +516,6 @@ impl Instance<'_> {
                 info!(confirmed, "stopped");
                 Ok(())
             }
-            Err(relay::Error::SinkEnded) => match tasks.join_next().await {
-                Some(Ok(Err(failure))) => Err(failure),
-                _ => Err(relay::Error::SinkEnded.failure(&self.options.params)),
-            },
             Err(error) => Err(error.failure(&self.options.params)),
         }
     }

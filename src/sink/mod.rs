@@ -8,9 +8,11 @@
 //!
 //! Both channels are bounded, and a sink that waits for room to report takes no events meanwhile.
 //! So nobody may wait for room for events without taking reports: each would wait for the other.
-//! The relay never waits for room, because its channel has a place for every event of the window.
+//! Nobody has to, because the channel has a place for every event that may be with the sink
+//! ([`running`]).
 
 pub mod jetstream;
+pub mod running;
 
 use bytes::Bytes;
 

@@ -2,24 +2,17 @@
 
 use std::time::Duration;
 
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use crate::command::progress::Progress;
-use crate::error::{Exit, Failure, Problem};
+use crate::error::{Failure, Problem};
 use crate::event::Event;
 use crate::event::lineage::Lineage;
 use crate::lead::window::{Limits, Window};
 use crate::lsn::Lsn;
 use crate::sink::jetstream::{JetStream, Options};
+use crate::sink::running::Running;
 use crate::sink::{Order, Past, Report};
-
-/// Batches that wait for the sink.
-const BATCHES_MAX: usize = 2;
-
-/// Reports that wait for us.
-const REPORTS_MAX: usize = 64;
 
 /// How long NATS may take no event before the command ends: a server has restarted by then, and
 /// somebody who waits at a terminal wants to know. What is stored is found by the next call.
@@ -36,14 +29,9 @@ const STILL_MAX: Duration = Duration::from_secs(300);
 /// there, which is half as fast on a busy machine.
 const TIMES: u32 = 4;
 
-/// How long a sink that has closed its channels may take to end: it has nothing left to do.
-const END_MAX: Duration = Duration::from_secs(10);
-
 /// The sink at work, and what it has not settled.
 pub(super) struct Append {
-    events: mpsc::Sender<Order>,
-    reports: mpsc::Receiver<Report>,
-    task: JoinSet<Result<(), Failure>>,
+    sink: Running,
     progress: Progress,
     sent: u64,
     /// One transaction that never ends: only its room counts.
@@ -52,14 +40,6 @@ pub(super) struct Append {
     patience: Duration,
     /// When we began to wait, or something was settled since.
     still_since: Instant,
-}
-
-/// How a sink is run.
-#[derive(Clone, Copy, Debug)]
-struct Waits {
-    limits: Limits,
-    reports_max: usize,
-    patience: Duration,
 }
 
 impl Append {
@@ -72,40 +52,22 @@ impl Append {
     ) -> Result<Self, Failure> {
         options.give_up_after = Some(DOWN_MAX);
         options.record = false;
-        let waits = Waits {
-            limits,
-            reports_max: REPORTS_MAX,
-            patience: patience(&options, reading),
-        };
+        let patience = patience(&options, reading);
         let mut sink = Box::pin(JetStream::open(options, lineage)).await?;
         Box::pin(sink.begin(Past::NONE)).await?;
-        Ok(Self::start((waits, progress), |batches, reported| {
-            sink.run(batches, reported)
-        }))
+        let sink = sink.start(limits.events_max);
+        Ok(Self::new((sink, limits), (progress, patience)))
     }
 
-    /// Starts a sink.
-    fn start<Run>(
-        (waits, progress): (Waits, Progress),
-        run: impl FnOnce(mpsc::Receiver<Order>, mpsc::Sender<Report>) -> Run,
-    ) -> Self
-    where
-        Run: Future<Output = Result<(), Failure>> + Send + 'static,
-    {
-        let (events, batches) = mpsc::channel(BATCHES_MAX);
-        let (reported, reports) = mpsc::channel(waits.reports_max);
-        let mut task = JoinSet::new();
-        task.spawn(run(batches, reported));
-        let mut window = Window::new(waits.limits, Lsn::ZERO);
+    fn new((sink, limits): (Running, Limits), (progress, patience): (Progress, Duration)) -> Self {
+        let mut window = Window::new(limits, Lsn::ZERO);
         window.begin();
         Self {
-            events,
-            reports,
-            task,
+            sink,
             progress,
             sent: 0,
             window,
-            patience: waits.patience,
+            patience,
             still_since: Instant::now(),
         }
     }
@@ -118,7 +80,7 @@ impl Append {
         for event in &events {
             self.window.hand_over(event.size(), 0);
         }
-        self.hand_over(events).await?;
+        self.sink.order(Order::Append(events));
         while !self.window.has_room() {
             self.settle().await?;
         }
@@ -135,69 +97,33 @@ impl Append {
         Ok(self.sent)
     }
 
-    /// Waits for room in the channel, and takes reports meanwhile: a sink that waits for room for
-    /// its next report takes no events. Waiting for one of the two alone, each would wait for the
-    /// other.
-    async fn hand_over(&mut self, events: Vec<Event>) -> Result<(), Failure> {
-        loop {
-            let still_until = self.still_since + self.patience;
-            // Cancel-safe: a report or a place that was not returned is still there.
-            let report = tokio::select! {
-                biased;
-                report = self.reports.recv() => report,
-                room = self.events.reserve() => match room {
-                    Ok(room) => {
-                        room.send(Order::Append(events));
-                        return Ok(());
-                    }
-                    Err(_) => None,
-                },
-                () = sleep_until(still_until) => return Err(self.stalled()),
-            };
-            self.take(report).await?;
-        }
-    }
-
     async fn settle(&mut self) -> Result<(), Failure> {
         let still_until = self.still_since + self.patience;
-        match timeout_at(still_until, self.reports.recv()).await {
-            Ok(report) => self.take(report).await,
-            Err(_) => Err(self.stalled()),
+        match timeout_at(still_until, self.sink.report()).await {
+            Ok(report) => self.take(report?),
+            Err(_) => return Err(self.stalled()),
         }
+        Ok(())
     }
 
-    /// Books what the sink says; `None`: it has ended.
-    async fn take(&mut self, report: Option<Report>) -> Result<(), Failure> {
+    /// Books what the sink says.
+    fn take(&mut self, report: Report) {
         match report {
-            Some(Report::Settled(settled)) => {
+            Report::Settled(settled) => {
                 self.window.settle(settled.events());
                 self.still_since = Instant::now();
                 let stored = self.sent - self.window.events() as u64;
                 self.progress.show(stored);
             }
-            Some(Report::Down(failure)) => {
+            Report::Down(failure) => {
                 let Problem { problem, cause, .. } = failure.problem;
                 let seconds = DOWN_MAX.as_secs();
                 let down = format!("{problem}: {cause}; it is tried again for {seconds} s");
                 self.progress.say(&down);
             }
-            Some(Report::Up) => self.progress.say("events get through to NATS again"),
-            Some(Report::Held | Report::Released | Report::Written(_) | Report::Gap(..)) => {}
-            None => return Err(self.ended().await),
+            Report::Up => self.progress.say("events get through to NATS again"),
+            Report::Held | Report::Released | Report::Written(_) | Report::Gap(..) => {}
         }
-        Ok(())
-    }
-
-    /// Why there is no sink any more.
-    async fn ended(&mut self) -> Failure {
-        let cause = match timeout(END_MAX, self.task.join_next()).await {
-            Ok(Some(Ok(Err(failure)))) => return failure,
-            Ok(Some(Err(error))) => error.to_string(),
-            Ok(_) => "its task is gone".to_owned(),
-            Err(_) => format!("its channels are closed, its task is not over after {END_MAX:?}"),
-        };
-        let fix = "type the command again; please report this if it repeats";
-        Failure::halt(Exit::Bug, Problem::new("the sink ended", cause, fix))
     }
 
     /// Nothing is settled, and nothing fails.
@@ -221,21 +147,20 @@ fn patience(options: &Options, reading: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use tokio::sync::mpsc;
+    use tokio::time::timeout;
 
     use super::*;
+    use crate::error::Exit;
     use crate::event::{Headers, Position};
     use crate::sink::Settled;
 
     const PATIENCE: Duration = Duration::from_secs(300);
 
-    /// As many events as `publish.in_flight_max` allows at most, and one report.
-    const WAITS: Waits = Waits {
-        limits: Limits {
-            events_max: 16_384,
-            bytes_max: usize::MAX,
-        },
-        reports_max: 1,
-        patience: PATIENCE,
+    /// As many events as `publish.in_flight_max` allows at most.
+    const LIMITS: Limits = Limits {
+        events_max: 16_384,
+        bytes_max: usize::MAX,
     };
 
     /// Longer than any of our own limits. The clock of these tests goes on only when all wait.
@@ -285,7 +210,8 @@ mod tests {
     where
         Run: Future<Output = Result<(), Failure>> + Send + 'static,
     {
-        Append::start((WAITS, Progress::unseen()), run)
+        let sink = Running::start(LIMITS.events_max, run);
+        Append::new((sink, LIMITS), (Progress::unseen(), PATIENCE))
     }
 
     /// Says of each event that it is stored, and takes no more before it has said so.
@@ -319,11 +245,6 @@ mod tests {
             let down = Report::Down(Failure::retry(away.clone()));
             let _ = reports.send(down).await;
         }
-    }
-
-    async fn ends_too_late(batches: Batches, reports: Reports) -> Result<(), Failure> {
-        drop((batches, reports));
-        std::future::pending().await
     }
 
     #[tokio::test(start_paused = true)]
@@ -361,9 +282,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn sink_that_takes_no_events_ends_the_command() {
-        // Those in the channel, and those that find no room there.
-        let handed_over = (BATCHES_MAX + 1) * BATCH;
-        assert_stalled(start(takes_nothing), 20_000, handed_over).await;
+        // A full window.
+        assert_stalled(start(takes_nothing), 20_000, 16_384).await;
     }
 
     #[tokio::test(start_paused = true)]
@@ -373,14 +293,5 @@ mod tests {
             let started = start(settles_nothing);
             assert_stalled(started, events, handed_over).await;
         }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn sink_that_closes_its_channels_and_does_not_end_is_not_waited_for() {
-        let (after, failure) = fails(start(ends_too_late), 100).await;
-        assert!(after < PATIENCE, "{after:?}");
-        assert_eq!(failure.exit, Exit::Bug);
-        let cause = failure.problem.cause;
-        assert!(cause.ends_with("is not over after 10s"), "{cause}");
     }
 }

@@ -24,9 +24,9 @@ pub enum Error {
     /// The server passes over rows because it does not find the publication.
     #[error("{0}")]
     PublicationSkipped(String),
-    /// The sink's task is over; its own end says why.
+    /// The sink has ended.
     #[error("the sink ended")]
-    SinkEnded,
+    Sink(#[source] Failure),
     /// No event got through for too long.
     #[error("no event gets through for {} s", .waited.as_secs())]
     SinkDown {
@@ -58,7 +58,7 @@ impl Error {
         match self {
             Self::Assemble(_) | Self::Rejected(_) | Self::PublicationSkipped(_) => true,
             Self::Postgres(_)
-            | Self::SinkEnded
+            | Self::Sink(_)
             | Self::SinkDown { .. }
             | Self::Awaited(_)
             | Self::Unrecorded(_)
@@ -83,12 +83,7 @@ impl Error {
                      is not published",
                 ),
             ),
-            Self::SinkEnded => Failure::retry(Problem::new(
-                "the sink ended",
-                "its task is gone",
-                "nothing: it is started again; please report this if it repeats",
-            )),
-            Self::SinkDown { failure, .. } => failure.clone(),
+            Self::Sink(failure) | Self::SinkDown { failure, .. } => failure.clone(),
             Self::Awaited(waited) => Failure::retry(Problem::new(
                 format!("Postgres at {params} waits for events that cannot be confirmed yet"),
                 format!(

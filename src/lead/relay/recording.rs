@@ -29,7 +29,7 @@ impl Relay {
     /// Writes the record if it is time for it. What is held back is recorded like all that is
     /// stored: when it is confirmed, the record has been there as long as the events, and a broker
     /// that forgets one has forgotten the other.
-    pub(super) fn keep_record(&mut self) -> Result<(), Error> {
+    pub(super) fn keep_record(&mut self) {
         let now = Instant::now();
         let pause = match self.urgency() {
             _ if self.watermark.pending() => None,
@@ -41,13 +41,13 @@ impl Relay {
         let due = pause.map(|pause| self.written_at + pause);
         if due.is_none_or(|due| due > now) {
             self.write_due = due.or(self.keeper.not_before());
-            return Ok(());
+            return;
         }
         self.written_at = now;
         self.write_due = None;
         fault::point("record_written");
         let write = self.keeper.write(self.window.stored(), self.handed_over);
-        self.order(Order::Keep(write))
+        self.sink.order(Order::Keep(write));
     }
 
     /// What became of a write.

@@ -53,6 +53,7 @@ pub use self::read::transcript::{Message as StoredMessage, Transcript};
 pub use self::rights::check_rights;
 use crate::error::Failure;
 use crate::event::lineage::Lineage;
+use crate::sink::running::Running;
 use crate::sink::{Order, Report};
 
 /// The sink of one term.
@@ -70,6 +71,11 @@ impl JetStream {
             Ok(epoch) => Ok(Self { appender, epoch }),
             Err(error) => Err(error.failure(&appender.options)),
         }
+    }
+
+    /// Appends what comes on a task of its own, as [`run`](Self::run) does.
+    pub fn start(self, events_max: usize) -> Running {
+        Running::start(events_max, |orders, reports| self.run(orders, reports))
     }
 
     /// Appends what comes until the channel is closed. Ends with a failure if a person must act.
