@@ -70,6 +70,9 @@ pub struct Connection {
     silence: Silence,
     shared: Arc<Shared>,
     max_payload: usize,
+    /// No line was longer, but for those of requests.
+    longest_line: usize,
+    line_bytes_max: usize,
     ended: Option<Broken>,
 }
 
@@ -136,6 +139,7 @@ impl Connection {
         let max_payload = server.max_payload;
         let mut output = Vec::new();
         wire::subscribe(&mut output, &format!("{inbox}.*"), SUBSCRIPTION);
+        let longest_line = output.len();
         Self {
             stream,
             output,
@@ -149,6 +153,8 @@ impl Connection {
             silence: Silence::default(),
             shared: Arc::new(Shared::new(&inbox, server)),
             max_payload,
+            longest_line,
+            line_bytes_max: wire::CONTROL_LINE_BYTES_MAX,
             ended: None,
         }
     }
@@ -161,7 +167,9 @@ impl Connection {
         self.shared.take(&mut self.output);
         let prefix = &*self.shared.inbox;
         let reply = reply.map(|number| ReplyTo { prefix, number });
-        Draft::new(&mut self.output, subject, reply)
+        let draft = Draft::new(&mut self.output, subject, reply);
+        self.longest_line = self.longest_line.max(draft.line_bytes());
+        draft
     }
 
     /// The same for a message without headers, at once.
@@ -169,6 +177,8 @@ impl Connection {
         self.shared.take(&mut self.output);
         let prefix = &*self.shared.inbox;
         let reply = reply.map(|number| ReplyTo { prefix, number });
+        let line_bytes = wire::line_bytes(subject, reply);
+        self.longest_line = self.longest_line.max(line_bytes);
         wire::publish(&mut self.output, subject, reply, body);
     }
 
@@ -256,6 +266,23 @@ impl Connection {
     /// Most bytes of headers and body that the server takes at this moment.
     pub fn max_payload(&self) -> usize {
         self.max_payload
+    }
+
+    /// Longest line that the server takes, as far as is known.
+    pub fn line_bytes_max(&self) -> usize {
+        self.line_bytes_max
+    }
+
+    /// It is known to take no longer lines.
+    pub fn limit_lines(&mut self, bytes_max: usize) {
+        self.line_bytes_max = bytes_max;
+        self.shared.limit_lines(bytes_max);
+    }
+
+    /// How long the line of a message is.
+    pub fn line_bytes(&self, subject: &str, number: u64) -> usize {
+        let prefix = &*self.shared.inbox;
+        wire::line_bytes(subject, Some(ReplyTo { prefix, number }))
     }
 
     /// The server, as it last described itself.
@@ -442,7 +469,8 @@ impl Connection {
                 }
                 Operation::Pong | Operation::Ok => None,
                 Operation::Error(text) => {
-                    let broken = Broken::said(text);
+                    let longest = self.longest_line.max(self.shared.longest_line());
+                    let broken = Broken::said(text, longest);
                     self.end(broken);
                     None
                 }

@@ -228,6 +228,10 @@ pub enum Broken {
     /// We may not subscribe to our inbox: nothing is ever answered.
     #[error("the server says: {0}")]
     SubscriptionDenied(String),
+    /// A line was longer than its `max_control_line`. It is not said which one, nor how long one
+    /// may be. The longest that was sent had so many bytes: that is too many.
+    #[error("the server says: maximum control line exceeded; the longest had {0} bytes")]
+    LineTooLong(usize),
     /// Anything else that a server does not take.
     #[error("the server says: {0}")]
     Server(String),
@@ -246,14 +250,16 @@ pub enum Broken {
 }
 
 impl Broken {
-    /// What an -ERR means. `Permissions Violation for Publish to "…"` and `… Subscription to "…"`
-    /// (nats-server, client.go), in whatever case.
-    pub(super) fn said(text: &[u8]) -> Self {
+    /// What an -ERR means, on a connection with such a longest line. `Permissions Violation for
+    /// Publish to "…"` and `… Subscription to "…"` (nats-server, client.go), `maximum control line
+    /// exceeded` (errors.go), in whatever case.
+    pub(super) fn said(text: &[u8], longest_line: usize) -> Self {
         let text = String::from_utf8_lossy(text).into_owned();
         let lower = text.to_ascii_lowercase();
         match lower.strip_prefix("permissions violation for ") {
             Some(what) if what.starts_with("publish") => Self::PublishDenied(text),
             Some(what) if what.starts_with("subscription") => Self::SubscriptionDenied(text),
+            None if lower == "maximum control line exceeded" => Self::LineTooLong(longest_line),
             _ => Self::Server(text),
         }
     }
@@ -286,6 +292,14 @@ pub enum RequestError {
         /// Of headers and body.
         bytes: usize,
         /// `max_payload` of the server.
+        bytes_max: usize,
+    },
+    /// It was not sent: the server would close the connection.
+    #[error("a line of {bytes} bytes, of which the server takes {bytes_max} (max_control_line)")]
+    LineTooLong {
+        /// With its subject.
+        bytes: usize,
+        /// As far as is known.
         bytes_max: usize,
     },
     /// It was not sent: too many others wait for an answer, or for the socket.

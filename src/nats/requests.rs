@@ -119,6 +119,17 @@ impl Requests {
         })
     }
 
+    /// How long the line of the next request is.
+    pub fn line_bytes(&self, subject: &str) -> usize {
+        let (prefix, number) = (&*self.shared.marked, self.shared.queue().next);
+        wire::line_bytes(subject, Some(ReplyTo { prefix, number }))
+    }
+
+    /// Longest line that the server takes, as far as is known.
+    pub fn line_bytes_max(&self) -> usize {
+        self.shared.line_bytes_max()
+    }
+
     /// The server, as it last described itself.
     pub fn server(&self) -> Arc<Server> {
         Arc::clone(&self.shared.queue().server)
@@ -145,6 +156,12 @@ fn append(
     (subject, reply): (&str, ReplyTo<'_>),
     (lines, body): (&[u8], &[u8]),
 ) -> Result<(), RequestError> {
+    let (line_bytes, bytes_max) = (wire::line_bytes(subject, Some(reply)), queue.line_bytes_max);
+    if line_bytes > bytes_max {
+        let bytes = line_bytes;
+        return Err(RequestError::LineTooLong { bytes, bytes_max });
+    }
+    queue.longest_line = queue.longest_line.max(line_bytes);
     let bytes_max = queue.server.max_payload;
     let fits = |bytes: usize| match bytes > bytes_max {
         true => Err(RequestError::TooLarge { bytes, bytes_max }),
@@ -219,6 +236,10 @@ struct Queue {
     /// Who waits for the answers to which.
     waiting: BTreeMap<u64, mpsc::Sender<Message>>,
     next: u64,
+    /// How long the longest line is.
+    longest_line: usize,
+    /// How long one may be.
+    line_bytes_max: usize,
     server: Arc<Server>,
     ended: Option<Broken>,
 }
@@ -233,6 +254,8 @@ impl Shared {
                 pending: Vec::new(),
                 waiting: BTreeMap::new(),
                 next: 0,
+                longest_line: 0,
+                line_bytes_max: wire::CONTROL_LINE_BYTES_MAX,
                 server: Arc::new(server),
                 ended: None,
             }),
@@ -316,6 +339,21 @@ impl Shared {
     /// The server has described itself anew.
     pub(super) fn describe(&self, server: Server) {
         self.queue().server = Arc::new(server);
+    }
+
+    /// How long the longest line is of what was asked.
+    pub(super) fn longest_line(&self) -> usize {
+        self.queue().longest_line
+    }
+
+    /// Longest line that the server takes, as far as is known.
+    pub(super) fn line_bytes_max(&self) -> usize {
+        self.queue().line_bytes_max
+    }
+
+    /// It is known to take no longer lines.
+    pub(super) fn limit_lines(&self, bytes_max: usize) {
+        self.queue().line_bytes_max = bytes_max;
     }
 
     /// Nothing is sent or answered from now on.

@@ -10,11 +10,11 @@ mod headers;
 use memchr::{memchr, memchr2};
 use serde::{Deserialize, Serialize};
 
-pub use self::draft::Draft;
+pub use self::draft::{Draft, line_bytes};
 pub use self::headers::Headers;
 
-/// Longest line of a message: the server's own limit for those of its clients
-/// (`MAX_CONTROL_LINE_SIZE`, nats-server), and what it sends has no longer subjects.
+/// Longest line of a message: the server's own limit for those of its clients, unless it is
+/// configured (`MAX_CONTROL_LINE_SIZE`, nats-server), and what it sends has no longer subjects.
 pub const CONTROL_LINE_BYTES_MAX: usize = 4096;
 
 /// Longest INFO and -ERR. An INFO names every server of a cluster (some hundred bytes and 50 each).

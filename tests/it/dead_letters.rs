@@ -1,5 +1,6 @@
 //! What cannot be published goes to the dead letters, once and in order, and keeps nobody waiting.
 
+mod control_line;
 mod mapped;
 
 use std::collections::HashSet;

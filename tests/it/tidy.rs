@@ -199,6 +199,7 @@ const PURE: &[&str] = &[
     "lead::window",
     "lead::watermark",
     "sink::jetstream::append::chain",
+    "sink::jetstream::append::lines",
     "sink::jetstream::append::memory",
     "sink::jetstream::append::places",
     "guard",

@@ -188,6 +188,45 @@ async fn first_trouble_ends_it_and_is_told_apart() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn line_that_was_too_long_is_no_longer_than_the_longest_that_was_sent() {
+    let long = "a".repeat(300);
+    let exceeded = "-ERR 'Maximum Control Line Exceeded'\r\n";
+    let (mut connection, mut theirs) = pair();
+    connection.message(&long, Some(7)).send(b"");
+    connection.message("b", Some(8)).send(b"");
+    let longest = connection.line_bytes(&long, 7);
+    say(&mut theirs, exceeded).await;
+    let broken = connection.ready().await.expect_err("it ends");
+    assert!(matches!(broken, Broken::LineTooLong(bytes) if bytes == longest));
+
+    let (mut connection, mut theirs) = pair();
+    let requests = connection.requests();
+    let longest = requests.line_bytes(&long);
+    let _answers = requests.ask(question(&long)).expect("asked");
+    say(&mut theirs, exceeded).await;
+    let broken = connection.ready().await.expect_err("it ends");
+    assert!(matches!(broken, Broken::LineTooLong(bytes) if bytes == longest));
+}
+
+#[tokio::test(start_paused = true)]
+async fn request_with_a_line_that_is_known_to_be_too_long_is_not_sent() {
+    let (mut connection, _theirs) = pair();
+    let requests = connection.requests();
+    let line = requests.line_bytes("abc");
+    connection.limit_lines(line);
+    let queued = connection.queued();
+    let refused = requests.ask(question("abcd"));
+    let (bytes, bytes_max) = (line + 1, line);
+    assert!(matches!(
+        refused,
+        Err(RequestError::LineTooLong { bytes: found, bytes_max: max })
+            if (found, max) == (bytes, bytes_max)
+    ));
+    assert_eq!(connection.queued(), queued);
+    assert!(requests.ask(question("abc")).is_ok());
+}
+
+#[tokio::test(start_paused = true)]
 async fn connection_that_is_closed_says_what_the_server_said_before() {
     let (mut connection, mut theirs) = pair();
     say(&mut theirs, reply(&connection, "1", "ok")).await;

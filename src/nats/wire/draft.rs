@@ -31,6 +31,16 @@ const BLANK: &[u8; HEADER_WIDTH + 1 + TOTAL_WIDTH + 2] = b"              \r\n";
 
 const VERSION: &[u8] = b"NATS/1.0\r\n";
 
+/// How many bytes the line of a message takes, as servers count it for their `max_control_line`:
+/// without the operation (`overMaxControlLineLimit`, nats-server, parser.go). A message without
+/// headers has a few less.
+pub fn line_bytes(subject: &str, reply: Option<ReplyTo<'_>>) -> usize {
+    let digits = |number: u64| number.checked_ilog10().unwrap_or(0) as usize + 1;
+    let reply = reply.map(|ReplyTo { prefix, number }| prefix.len() + digits(number) + 1);
+    let lengths = HEADER_WIDTH + 1 + TOTAL_WIDTH;
+    subject.len() + 1 + reply.unwrap_or(0) + lengths
+}
+
 impl<'a> Draft<'a> {
     /// Begins a message to `subject`.
     pub fn new(output: &'a mut Vec<u8>, subject: &str, reply: Option<ReplyTo<'_>>) -> Self {
@@ -71,6 +81,11 @@ impl<'a> Draft<'a> {
         self.output.extend_from_slice(b": ");
         push_number(self.output, value);
         self.output.extend_from_slice(b"\r\n");
+    }
+
+    /// How long its line is, as [`line_bytes`] counts it.
+    pub fn line_bytes(&self) -> usize {
+        self.block - self.start - b"HPUB \r\n".len()
     }
 
     /// How many bytes the headers take so far, as the server counts them.

@@ -308,6 +308,22 @@ fn length_that_does_not_fit_its_field_is_written_all_the_same() {
 }
 
 #[test]
+fn line_of_a_message_is_as_long_as_it_was_said_to_be() {
+    for number in [0, 9, 10, 99, 100, u64::MAX] {
+        for reply in [None, Some(ReplyTo { number, ..REPLY })] {
+            let mut output = b"PING\r\n".to_vec();
+            let draft = Draft::new(&mut output, "a.b", reply);
+            let counted = draft.line_bytes();
+            draft.send(b"hi");
+            let written = output.split(|byte| *byte == b'\r').nth(1).expect("a line");
+            let line = written.strip_prefix(b"\nHPUB ").expect("a message");
+            assert_eq!(counted, line.len(), "{reply:?}");
+            assert_eq!(line_bytes("a.b", reply), line.len(), "{reply:?}");
+        }
+    }
+}
+
+#[test]
 fn client_says_who_it_is_and_leaves_out_what_it_has_not() {
     let mut output = Vec::new();
     let credentials = Credentials {

@@ -1,6 +1,7 @@
 //! One NATS connection with its inbox and its streams: what an epoch stands on. A connection that
 //! breaks is never used again.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -87,9 +88,48 @@ impl Link {
         self.0.full()
     }
 
+    /// It is known that the server takes no longer lines.
+    pub(crate) fn limit_lines(&mut self, bytes_max: usize) {
+        self.0.limit_lines(bytes_max);
+    }
+
+    /// How long the line of a message is that is begun here.
+    pub(crate) fn line(&self, subject: &str, number: u64) -> Line {
+        Line {
+            bytes: self.0.line_bytes(subject, number),
+            bytes_max: self.0.line_bytes_max(),
+        }
+    }
+
     /// Most bytes of headers and body that one message of a stream may have.
     pub(crate) fn message_bytes_max(&self, info: &Info) -> usize {
         message_bytes_max(self.0.max_payload(), info)
+    }
+}
+
+/// The line that a message begins with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Line {
+    pub(crate) bytes: usize,
+    /// Most that the server takes, as far as is known.
+    pub(crate) bytes_max: usize,
+}
+
+impl Line {
+    pub(crate) fn fits(self) -> bool {
+        self.bytes <= self.bytes_max
+    }
+}
+
+impl fmt::Display for Line {
+    /// Of one that does not fit.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { bytes, bytes_max } = self;
+        write!(
+            f,
+            "it takes a line of {bytes} bytes, the server takes {bytes_max} at most \
+             (max_control_line)"
+        )
     }
 }
 
@@ -157,6 +197,15 @@ impl Client {
     pub(crate) fn server(&self) -> (String, String) {
         let server = self.api.requests().server();
         (server.id.clone(), server.name.clone())
+    }
+
+    /// How long the line is of a message that waits for its answer.
+    pub(crate) fn line(&self, subject: &str) -> Line {
+        let requests = self.api.requests();
+        Line {
+            bytes: requests.line_bytes(subject),
+            bytes_max: requests.line_bytes_max(),
+        }
     }
 
     /// Whether the server is this old or newer.

@@ -162,6 +162,9 @@ pub enum Error {
         /// What is wrong with it.
         rejected: Rejected,
     },
+    /// The server closes the connection over a line of so many bytes, or of fewer.
+    #[error("the server takes no line of {0} bytes")]
+    LineTooLong(usize),
     /// The stream is not the one that it was.
     #[error("stream {name:?} {reason}")]
     StreamChanged {
@@ -211,6 +214,7 @@ impl From<Broken> for Error {
         match broken {
             Broken::PublishDenied(_) => Self::PublishDenied(said),
             Broken::SubscriptionDenied(_) => Self::InboxDenied(said),
+            Broken::LineTooLong(bytes) => Self::LineTooLong(bytes),
             Broken::Lost(_)
             | Broken::Closed
             | Broken::Server(_)

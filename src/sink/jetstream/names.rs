@@ -51,6 +51,9 @@ pub(crate) const KV_OPERATION: &str = "KV-Operation";
 /// The reason of dead letters that no message holds.
 pub(crate) const TOO_LARGE: &str = "too_large";
 
+/// The reason of dead letters whose subject no server takes, or this one does not.
+pub(crate) const UNFIT_SUBJECT: &str = "subject";
+
 /// The reason of dead letters that cannot be kept until they are due.
 pub(crate) const NOT_DELAYED: &str = "delayed";
 

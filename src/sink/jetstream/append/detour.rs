@@ -48,7 +48,7 @@ impl Appender {
             rejected,
             source,
         };
-        let message = letters.compose(&letter, &self.options.stream)?;
+        let message = letters.compose(&letter, (&epoch.client, &self.options.stream))?;
         let (client, rejected) = (epoch.client.clone(), rejected.clone());
         let (name, last) = (letters.name().to_owned(), letters.last_sequence());
         let within = self.options.ack_timeout;

@@ -6,6 +6,7 @@ pub(crate) mod chain;
 pub(crate) mod detour;
 pub(crate) mod epoch;
 pub(crate) mod hold;
+pub(crate) mod lines;
 pub(crate) mod memory;
 pub(crate) mod past;
 pub(crate) mod places;
@@ -22,6 +23,7 @@ use tracing::warn;
 
 use self::chain::Chain;
 use self::hold::{Hold, Seen};
+use self::lines::Lines;
 use self::memory::Memory;
 use self::past::Doubts;
 use super::aside::letters::Buried;
@@ -41,6 +43,8 @@ pub(crate) struct Appender {
     backoff: Backoff,
     /// What may be stored already.
     memory: Memory,
+    /// How long a subject may be.
+    lines_taken: Lines,
     /// A write whose outcome is not known.
     writing: Option<Write>,
     /// Why the bucket cannot be used: we lack the rights.
@@ -67,6 +71,7 @@ impl Appender {
             lineage,
             chain: Chain::new(options.stream.shared),
             backoff: Backoff::new(backoff::Options::default()),
+            lines_taken: Lines::default(),
             writing: None,
             denied: None,
             schedules_denied: false,
@@ -95,6 +100,10 @@ impl Appender {
         reports: &mpsc::Sender<Report>,
     ) -> Result<(), Failure> {
         let error = self.without_it(error);
+        if let Error::LineTooLong(bytes) = error {
+            self.lines_taken.too_long(bytes);
+            self.memory.refused(&self.chain);
+        }
         let failure = error.failure(&self.options);
         if let Error::StreamChanged { gap, .. } = error
             && gap > 0
@@ -106,6 +115,7 @@ impl Appender {
             error,
             Error::Broken(_)
                 | Error::BucketDenied(_)
+                | Error::LineTooLong(_)
                 | Error::BodyRefused { .. }
                 | Error::Connect(_)
         );

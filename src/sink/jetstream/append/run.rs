@@ -28,6 +28,7 @@ impl Appender {
             client,
             streams,
         } = connection;
+        link.limit_lines(self.lines_taken.connected(&client.server().0));
         self.check_seen(&streams)?;
         let looked = link.during(Box::pin(self.look_around(&client, &streams)));
         let Around {

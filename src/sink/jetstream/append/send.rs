@@ -5,10 +5,12 @@ use std::borrow::Cow;
 use tokio::time::Instant;
 
 use super::super::aside::bodies::outgoing;
-use super::super::client::HEADER_BYTES_MAX;
+use super::super::client::{HEADER_BYTES_MAX, Line};
 use super::super::error::Error;
 use super::super::headers::{Composed, block_bytes, push, push_end, push_marks, push_number};
-use super::super::names::{BATCH_HEADER_BYTES, EXPECTED_LAST_SEQUENCE, SOURCE, TOO_LARGE};
+use super::super::names::{
+    BATCH_HEADER_BYTES, EXPECTED_LAST_SEQUENCE, SOURCE, TOO_LARGE, UNFIT_SUBJECT,
+};
 use super::super::options::Ingress;
 use super::super::reply::Reply;
 use super::Appender;
@@ -87,9 +89,10 @@ impl Appender {
         self.push_expected(&mut own);
         let event = outgoing(&epoch.bodies, waiting.event);
         let lines = event.headers.lines();
-        self.check(epoch, event, block_bytes(lines.len() + own.len()))?;
         let subject = self.entrance(event);
         let number = self.chain.next_number();
+        let line = epoch.link.line(&subject, number);
+        self.check(epoch, event, (line, block_bytes(lines.len() + own.len())))?;
         fault::point("judged");
         let mut draft = epoch.link.message(&subject, Some(number));
         draft.lines(lines.as_bytes());
@@ -115,10 +118,18 @@ impl Appender {
         if !together {
             self.push_expected(&mut lines);
         }
-        let batch = if together { BATCH_HEADER_BYTES } else { 0 };
-        self.check(epoch, event, block_bytes(lines.len()) + batch)?;
+        let subject = self.entrance(event).into_owned();
+        let (batch, line) = match together {
+            // Any of them may be the last one, which is answered.
+            true => {
+                let line = epoch.link.line(&subject, self.chain.next_number());
+                (BATCH_HEADER_BYTES, line)
+            }
+            false => (0, epoch.client.line(&subject)),
+        };
+        self.check(epoch, event, (line, block_bytes(lines.len()) + batch))?;
         Ok(Composed {
-            subject: self.entrance(event).into_owned(),
+            subject,
             lines,
             body: event.payload.clone(),
         })
@@ -162,7 +173,12 @@ impl Appender {
     }
 
     /// What no server takes must not be sent: it would close the connection or never answer.
-    fn check(&self, epoch: &Epoch, event: &Event, headers: usize) -> Result<(), Error> {
+    fn check(
+        &self,
+        epoch: &Epoch,
+        event: &Event,
+        (line, headers): (Line, usize),
+    ) -> Result<(), Error> {
         if let Some(rejected) = &event.rejected {
             return Err(Error::unsendable(event, (**rejected).clone()));
         }
@@ -183,6 +199,11 @@ impl Appender {
                 subjects: subjects.join(", "),
                 subject: event.subject.clone(),
             });
+        }
+        if !line.fits() {
+            let error = format!("its subject is too long: {line}");
+            let reason = UNFIT_SUBJECT;
+            return Err(Error::unsendable(event, Rejected { reason, error }));
         }
         let (bytes, max) = (
             headers + event.payload.len(),

@@ -90,7 +90,8 @@ impl Bodies {
         })
     }
 
-    /// Has the body in the bucket, and makes the reference. `false`: there is no body.
+    /// Has the body in the bucket, and makes the reference. `false`: there is no body, or the
+    /// object's subject is too long for the server.
     pub(crate) async fn store(
         &mut self,
         client: &Client,
@@ -103,6 +104,9 @@ impl Bodies {
         }
         let object = self.object(client, &event.id, &body).await;
         let name = &object.name;
+        if !client.line(&self.subject_of(name)).fits() {
+            return Ok(false);
+        }
         let known = self.known(name).await?;
         let there = known
             .as_ref()

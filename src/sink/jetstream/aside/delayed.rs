@@ -20,7 +20,7 @@ use super::super::messages::Messages;
 use super::super::names::{
     BATCH_COMMIT, BATCH_HEADER_BYTES, BATCH_ID, BATCH_SEQUENCE, EXPECTED_LAST_SUBJECT_SEQUENCE,
     NOT_DELAYED, PLAIN_ID, POSITION, SCHEDULE, SCHEDULE_TARGET, SCHEDULE_TTL, SOURCE,
-    TARGET_PREFIX, TOO_LARGE, TTL, mark_subject, schedule_subject,
+    TARGET_PREFIX, TOO_LARGE, TTL, UNFIT_SUBJECT, mark_subject, schedule_subject,
 };
 use super::super::options::{Options, StreamOptions};
 use super::super::reply::Reply;
@@ -77,7 +77,7 @@ impl Delayed {
         let subject = schedule_subject(&options.stream.name, event);
         let mark_subject = mark_subject(&options.stream.name, event);
         let mut schedule = self.schedule(event, source)?;
-        self.check(event, (&mark_subject, &schedule))?;
+        self.check(event, (client, &mark_subject, &schedule))?;
         self.batches += 1;
         let batch = format!("{}-d{}", client.name, self.batches);
         let within = options.ack_timeout;
@@ -140,10 +140,22 @@ impl Delayed {
         Ok(lines)
     }
 
-    fn check(&self, event: &Event, (subject, lines): (&str, &str)) -> Result<(), Error> {
+    fn check(
+        &self,
+        event: &Event,
+        (client, subject, lines): (&Client, &str, &str),
+    ) -> Result<(), Error> {
         let refuse = |reason, error| Err(Error::unsendable(event, Rejected { reason, error }));
         if let Err(why) = route::check_subject(subject) {
-            return refuse("subject", format!("its schedule has no subject, {why}"));
+            return refuse(UNFIT_SUBJECT, format!("its schedule has no subject, {why}"));
+        }
+        // That of the schedule is shorter.
+        let line = client.line(subject);
+        if !line.fits() {
+            return refuse(
+                UNFIT_SUBJECT,
+                format!("its schedule has no subject, {line}"),
+            );
         }
         let headers = block_bytes(lines.len()) + BATCH_HEADER_BYTES + SCHEDULE_HEADER_BYTES;
         let (bytes, max) = (headers + event.payload.len(), self.bytes_max);

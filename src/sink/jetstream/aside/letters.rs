@@ -95,11 +95,11 @@ impl Letters {
     pub(crate) fn compose(
         &self,
         letter: &Letter<'_>,
-        stream: &StreamOptions,
+        way: (&Client, &StreamOptions),
     ) -> Result<Composed, Error> {
-        let subject = self.subject(letter.event, &stream.name)?;
+        let subject = self.entrance(letter, way)?;
         let mut message = letter.fit(self.bytes_max)?;
-        message.subject = stream.ingress.entrance(&self.name, &subject);
+        message.subject = subject;
         let expected = self.last_sequence.to_string();
         push(&mut message.lines, EXPECTED_LAST_SEQUENCE, &expected);
         Ok(message)
@@ -110,20 +110,32 @@ impl Letters {
         self.last_sequence += 1;
     }
 
-    /// `dlq.<subject>`; `dlq._invalid.<STREAM>` for what never had a place in the stream.
-    fn subject(&self, event: &Event, stream: &str) -> Result<String, Error> {
+    /// Of `dlq.<subject>`; of `dlq._invalid.<STREAM>` for what never had a place in the stream, and
+    /// where the first is too long for the server.
+    fn entrance(
+        &self,
+        letter: &Letter<'_>,
+        (client, stream): (&Client, &StreamOptions),
+    ) -> Result<String, Error> {
+        let event = letter.event;
         let covered = |subject: &String| {
             let mut patterns = self.subjects.iter();
             patterns.any(|pattern| route::matches(pattern, subject))
         };
         let own = Some(format!("dlq.{}", event.subject)).filter(|_| !event.subject.is_empty());
-        let invalid = invalid_subject(stream);
-        let mut subjects = own.into_iter().chain([invalid.clone()]);
-        subjects.find(covered).ok_or_else(|| Error::Uncovered {
-            name: self.name.clone(),
-            subjects: self.subjects.join(", "),
-            subject: invalid,
-        })
+        let invalid = invalid_subject(&stream.name);
+        let subjects = own.into_iter().chain([invalid.clone()]);
+        let mut subjects = subjects.filter(covered).peekable();
+        if subjects.peek().is_none() {
+            return Err(Error::Uncovered {
+                name: self.name.clone(),
+                subjects: self.subjects.join(", "),
+                subject: invalid,
+            });
+        }
+        let mut entrances = subjects.map(|subject| stream.ingress.entrance(&self.name, &subject));
+        let fitting = entrances.find(|subject| client.line(subject).fits());
+        fitting.ok_or_else(|| letter.unfit("no subject of a dead letter fits, either"))
     }
 }
 
@@ -160,11 +172,14 @@ impl Letter<'_> {
         compose(row_lines(self.event), payload)
             .or_else(|| bare(payload))
             .or_else(without_body)
-            .ok_or_else(|| {
-                let error = format!("{}, and too large for a dead letter", self.rejected.error);
-                let reason = self.rejected.reason;
-                Error::unsendable(self.event, Rejected { reason, error })
-            })
+            .ok_or_else(|| self.unfit("too large for a dead letter"))
+    }
+
+    /// It cannot be sent, and there is no letter for it.
+    fn unfit(&self, why: &str) -> Error {
+        let error = format!("{}, and {why}", self.rejected.error);
+        let reason = self.rejected.reason;
+        Error::unsendable(self.event, Rejected { reason, error })
     }
 
     fn describe(&self, mut lines: String) -> String {

@@ -58,6 +58,7 @@ impl Error {
             | Self::BodyRefused { .. }
             | Self::BucketDenied(_)
             | Self::StoredSince { .. }
+            | Self::LineTooLong(_)
             | Self::Broken(_) => (Disposition::Retry, Exit::Unavailable),
             Self::InboxDenied(_) | Self::PublishDenied(_) => {
                 (Disposition::Halt, Exit::NotPermitted)
@@ -120,7 +121,9 @@ impl Error {
                 "NATS at {servers} does not let us use bucket {}",
                 record_bucket(&options.stream.name)
             ),
-            Self::Broken(_) => format!("events do not get through to NATS at {servers}"),
+            Self::LineTooLong(_) | Self::Broken(_) => {
+                format!("events do not get through to NATS at {servers}")
+            }
         }
     }
 
@@ -189,6 +192,9 @@ impl Error {
             Self::StreamChanged { .. } => CHANGED.to_owned(),
             Self::StoredSince { .. } => STORED_SINCE.to_owned(),
             Self::Unusable(why) | Self::Broken(why) => why.clone(),
+            Self::LineTooLong(bytes) => format!(
+                "the server says: maximum control line exceeded; the longest had {bytes} bytes"
+            ),
         }
     }
 
@@ -255,12 +261,17 @@ impl Error {
                 "type the command again: it appends only what the stream lacks".to_owned()
             }
             Self::BucketDenied(_) => format!("allow our user to publish to {}", of_record(options)),
+            Self::LineTooLong(_) => LINE_FIX.to_owned(),
             Self::Broken(_) => {
                 format!("nothing if it passes; else `nats stream info {name}` and the server's log")
             }
         }
     }
 }
+
+/// What is done about a line that is too long.
+const LINE_FIX: &str = "nothing: an event whose subject does not fit becomes a dead letter; \
+    max_control_line in the server's configuration says what fits";
 
 /// Why a stream is not what it was.
 const CHANGED: &str = "somebody changed it, or the server lost what it had not written to disk";
