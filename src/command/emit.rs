@@ -6,7 +6,7 @@ use tokio_postgres::types::ToSql;
 use super::{Out, unwritten};
 use crate::cli;
 use crate::error::{Exit, Failure, Problem};
-use crate::pg::catalog::Error;
+use crate::pg::catalog::StatementError;
 use crate::pg::params::Params;
 
 /// What `outbox.emit()` is called with.
@@ -48,7 +48,7 @@ pub async fn emit_all(typed: &cli::Emit, params: &Params, out: Out<'_>) -> Resul
     if let Some(tenant) = &typed.tenant {
         let sql = "SELECT set_config('outbox.tenant_id', $1, false)";
         let set = control.client().execute(sql, &[tenant]).await;
-        set.map_err(|error| Error::new("set the tenant", error).failure())?;
+        set.map_err(|error| StatementError::new("set the tenant", error).failure())?;
     }
     for _ in 0..typed.count {
         let id = emit(control.client(), &event).await?;
@@ -71,11 +71,11 @@ pub async fn emit(client: &Client, event: &Event) -> Result<String, Failure> {
     ];
     let row = client.query_one(sql, &params).await;
     row.and_then(|row| row.try_get(0))
-        .map_err(|error| failure(Error::new("emit an event", error)))
+        .map_err(|error| failure(StatementError::new("emit an event", error)))
 }
 
 /// Why nothing was emitted. Codes: Postgres documentation, appendix A.
-pub(super) fn failure(error: Error) -> Failure {
+pub(super) fn failure(error: StatementError) -> Failure {
     let problem = |problem: &str, fix: &str| Problem::new(problem, error.cause(), fix);
     match error.sqlstate() {
         // invalid_schema_name, undefined_function

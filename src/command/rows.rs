@@ -8,7 +8,7 @@ use tokio_postgres::types::{FromSql, Type};
 
 use crate::error::{Exit, Failure, Problem};
 use crate::event::mapping::{Field, Mapping};
-use crate::pg::catalog::{self, Error};
+use crate::pg::catalog::{self, StatementError};
 use crate::pg::name::TableName;
 use crate::pg::name::quote;
 use crate::pg::replication::{ANY_BYTES, REPLICATION_STARTUP};
@@ -98,7 +98,7 @@ impl<'a> Rows<'a> {
     /// The rows of such a query, or of its cursor.
     pub(super) async fn read(&self, doing: &str, sql: &str) -> Result<Vec<Row>, Failure> {
         let read = self.query(sql).await;
-        read.map_err(|error| Error::new(doing, error).failure())
+        read.map_err(|error| StatementError::new(doing, error).failure())
     }
 
     /// The same with the error as it came.

@@ -14,7 +14,7 @@ use crate::event::Position;
 use crate::event::lineage::{Mark, Source};
 use crate::event::mapping::{Field, Mapping, Marker};
 use crate::guard::Entry;
-use crate::pg::catalog::{Error, Facts, Table};
+use crate::pg::catalog::{Facts, StatementError, Table};
 use crate::pg::name::{TableName, quote, quote_table};
 use crate::sink::jetstream::{self, Ledger, Line, Past};
 
@@ -119,7 +119,8 @@ async fn copy(
             let insert = "INSERT INTO pg_temp.outjet_stored \
                           SELECT * FROM unnest($1::text[], $2::bigint[], $3::boolean[])";
             let inserted = client.execute(insert, &[&ids, &sequences, &again]).await;
-            inserted.map_err(|error| Error::new("fill a temporary table", error).failure())?;
+            inserted
+                .map_err(|error| StatementError::new("fill a temporary table", error).failure())?;
             ids.clear();
             sequences.clear();
             again.clear();
@@ -337,7 +338,7 @@ pub(super) fn horizon(tally: &Tally, typed: Option<&str>) -> Result<Option<Strin
 /// Runs SQL that returns nothing.
 pub(super) async fn execute(client: &Client, doing: &str, sql: &str) -> Result<(), Failure> {
     let done = client.batch_execute(sql).await;
-    done.map_err(|error| Error::new(doing, error).failure())
+    done.map_err(|error| StatementError::new(doing, error).failure())
 }
 
 fn rfc3339(time: OffsetDateTime) -> Option<String> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::check::TAKEN_OVER_WITHIN;
 use super::{
-    Column, Config, Delayed, Format, Ingress, Manage, OnOversize, OnReject, Published, Storage,
+    Column, Config, Format, Ingress, Manage, OnDelayed, OnOversize, OnReject, Published, Storage,
     Table, Transactions,
 };
 use crate::error::{Exit, Failure, Problem};
@@ -177,7 +177,7 @@ impl Config {
             whose: record::whose,
             takes_over: false,
             read_to: None,
-            delayed: (self.publish.delayed == Delayed::Schedule).then(|| stream.delayed()),
+            delayed: (self.publish.delayed == OnDelayed::Schedule).then(|| stream.delayed()),
             stream,
             in_flight_max: self.publish.in_flight_max,
             in_flight_bytes_max: self.publish.in_flight_bytes_max,

@@ -10,7 +10,7 @@ use super::lists::{Routes, Tables, Texts};
 use super::names::{
     check_bucket, check_pattern, check_prefix, check_publication, check_slot, check_stream,
 };
-use super::problem::{Source, config_failure, origin_place};
+use super::problem::{ConfigFile, config_failure, origin_place};
 use super::raw::{Given, Raw};
 use super::redact::{has_sound_port, redact_url};
 use super::value::{
@@ -52,8 +52,11 @@ const KEEPS: RangeInclusive<Duration> =
 const DAYS_AHEAD: RangeInclusive<u32> = 1..=365;
 
 /// Checks the whole.
-pub(super) fn config(raw: Raw, source: Option<&Source>) -> Result<Config, Failure> {
-    let check = Check { raw: &raw, source };
+pub(super) fn config(raw: Raw, config_file: Option<&ConfigFile>) -> Result<Config, Failure> {
+    let check = Check {
+        raw: &raw,
+        config_file,
+    };
     let (postgres, nats, stream) = (check.postgres()?, check.nats()?, check.stream()?);
     let (tables, messages, publish) = (check.tables()?, check.messages()?, check.publish()?);
     let (retention, http, log) = (check.retention()?, check.http()?, check.log()?);
@@ -74,14 +77,14 @@ pub(super) fn config(raw: Raw, source: Option<&Source>) -> Result<Config, Failur
         retention,
         http,
         log,
-        file: source.map(|source| source.path.clone()),
+        file: config_file.map(|config_file| config_file.path.clone()),
         raw,
     })
 }
 
 struct Check<'a> {
     raw: &'a Raw,
-    source: Option<&'a Source>,
+    config_file: Option<&'a ConfigFile>,
 }
 
 /// Reads `$check.raw.a.b` under the name `a.b`.
@@ -344,17 +347,17 @@ impl Check<'_> {
         let marked = text.map_or(1, |text| text.chars().count());
         let mut read = Read {
             key,
-            place: origin_place(&given.origin, self.source, marked),
+            place: origin_place(&given.origin, self.config_file, marked),
             shown,
             value: None,
         };
         match T::read(&given.written) {
             Ok(value) => read.value = Some(value),
             Err(refusal) => {
-                if let (Some(place), Some(source), super::Origin::File(_)) =
-                    (refusal.place, self.source, &given.origin)
+                if let (Some(place), Some(config_file), super::Origin::File(_)) =
+                    (refusal.place, self.config_file, &given.origin)
                 {
-                    read.place = source.place(place, 1);
+                    read.place = config_file.place(place, 1);
                 }
                 return Err(read.refuse(&refusal.what, refusal.fix));
             }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::problem::{Source, config_failure, origin_place, yaml_message};
+use super::problem::{ConfigFile, config_failure, origin_place, yaml_message};
 use super::raw::{Given, Node, Origin, Raw, SetError};
 use super::value::{Setting, nearest};
 use crate::error::{Exit, Failure, Problem};
@@ -69,10 +69,10 @@ pub(super) fn defaults() -> Raw {
 }
 
 /// Reads a configuration file.
-pub(super) fn file(source: &Source) -> Result<Raw, Failure> {
+pub(super) fn file(config_file: &ConfigFile) -> Result<Raw, Failure> {
     let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
-    let raw: Option<Raw> = serde_saphyr::from_str_with_options(&source.text, options)
-        .map_err(|error| source.refuse_yaml(&error))?;
+    let raw: Option<Raw> = serde_saphyr::from_str_with_options(&config_file.text, options)
+        .map_err(|error| config_file.refuse_yaml(&error))?;
     Ok(raw.unwrap_or_default())
 }
 
@@ -174,23 +174,23 @@ fn no_such_key(key: &str, origin: &Origin) -> Failure {
 
 /// Puts the content of `<key>_file` where the key itself would stand, and of the file that
 /// `nats.nkey` may name.
-pub(super) fn secret_files(raw: &mut Raw, source: Option<&Source>) -> Result<(), Failure> {
+pub(super) fn secret_files(raw: &mut Raw, config_file: Option<&ConfigFile>) -> Result<(), Failure> {
     let (postgres, nats) = (&mut raw.postgres, &mut raw.nats);
     replace(
         "postgres.url",
         &mut postgres.url,
         &postgres.url_file,
-        source,
+        config_file,
     )?;
-    replace("nats.url", &mut nats.url, &nats.url_file, source)?;
-    replace("nats.nkey", &mut nats.nkey, &nats.nkey_file, source)?;
+    replace("nats.url", &mut nats.url, &nats.url_file, config_file)?;
+    replace("nats.nkey", &mut nats.nkey, &nats.nkey_file, config_file)?;
     replace(
         "nats.password",
         &mut nats.password,
         &nats.password_file,
-        source,
+        config_file,
     )?;
-    replace("nats.token", &mut nats.token, &nats.token_file, source)?;
+    replace("nats.token", &mut nats.token, &nats.token_file, config_file)?;
     let Some(nkey) = nats.nkey.as_mut().filter(|nkey| !is_seed(&nkey.written)) else {
         return Ok(());
     };
@@ -202,7 +202,7 @@ pub(super) fn secret_files(raw: &mut Raw, source: Option<&Source>) -> Result<(),
     nkey.written = seed.ok_or_else(|| {
         config_failure(
             "nats.nkey is neither a seed nor a file with one",
-            origin_place(&nkey.origin, source, 1),
+            origin_place(&nkey.origin, config_file, 1),
             "give the user's seed (58 characters, SU...) or a readable file that holds just that",
         )
     })?;
@@ -220,7 +220,7 @@ fn replace<T: Setting<Written = String>>(
     key: &str,
     value: &mut Option<Given<T>>,
     file: &Option<Given<String>>,
-    source: Option<&Source>,
+    config_file: Option<&ConfigFile>,
 ) -> Result<(), Failure> {
     let Some(file) = file else {
         return Ok(());
@@ -229,7 +229,7 @@ fn replace<T: Setting<Written = String>>(
     if rank > Some(file.origin.rank()) {
         return Ok(());
     }
-    let place = origin_place(&file.origin, source, file.written.chars().count());
+    let place = origin_place(&file.origin, config_file, file.written.chars().count());
     if rank == Some(file.origin.rank()) {
         let problem = format!("{key} and {key}_file are both given");
         return Err(config_failure(problem, place, "remove one of the two"));

@@ -27,12 +27,12 @@ pub use raw::Origin;
 pub use redact::redact_url;
 pub use schema::json_schema;
 pub use value::{
-    Column, Columns, Delayed, Field, Format, Ingress, Listen, LogFormat, LogLevel, Manage,
+    Column, Columns, Field, Format, Ingress, Listen, LogFormat, LogLevel, Manage, OnDelayed,
     OnOversize, OnReject, Preset, Secret, SslMode, Storage, Transactions, duration, duration_text,
 };
 
 use crate::error::Failure;
-use problem::{Source, config_failure};
+use problem::{ConfigFile, config_failure};
 use raw::{Node, Raw};
 
 /// Where a configuration file is looked for when none is named.
@@ -197,7 +197,7 @@ pub struct Publish {
     /// Where the bodies of such events go.
     pub claim_check: ClaimCheck,
     /// What becomes of an event whose `deliver_at` lies behind its commit.
-    pub delayed: Delayed,
+    pub delayed: OnDelayed,
     /// How the events of one transaction appear.
     pub transactions: Transactions,
     /// Events in the window.
@@ -256,15 +256,15 @@ impl Nats {
 impl Config {
     /// Reads every source, and checks what comes of them.
     pub fn load(sources: &Sources<'_>) -> Result<Self, Failure> {
-        let source = open(sources)?;
+        let config_file = open(sources)?;
         let mut raw = layers::defaults();
-        if let Some(source) = &source {
-            raw.overlay(layers::file(source)?);
+        if let Some(config_file) = &config_file {
+            raw.overlay(layers::file(config_file)?);
         }
         layers::environment(&mut raw, sources.environment)?;
         layers::flags(&mut raw, sources.overrides)?;
-        layers::secret_files(&mut raw, source.as_ref())?;
-        check::config(raw, source.as_ref())
+        layers::secret_files(&mut raw, config_file.as_ref())?;
+        check::config(raw, config_file.as_ref())
     }
 }
 
@@ -272,18 +272,18 @@ impl Config {
 impl Config {
     /// Reads a file's text, and nothing that it names.
     pub fn of_text(text: &str) -> Result<Self, Failure> {
-        let source = Source {
+        let config_file = ConfigFile {
             path: "outjet.yaml".into(),
             text: text.to_owned(),
         };
         let mut raw = layers::defaults();
-        raw.overlay(layers::file(&source)?);
-        check::config(raw, Some(&source))
+        raw.overlay(layers::file(&config_file)?);
+        check::config(raw, Some(&config_file))
     }
 }
 
 /// The configuration file, if there is one.
-fn open(sources: &Sources<'_>) -> Result<Option<Source>, Failure> {
+fn open(sources: &Sources<'_>) -> Result<Option<ConfigFile>, Failure> {
     if let Some(path) = sources.file {
         return read(path).map(Some);
     }
@@ -295,7 +295,7 @@ fn open(sources: &Sources<'_>) -> Result<Option<Source>, Failure> {
     found.map(read).transpose()
 }
 
-fn read(path: &Path) -> Result<Source, Failure> {
+fn read(path: &Path) -> Result<ConfigFile, Failure> {
     let text = std::fs::read_to_string(path).map_err(|error| {
         config_failure(
             format!("cannot read the configuration file {}", path.display()),
@@ -304,5 +304,5 @@ fn read(path: &Path) -> Result<Source, Failure> {
         )
     })?;
     let path = path.to_owned();
-    Ok(Source { path, text })
+    Ok(ConfigFile { path, text })
 }

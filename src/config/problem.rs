@@ -11,12 +11,12 @@ use crate::error::{Exit, Failure, Problem};
 
 /// A configuration file that has been read.
 #[derive(Debug)]
-pub(super) struct Source {
+pub(super) struct ConfigFile {
     pub(super) path: PathBuf,
     pub(super) text: String,
 }
 
-impl Source {
+impl ConfigFile {
     /// What is wrong with the file as YAML, or with a key of it.
     pub(super) fn refuse_yaml(&self, error: &Error) -> Failure {
         let error = error.without_snippet();
@@ -141,9 +141,13 @@ pub(super) fn yaml_message(error: &Error) -> String {
 }
 
 /// Where a value came from, for `cause`. `marked` characters of the file are pointed at.
-pub(super) fn origin_place(origin: &Origin, source: Option<&Source>, marked: usize) -> String {
-    match (origin, source) {
-        (Origin::File(location), Some(source)) => source.place(*location, marked),
+pub(super) fn origin_place(
+    origin: &Origin,
+    config_file: Option<&ConfigFile>,
+    marked: usize,
+) -> String {
+    match (origin, config_file) {
+        (Origin::File(location), Some(config_file)) => config_file.place(*location, marked),
         (Origin::File(_), None) => "the configuration file".to_owned(),
         (Origin::Default, _) => "the default (config/outjet.yaml)".to_owned(),
         (Origin::Conventional(name) | Origin::Variable(name), _) => {

@@ -11,7 +11,7 @@ use serde_saphyr::{Location, Spanned};
 
 use super::lists::{Routes, Tables, Texts};
 use super::value::{
-    Bytes, Delayed, Format, Ingress, Listen, LogFormat, LogLevel, Manage, OnOversize, OnReject,
+    Bytes, Format, Ingress, Listen, LogFormat, LogLevel, Manage, OnDelayed, OnOversize, OnReject,
     Secret, Setting, SslMode, Storage, Transactions, Url,
 };
 
@@ -361,7 +361,7 @@ section! {
         /// Where the bodies of such events go.
         claim_check: ClaimCheck,
         /// What becomes of an event whose `deliver_at` lies behind its commit.
-        delayed: Leaf<Delayed>,
+        delayed: Leaf<OnDelayed>,
         /// How the events of one transaction appear in the stream.
         transactions: Leaf<Transactions>,
         /// Events that may be under way at once.

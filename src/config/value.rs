@@ -559,7 +559,7 @@ choice! {
 
 choice! {
     /// What becomes of an event whose `deliver_at` lies behind its commit.
-    Delayed {
+    OnDelayed {
         /// The server keeps it until then, in a stream of its own.
         Schedule = "schedule",
         /// It is published like any other; a header says when it was meant for.

@@ -14,7 +14,7 @@ pub use inside::{Inside, Syntax};
 pub use presets::Preset;
 
 use crate::pg::pgoutput::{Tuple, TupleValue};
-use inside::Found;
+use inside::Inner;
 
 /// What a column can mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -489,7 +489,7 @@ impl Resolver<'_> {
 }
 
 impl Lookup {
-    fn find(&self, values: &[Option<&[u8]>]) -> Result<Option<Found>, Fault> {
+    fn find(&self, values: &[Option<&[u8]>]) -> Result<Option<Inner>, Fault> {
         let fault = |why| Fault {
             field: self.field.clone(),
             path: self.inside.to_string(),
@@ -521,7 +521,7 @@ pub struct Fault {
 #[derive(Debug)]
 pub struct Row<'a> {
     values: Vec<Option<&'a [u8]>>,
-    inside: Vec<Option<Found>>,
+    inside: Vec<Option<Inner>>,
     /// The first value that cannot be had; it counts as NULL.
     pub fault: Option<Fault>,
 }
@@ -539,8 +539,8 @@ impl<'a> Row<'a> {
                 type_oid: *type_oid,
             }),
             Pick::Inside(number) => match self.inside.get(*number)?.as_ref()? {
-                Found::Json(json) => Some(copy(json, JSON)),
-                Found::Text(text) => Some(copy(text, TEXT)),
+                Inner::Json(json) => Some(copy(json, JSON)),
+                Inner::Text(text) => Some(copy(text, TEXT)),
             },
         }
     }

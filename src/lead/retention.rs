@@ -11,7 +11,7 @@ use tokio_postgres::types::ToSql;
 use tracing::{debug, info, warn};
 
 use crate::error::{Failure, Problem};
-use crate::pg::catalog::Error;
+use crate::pg::catalog::StatementError;
 use crate::pg::control::Control;
 use crate::pg::ddl::{grant_deleting, grant_turning};
 use crate::pg::name::{TableName, quote, quote_table};
@@ -135,7 +135,7 @@ async fn pass(params: &Params, options: &Options) -> Vec<Problem> {
 }
 
 /// Makes partitions and expires old ones.
-async fn turn(client: &Client, partitions: &Partitions, slot: &str) -> Result<(), Error> {
+async fn turn(client: &Client, partitions: &Partitions, slot: &str) -> Result<(), StatementError> {
     let sql = include_str!("../../sql/retention/installed.sql");
     let row = client.query_one(sql, &[]).await.map_err(failed)?;
     if !row.try_get::<_, bool>(0).map_err(failed)? {
@@ -155,19 +155,23 @@ async fn turn(client: &Client, partitions: &Partitions, slot: &str) -> Result<()
     Ok(())
 }
 
-async fn count(client: &Client, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<i32, Error> {
+async fn count(
+    client: &Client,
+    sql: &str,
+    values: &[&(dyn ToSql + Sync)],
+) -> Result<i32, StatementError> {
     let row = client.query_one(sql, values).await;
     row.and_then(|row| row.try_get(0)).map_err(failed)
 }
 
-fn failed(source: tokio_postgres::Error) -> Error {
-    Error::new("turn the partitions of outbox.events", source)
+fn failed(source: tokio_postgres::Error) -> StatementError {
+    StatementError::new("turn the partitions of outbox.events", source)
 }
 
 /// Deletes old rows, batch by batch, and returns how many.
-async fn delete(client: &Client, table: &Table, slot: &str) -> Result<u64, Error> {
+async fn delete(client: &Client, table: &Table, slot: &str) -> Result<u64, StatementError> {
     let doing = || format!("delete old rows of {}", table.name);
-    let failed = |source| Error::new(doing(), source);
+    let failed = |source| StatementError::new(doing(), source);
     client.batch_execute(LOCK_TIMEOUT).await.map_err(failed)?;
     let leaves = include_str!("../../sql/retention/leaves.sql");
     let leaves = client.query(leaves, &[&quote_table(&table.name)]).await;
@@ -194,7 +198,7 @@ fn interval(duration: Duration) -> String {
     format!("{} seconds", duration.as_secs())
 }
 
-fn unturned(error: &Error, role: &str) -> Problem {
+fn unturned(error: &StatementError, role: &str) -> Problem {
     let Failure { problem, .. } = error.failure();
     match error.sqlstate() {
         Some(NOT_PERMITTED) => Problem {
@@ -208,7 +212,7 @@ fn unturned(error: &Error, role: &str) -> Problem {
     }
 }
 
-fn undeleted(error: &Error, table: &TableName, role: &str) -> Problem {
+fn undeleted(error: &StatementError, table: &TableName, role: &str) -> Problem {
     let Failure { problem, .. } = error.failure();
     match error.sqlstate() {
         Some(NOT_PERMITTED) => Problem {

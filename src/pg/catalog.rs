@@ -43,7 +43,7 @@ impl Facts {
         slot: &str,
         publication: &str,
         names: &[TableName],
-    ) -> Result<Facts, Error> {
+    ) -> Result<Facts, StatementError> {
         let mut tables = Vec::with_capacity(names.len());
         for name in names {
             tables.push(Table::read(client, name, publication).await?);
@@ -123,7 +123,7 @@ impl Server {
     }
 
     /// Reads them.
-    pub async fn read(client: &Client) -> Result<Server, Error> {
+    pub async fn read(client: &Client) -> Result<Server, StatementError> {
         let sql = include_str!("../../sql/catalog/server.sql");
         let doing = || "read the settings of the server".to_owned();
         let row = client.query_one(sql, &[]).await;
@@ -191,7 +191,7 @@ pub struct Slot {
 
 impl Slot {
     /// Reads one slot by name, of whatever kind and database.
-    pub async fn read(client: &Client, name: &str) -> Result<Option<Slot>, Error> {
+    pub async fn read(client: &Client, name: &str) -> Result<Option<Slot>, StatementError> {
         let sql = include_str!("../../sql/catalog/slot.sql");
         let doing = || format!("read replication slot \"{name}\"");
         let row = client.query_opt(sql, &[&name]).await;
@@ -338,7 +338,7 @@ pub struct Publication {
 }
 
 impl Publication {
-    async fn read(client: &Client, name: &str) -> Result<Option<Publication>, Error> {
+    async fn read(client: &Client, name: &str) -> Result<Option<Publication>, StatementError> {
         let sql = include_str!("../../sql/catalog/publication.sql");
         let doing = || format!("read publication \"{name}\"");
         let row = client.query_opt(sql, &[&name]).await;
@@ -396,7 +396,7 @@ impl Table {
         client: &Client,
         name: &TableName,
         publication: &str,
-    ) -> Result<Option<Table>, Error> {
+    ) -> Result<Option<Table>, StatementError> {
         let doing = || format!("read table {name}");
         let sql = include_str!("../../sql/catalog/table.sql");
         let params: [&(dyn ToSql + Sync); 3] = [&name.schema, &name.name, &publication];
@@ -458,7 +458,10 @@ impl Column {
 }
 
 /// The columns of a table with the oids of their types, as an Insert's description has them.
-pub async fn described(client: &Client, name: &TableName) -> Result<Vec<(String, u32)>, Error> {
+pub async fn described(
+    client: &Client,
+    name: &TableName,
+) -> Result<Vec<(String, u32)>, StatementError> {
     let sql = include_str!("../../sql/catalog/described.sql");
     let doing = || format!("read the columns of table {name}");
     let rows = client.query(sql, &[&name.schema, &name.name]).await;
@@ -479,7 +482,7 @@ pub struct OpenWriter {
 }
 
 /// The open transactions that have written, oldest first, ten at most.
-pub async fn open_writers(client: &Client) -> Result<Vec<OpenWriter>, Error> {
+pub async fn open_writers(client: &Client) -> Result<Vec<OpenWriter>, StatementError> {
     let sql = include_str!("../../sql/catalog/open_writers.sql");
     let doing = || "look for open transactions".to_owned();
     let rows = client.query(sql, &[]).await.map_err(wrap(doing))?;
@@ -497,7 +500,10 @@ pub async fn open_writers(client: &Client) -> Result<Vec<OpenWriter>, Error> {
 }
 
 /// The version of the schema `outbox`; `None`: not installed.
-pub async fn schema_version(client: &Client, server: &Server) -> Result<Option<i32>, Error> {
+pub async fn schema_version(
+    client: &Client,
+    server: &Server,
+) -> Result<Option<i32>, StatementError> {
     if !server.schema_installed {
         return Ok(None);
     }
@@ -523,7 +529,7 @@ pub async fn unconfirmed(
     slot: &str,
     publication: &str,
     changes_max: i32,
-) -> Result<Unconfirmed, Error> {
+) -> Result<Unconfirmed, StatementError> {
     let sql = include_str!("../../sql/catalog/unconfirmed.sql");
     let doing = || format!("look into replication slot \"{slot}\"");
     let publication = quote(publication);
@@ -539,7 +545,7 @@ pub async fn unconfirmed(
     row.and_then(parse).map_err(wrap(doing))
 }
 
-async fn other_tables(client: &Client) -> Result<Vec<TableName>, Error> {
+async fn other_tables(client: &Client) -> Result<Vec<TableName>, StatementError> {
     let sql = include_str!("../../sql/catalog/similar_tables.sql");
     let doing = || "read the names of the tables".to_owned();
     let rows = client.query(sql, &[]).await.map_err(wrap(doing))?;
@@ -569,14 +575,14 @@ fn letter(row: &Row, column: &str) -> Result<char, tokio_postgres::Error> {
 /// A statement failed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {doing}")]
-pub struct Error {
+pub struct StatementError {
     /// Present tense: "read table outbox.events".
     doing: String,
     #[source]
     source: tokio_postgres::Error,
 }
 
-impl Error {
+impl StatementError {
     /// Says what was being done.
     pub fn new(doing: impl Into<String>, source: tokio_postgres::Error) -> Self {
         Self {
@@ -644,6 +650,6 @@ impl Error {
     }
 }
 
-fn wrap(doing: impl Fn() -> String) -> impl Fn(tokio_postgres::Error) -> Error {
-    move |source| Error::new(doing(), source)
+fn wrap(doing: impl Fn() -> String) -> impl Fn(tokio_postgres::Error) -> StatementError {
+    move |source| StatementError::new(doing(), source)
 }

@@ -14,7 +14,7 @@ use crate::error::{Exit, Failure, Problem};
 use crate::event::assemble::{HANDOVER, Handover, Text};
 use crate::event::mapping::{Field, Mapping};
 use crate::lsn::Lsn;
-use crate::pg::catalog::{Error, Slot};
+use crate::pg::catalog::{Slot, StatementError};
 
 /// How long the slot may take to pass what was handed over, before that is left to itself.
 const PUBLISHED_WITHIN: Duration = Duration::from_secs(60);
@@ -27,7 +27,7 @@ pub(super) async fn prepare(client: &Client) -> Result<(), Failure> {
     // What was handed over is waited for by the LSN up to which the log is on disk.
     let sql = rows::settings("SET") + "SET synchronous_commit = 'local'";
     let set = client.batch_execute(&sql).await;
-    set.map_err(|error| Error::new("set up the session", error).failure())
+    set.map_err(|error| StatementError::new("set up the session", error).failure())
 }
 
 /// Refuses to hand over what would be rejected.
@@ -74,7 +74,7 @@ pub(super) async fn hand_over(client: &Client, rows: &[Handover]) -> Result<(), 
     let sql = include_str!("../../../sql/hand_over.sql");
     let done = client.query(sql, &[&HANDOVER, &contents]).await;
     done.map(drop).map_err(|error| {
-        let error = Error::new("hand rows over by pg_logical_emit_message", error);
+        let error = StatementError::new("hand rows over by pg_logical_emit_message", error);
         error.failure()
     })
 }
@@ -83,7 +83,8 @@ pub(super) async fn hand_over(client: &Client, rows: &[Handover]) -> Result<(), 
 pub(super) async fn until_published(client: &Client, slot: &str) -> Result<(), Failure> {
     let lsn = client.query_one("SELECT pg_current_wal_flush_lsn()", &[]);
     let lsn = lsn.await.and_then(|row| row.try_get::<_, PgLsn>(0));
-    let lsn = lsn.map_err(|error| Error::new("read the end of the log", error).failure())?;
+    let lsn =
+        lsn.map_err(|error| StatementError::new("read the end of the log", error).failure())?;
     let handed_over = Lsn::new(lsn.into());
     let started = Instant::now();
     loop {

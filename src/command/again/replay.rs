@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::error::{Exit, Failure, Problem};
 use crate::event::mapping::{Field, Mapping};
 use crate::event::route;
-use crate::pg::catalog::Error;
+use crate::pg::catalog::StatementError;
 use crate::pg::params::Params;
 use crate::sink::jetstream;
 
@@ -158,7 +158,7 @@ fn selection(typed: &cli::Replay, rows: &Rows<'_>) -> Result<String, Failure> {
 /// Makes the selection, in a transaction that cannot write, and says how many rows it has. They are
 /// kept in the server's temporary files, so that no snapshot is held while they go out.
 async fn select(client: &Client, sql: &str) -> Result<u64, Failure> {
-    let failed = |error| Error::new("select the rows", error).failure();
+    let failed = |error| StatementError::new("select the rows", error).failure();
     let begin = client.batch_execute("BEGIN READ ONLY").await;
     begin.map_err(failed)?;
     // Prepared, and so one statement: what was typed after --where cannot begin another.

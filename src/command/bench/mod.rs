@@ -24,7 +24,7 @@ use crate::command::shutdown::Signals;
 use crate::command::{Out, connect, emit, facts, signals};
 use crate::config::Config;
 use crate::error::{Exit, Failure, Problem};
-use crate::pg::catalog::Error;
+use crate::pg::catalog::StatementError;
 use crate::pg::control::Control;
 use crate::pg::params::{APPLICATION_NAME, Params};
 use crate::preflight;
@@ -175,7 +175,7 @@ impl<'a> Bench<'a> {
             let statement = answered(typed, async {
                 statement
                     .await
-                    .map_err(|error| emit::failure(Error::new("prepare", error)))
+                    .map_err(|error| emit::failure(StatementError::new("prepare", error)))
             });
             connected.push(Writer {
                 statement: statement.await?,
@@ -274,7 +274,7 @@ async fn draw(client: &Client, bytes: u32) -> Result<(String, String), Failure> 
     let quoted = i32::try_from(bytes).unwrap_or(i32::MAX) - 2;
     let row = client.query_one(sql, &[&quoted]).await;
     let drawn = row.and_then(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
-    drawn.map_err(|error| Error::new("draw a payload", error).failure())
+    drawn.map_err(|error| StatementError::new("draw a payload", error).failure())
 }
 
 /// Commits on one connection.
@@ -319,7 +319,7 @@ impl Writer {
     }
 
     async fn commit(&self, first: u64, events: u64) -> Result<Commit, Failure> {
-        let failed = |error| emit::failure(Error::new("commit events", error));
+        let failed = |error| emit::failure(StatementError::new("commit events", error));
         let numbers = first..first + events;
         let ids: Vec<_> = numbers
             .map(|number| measured::id(&self.run, self.connection, number))

@@ -23,7 +23,7 @@ use crate::command::{Out, connect, unwritten};
 use crate::config::Config;
 use crate::error::{Exit, Failure, Problem};
 use crate::event::route;
-use crate::pg::catalog::Error;
+use crate::pg::catalog::StatementError;
 use crate::pg::params::Params;
 use crate::sink::jetstream::{self, StoredMessage, Transcript};
 
@@ -159,7 +159,8 @@ impl Comparison<'_> {
         let sql = include_str!("../../../sql/compare.sql");
         let named = report::NAMED_MAX;
         let found = self.client.query(sql, &[&settle, &opened, &named]).await;
-        let found = found.map_err(|error| Error::new("compare the streams", error).failure())?;
+        let found =
+            found.map_err(|error| StatementError::new("compare the streams", error).failure())?;
         let report = Report::new(
             (&ours.options.stream.name, ours.messages),
             (&theirs.options.stream.name, theirs.messages),
@@ -175,7 +176,7 @@ impl Comparison<'_> {
         let sql = r#"SELECT to_char($1::text::timestamptz, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"#;
         let row = self.client.query_one(sql, &[&typed]).await;
         let text = row.and_then(|row| row.try_get::<_, Option<String>>(0));
-        let text = text.map_err(|error| Error::new("read --since", error).failure())?;
+        let text = text.map_err(|error| StatementError::new("read --since", error).failure())?;
         let text = text.unwrap_or_default();
         OffsetDateTime::parse(&text, &Rfc3339).map_err(|error| {
             let problem = format!("--since {typed:?} is no moment");
@@ -196,7 +197,9 @@ impl Comparison<'_> {
             }
             if batch.sequences.len() == BATCH_MAX || ended {
                 let inserted = batch.insert(self.client, ours).await;
-                inserted.map_err(|error| Error::new("fill a temporary table", error).failure())?;
+                inserted.map_err(|error| {
+                    StatementError::new("fill a temporary table", error).failure()
+                })?;
                 batch = Batch::default();
             }
             if ended {

@@ -12,7 +12,7 @@ use crate::error::{Exit, Failure, Problem};
 use crate::event::assemble::{Options, Unsent};
 use crate::event::mapping::{Detected, Field, Mapping, Origin, detect};
 use crate::event::{Event, Position};
-use crate::pg::catalog::{Error, Facts, Table};
+use crate::pg::catalog::{Facts, StatementError, Table};
 use crate::pg::name::TableName;
 use crate::pg::params::Params;
 use crate::preflight::{self, RequiredColumn, TableRequirement};
@@ -152,7 +152,7 @@ fn yaml(text: &str) -> String {
 /// What the newest row would become, or why that cannot be told.
 async fn sample(client: &Client, options: &Options, table: &Table) -> Result<String, Failure> {
     let doing = format!("read a row of {}", table.name);
-    let wrap = |error| Error::new(doing.clone(), error);
+    let wrap = |error| StatementError::new(doing.clone(), error);
     client
         .batch_execute(&(rows::settings("SET") + PATIENCE))
         .await

@@ -13,19 +13,19 @@ use crate::event::lineage::Source;
 use crate::lead::record::read;
 use crate::lead::watermark::{self, Facts, Gap, Record, Void};
 use crate::lsn::Lsn;
-use crate::pg::catalog::Error;
+use crate::pg::catalog::StatementError;
 use crate::sink::At;
 use crate::sink::jetstream::{self, Shelf};
 
-/// A record that was found; or why there is none.
-pub(super) struct Found {
+/// A record that was read; or why there is none.
+pub(super) struct RecordRead {
     pub(super) record: Result<Record, String>,
     shelf: Option<Shelf>,
     source: Source,
     options: jetstream::Options,
 }
 
-impl Found {
+impl RecordRead {
     /// Reads it. Without the rights there is none.
     pub(super) async fn read(config: &Config, system: &str) -> Result<Self, Failure> {
         let mut options = config.sink_options();
@@ -170,7 +170,7 @@ async fn end_of_log(client: &Client) -> Result<(Lsn, u32), Failure> {
     let row = client.query_one(sql, &[]).await;
     let row = row.and_then(|row| Ok((row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?)));
     let (end, timeline) =
-        row.map_err(|error| Error::new("read the end of the WAL", error).failure())?;
+        row.map_err(|error| StatementError::new("read the end of the WAL", error).failure())?;
     let timeline = u32::from_str_radix(&timeline, 16).unwrap_or_default();
     Ok((end.parse().unwrap_or(Lsn::ZERO), timeline))
 }

@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio_postgres::Client;
 
-use super::record::{Found, RecordStatus};
+use super::record::{RecordRead, RecordStatus};
 use crate::cli;
 use crate::command::{Out, connect, unless_stalled, unwritten};
 use crate::config::Config;
@@ -220,7 +220,7 @@ impl Look {
 
 /// The record, or why there is none.
 async fn record(config: &Config, system: &str) -> Result<RecordStatus, String> {
-    match Box::pin(Found::read(config, system)).await {
+    match Box::pin(RecordRead::read(config, system)).await {
         Ok(found) => {
             let slot = &config.postgres.slot;
             found.record.map(|record| RecordStatus::new(&record, slot))

@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::time::Instant;
 use tokio_postgres::{Client, Row};
 
-use super::record::{Found, RecordStatus};
+use super::record::{RecordRead, RecordStatus};
 use crate::cli;
 use crate::command::set_up::drop;
 use crate::command::stored::{self, NAMED_MAX, Outbox, Tally};
@@ -20,7 +20,7 @@ use crate::command::{Out, connect, facts, unwritten};
 use crate::config::Config;
 use crate::error::{Failure, Problem};
 use crate::event::lineage::Source;
-use crate::pg::catalog::{Error, Facts, Slot};
+use crate::pg::catalog::{Facts, Slot, StatementError};
 use crate::pg::params::Params;
 use crate::preflight::{self, Options};
 
@@ -71,7 +71,7 @@ async fn compare(client: &Client, typed: &cli::Verify, config: &Config) -> Resul
     let rows = client
         .query_one("SELECT count(*) FROM pg_catalog.pg_class", &[])
         .await;
-    rows.map_err(|error| Error::new("take a snapshot", error).failure())?;
+    rows.map_err(|error| StatementError::new("take a snapshot", error).failure())?;
     let confirmed = wait_confirmed(client, &facts, &wanted, typed.wait).await?;
     let ours = Source {
         system: facts.server.system_identifier.clone(),
@@ -79,7 +79,7 @@ async fn compare(client: &Client, typed: &cli::Verify, config: &Config) -> Resul
         slot: wanted.slot.clone(),
     };
     let slot = facts::confirmed(client, &wanted.slot).await?;
-    let found = Found::read(config, &ours.system).await?;
+    let found = RecordRead::read(config, &ours.system).await?;
     let contradictions = Box::pin(found.contradictions(client, slot)).await?;
     let tally = stored::load(client, &config.sink_options(), &ours).await?;
     let since = stored::horizon(&tally, typed.since.as_deref())?;
@@ -147,7 +147,8 @@ async fn lsn(client: &Client, function: &str) -> Result<crate::lsn::Lsn, Failure
         .query_one(&format!("SELECT {function}()::text"), &[])
         .await;
     let text = row.and_then(|row| row.try_get::<_, String>(0));
-    let text = text.map_err(|error| Error::new("read the end of the WAL", error).failure())?;
+    let text =
+        text.map_err(|error| StatementError::new("read the end of the WAL", error).failure())?;
     Ok(text.parse().unwrap_or(crate::lsn::Lsn::ZERO))
 }
 
@@ -181,7 +182,7 @@ async fn duplicated(client: &Client, outboxes: &[Outbox]) -> Result<Duplicated, 
         }
         Ok(duplicated)
     });
-    found.map_err(|error| Error::new("look for duplicates", error).failure())
+    found.map_err(|error| StatementError::new("look for duplicates", error).failure())
 }
 
 struct Report {
@@ -231,7 +232,7 @@ impl Report {
         let counts = client.query_one(&count, &[]).await;
         let counts = counts.and_then(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
         let (rows, missing): (i64, i64) =
-            counts.map_err(|error| Error::new(doing(), error).failure())?;
+            counts.map_err(|error| StatementError::new(doing(), error).failure())?;
         self.rows += rows;
         self.missing_count += missing;
         if missing == 0 {
@@ -252,7 +253,7 @@ impl Report {
         };
         let found = found.and_then(|rows| rows.iter().map(read).collect::<Result<Vec<_>, _>>());
         self.missing
-            .extend(found.map_err(|error| Error::new(doing(), error).failure())?);
+            .extend(found.map_err(|error| StatementError::new(doing(), error).failure())?);
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use crate::error::Failure;
 use crate::event::assemble::{self, Assembler, Step};
 use crate::lead::relay;
 use crate::lsn::Lsn;
-use crate::pg::catalog::Error;
+use crate::pg::catalog::StatementError;
 use crate::pg::name::quote;
 use crate::pg::params::Params;
 use crate::preflight;
@@ -97,5 +97,5 @@ fn id(step: Step) -> Option<String> {
 }
 
 fn failure(error: tokio_postgres::Error) -> Failure {
-    Error::new(DOING, error).failure()
+    StatementError::new(DOING, error).failure()
 }

@@ -48,7 +48,7 @@ use crate::fault;
 use crate::lead::relay;
 use crate::lead::watermark::Gap;
 use crate::lsn::Lsn;
-use crate::pg::catalog::{Error, Facts, Slot};
+use crate::pg::catalog::{Facts, Slot, StatementError};
 use crate::pg::ddl;
 use crate::pg::name::TableName;
 use crate::pg::params::Params;
@@ -429,8 +429,9 @@ impl Recovery<'_> {
         for outbox in outboxes {
             let row = self.client.query_one(&outbox.count(since), &[]).await;
             let counts = row.and_then(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
-            let (lacking, left_out): (i64, i64) = counts
-                .map_err(|error| Error::new(format!("count {}", outbox.name), error).failure())?;
+            let (lacking, left_out): (i64, i64) = counts.map_err(|error| {
+                StatementError::new(format!("count {}", outbox.name), error).failure()
+            })?;
             counted.push((lacking.unsigned_abs(), left_out.unsigned_abs()));
         }
         Ok(counted)

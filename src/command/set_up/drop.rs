@@ -248,7 +248,7 @@ fn judge(found: Unconfirmed) -> Option<String> {
 
 async fn execute(client: &Client, what: &str, sql: &str) -> Result<(), Failure> {
     let done = client.batch_execute(sql).await;
-    done.map_err(|error| catalog::Error::new(format!("drop {what}"), error).failure())
+    done.map_err(|error| catalog::StatementError::new(format!("drop {what}"), error).failure())
 }
 
 #[cfg(test)]

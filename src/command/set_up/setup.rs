@@ -11,7 +11,7 @@ use crate::command::{Out, connect, unwritten};
 use crate::config::Config;
 use crate::error::{Exit, Failure, Problem};
 use crate::lead::traces::Traces;
-use crate::pg::catalog::{self, Error, Facts, Publication};
+use crate::pg::catalog::{self, Facts, Publication, StatementError};
 use crate::pg::ddl;
 use crate::pg::name::TableName;
 use crate::pg::params::Params;
@@ -358,7 +358,7 @@ async fn execute(client: &Client, what: &str, sql: &str) -> Result<&'static str,
     // install.sql has a transaction of its own, which is open still. If this fails, too, the
     // connection is gone, which `error` says better.
     let _gone = client.batch_execute("ROLLBACK").await;
-    let error = Error::new(format!("create {what}"), error);
+    let error = StatementError::new(format!("create {what}"), error);
     // duplicate_object; or unique_violation, in the catalog, if it came just between Postgres's own
     // look and its insert. If it is another thing under our name, the checks afterwards say so.
     if matches!(error.sqlstate(), Some("42710" | "23505")) {

@@ -46,7 +46,7 @@ impl Inside {
     }
 
     /// Looks the value up. `Ok(None)`: it is not there, or null.
-    pub(super) fn find(&self, text: &[u8]) -> Result<Option<Found>, &'static str> {
+    pub(super) fn find(&self, text: &[u8]) -> Result<Option<Inner>, &'static str> {
         let text = std::str::from_utf8(text).map_err(|_| "the column is not valid UTF-8")?;
         match self.syntax {
             Syntax::Json => find_json(text, &self.keys),
@@ -61,16 +61,16 @@ impl fmt::Display for Inside {
     }
 }
 
-/// What was found, as it is written there.
+/// What is inside a column, as it is written there.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Found {
+pub(super) enum Inner {
     /// JSON, as it stands.
     Json(Box<str>),
     /// Text.
     Text(String),
 }
 
-impl Found {
+impl Inner {
     /// Without the quotes and escapes of JSON, if it is a text.
     pub(super) fn plain(self) -> Result<Self, &'static str> {
         match self {
@@ -85,7 +85,7 @@ impl Found {
 
 const MALFORMED: &str = "the column is not well-formed JSON";
 
-fn find_json(text: &str, keys: &[String]) -> Result<Option<Found>, &'static str> {
+fn find_json(text: &str, keys: &[String]) -> Result<Option<Inner>, &'static str> {
     let mut at: &RawValue = serde_json::from_str(text).map_err(|_| MALFORMED)?;
     for key in keys {
         match at.get() {
@@ -102,7 +102,7 @@ fn find_json(text: &str, keys: &[String]) -> Result<Option<Found>, &'static str>
     }
     match at.get() {
         "null" => Ok(None),
-        json => Ok(Some(Found::Json(json.into()))),
+        json => Ok(Some(Inner::Json(json.into()))),
     }
 }
 
@@ -168,7 +168,7 @@ impl<'de> serde::Deserialize<'de> for Key<'de> {
 }
 
 /// The value of a key in the format of `java.util.Properties.load`; the last of several.
-fn find_property(text: &str, wanted: &str) -> Option<Found> {
+fn find_property(text: &str, wanted: &str) -> Option<Inner> {
     let mut found = None;
     let mut lines = text.lines();
     while let Some(first) = lines.next() {
@@ -183,7 +183,7 @@ fn find_property(text: &str, wanted: &str) -> Option<Found> {
         }
         let (key, value) = split_property(&line);
         if unescape(key) == wanted {
-            found = Some(Found::Text(unescape(value)));
+            found = Some(Inner::Text(unescape(value)));
         }
     }
     found
@@ -244,10 +244,10 @@ mod tests {
 
     fn json(path: &str, text: &str) -> Result<Option<String>, &'static str> {
         let found = Inside::new(path, Syntax::Json, true).find(text.as_bytes())?;
-        let plain = found.map(Found::plain).transpose()?;
+        let plain = found.map(Inner::plain).transpose()?;
         Ok(plain.map(|found| match found {
-            Found::Json(json) => json.into(),
-            Found::Text(text) => text,
+            Inner::Json(json) => json.into(),
+            Inner::Text(text) => text,
         }))
     }
 
@@ -302,8 +302,8 @@ mod tests {
 
     fn property(key: &str, text: &str) -> Option<String> {
         match find_property(text, key) {
-            Some(Found::Text(text)) => Some(text),
-            Some(Found::Json(json)) => panic!("{json}"),
+            Some(Inner::Text(text)) => Some(text),
+            Some(Inner::Json(json)) => panic!("{json}"),
             None => None,
         }
     }

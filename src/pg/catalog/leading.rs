@@ -2,7 +2,7 @@
 
 use tokio_postgres::{Client, Row};
 
-use super::{Error, lsn, wrap};
+use super::{StatementError, lsn, wrap};
 use crate::lsn::Lsn;
 
 /// What a leader asks of the server once the slot is its own.
@@ -20,7 +20,7 @@ pub struct Leading {
 
 impl Leading {
     /// `None` if the slot is not in use on the server that the client is connected to.
-    pub async fn read(client: &Client, slot: &str) -> Result<Option<Self>, Error> {
+    pub async fn read(client: &Client, slot: &str) -> Result<Option<Self>, StatementError> {
         let sql = include_str!("../../../sql/catalog/leading.sql");
         let row = client.query_opt(sql, &[&slot]).await;
         row.and_then(|row| row.map(|row| Self::parse(&row)).transpose())
@@ -38,7 +38,7 @@ impl Leading {
 }
 
 /// Whether anything was ever read from a slot, as far as the server's statistics remember.
-pub async fn slot_used(client: &Client, slot: &str) -> Result<bool, Error> {
+pub async fn slot_used(client: &Client, slot: &str) -> Result<bool, StatementError> {
     let sql = include_str!("../../../sql/catalog/slot_used.sql");
     let row = client.query_opt(sql, &[&slot]).await;
     let used = row.and_then(|row| row.map(|row| row.try_get(0)).transpose());

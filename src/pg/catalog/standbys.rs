@@ -3,7 +3,7 @@
 
 use tokio_postgres::{Client, Row};
 
-use super::{Error, wrap};
+use super::{StatementError, wrap};
 
 /// Standbys of the server, and copies of outjet that stand by.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub struct Standbys {
 
 impl Standbys {
     /// Those of outjet stand by for `slot`.
-    pub async fn read(client: &Client, slot: &str) -> Result<Self, Error> {
+    pub async fn read(client: &Client, slot: &str) -> Result<Self, StatementError> {
         let sql = include_str!("../../../sql/catalog/standbys.sql");
         let name = crate::pg::params::APPLICATION_NAME;
         let row = client.query_one(sql, &[&slot, &name]).await;
@@ -58,7 +58,7 @@ pub struct Partitions {
 
 impl Partitions {
     /// Reads it.
-    pub async fn read(client: &Client) -> Result<Self, Error> {
+    pub async fn read(client: &Client) -> Result<Self, StatementError> {
         let sql = include_str!("../../../sql/catalog/partitions.sql");
         let row = client.query_one(sql, &[]).await;
         let parse = |row: Row| {

@@ -5,7 +5,7 @@ use tokio_postgres::Row;
 
 use crate::command::{Out, unwritten};
 use crate::error::{Exit, Failure, Problem};
-use crate::pg::catalog::Error;
+use crate::pg::catalog::StatementError;
 
 /// Most events of a kind that are named.
 pub(super) const NAMED_MAX: i64 = 5;
@@ -100,8 +100,8 @@ impl Report {
             })
             .into();
         for row in rows {
-            let (word, events, first) =
-                read(row).map_err(|error| Error::new("read what was compared", error).failure())?;
+            let (word, events, first) = read(row)
+                .map_err(|error| StatementError::new("read what was compared", error).failure())?;
             if let Some(found) = found.iter_mut().find(|found| found.word == word) {
                 found.events = events;
                 found.first = serde_json::from_str(first).unwrap_or_default();
