@@ -198,7 +198,7 @@ const PURE: &[&str] = &[
     "lsn",
     "lead::window",
     "lead::watermark",
-    "sink::jetstream::append::chain",
+    "sink::jetstream::append::ring",
     "sink::jetstream::append::lines",
     "sink::jetstream::append::memory",
     "sink::jetstream::append::places",

@@ -79,12 +79,12 @@ fn an_import_across_a_border() {
     for (name, text, complaints) in [
         ("src/sink/mod.rs", "use crate::lsn::Lsn;\n", 1),
         (
-            "src/sink/jetstream/append/chain.rs",
+            "src/sink/jetstream/append/ring.rs",
             "use super::super::super::window;\n",
             0,
         ),
         (
-            "src/sink/jetstream/append/chain.rs",
+            "src/sink/jetstream/append/ring.rs",
             "use super::super::super::super::window;\n",
             1,
         ),

@@ -11,8 +11,8 @@ use crate::lead::watermark::{Facts, Record, Switch, Watermark, judge};
 use crate::lead::window::{Limits, Window};
 use crate::lsn::Lsn;
 use crate::sink::jetstream::Standing;
-use crate::sink::jetstream::append::chain::{Chain, Passed};
 use crate::sink::jetstream::append::memory::{Memory, Merge};
+use crate::sink::jetstream::append::ring::{Passed, Ring};
 use crate::sink::{At, Write, Written};
 
 /// Most events in flight.
@@ -64,7 +64,7 @@ enum Search {
 /// One term.
 pub(super) struct Leader {
     lineage: Lineage,
-    chain: Chain,
+    ring: Ring,
     memory: Memory,
     search: Search,
     watermark: Watermark,
@@ -177,7 +177,7 @@ impl World {
         memory.begin(keeper.past(&verdict.watermark, flush), last);
         let first = (1..).find(|place| super::commit_of(*place) >= start.as_u64());
         self.leader = Some(Leader {
-            chain: Chain::new(false),
+            ring: Ring::new(false),
             memory,
             lineage,
             search: Search::Finished,
@@ -191,7 +191,7 @@ impl World {
             asking: None,
             writing: false,
         });
-        self.leader().chain.restart(last);
+        self.leader().ring.restart(last);
         self.reconcile(true);
     }
 
@@ -247,7 +247,7 @@ impl World {
             .postgres
             .rows()
             .find(|(place, _)| leader.next <= *place);
-        let room = leader.window.has_room() && leader.keeper.has_room(leader.chain.end());
+        let room = leader.window.has_room() && leader.keeper.has_room(leader.ring.end());
         let Some((place, generation)) = row.filter(|_| room) else {
             return false;
         };
@@ -263,8 +263,8 @@ impl World {
         }
         leader.window.hand_over(1, 0);
         leader.window.commit(lsn(super::end_of(place)));
-        leader.memory.handed_over(leader.chain.end(), &event);
-        leader.chain.push(event);
+        leader.memory.handed_over(leader.ring.end(), &event);
+        leader.ring.push(event);
         true
     }
 
@@ -294,29 +294,29 @@ impl World {
         if leader.asking.is_some() {
             return false;
         }
-        let Some(waiting) = leader.chain.waiting() else {
+        let Some(waiting) = leader.ring.waiting() else {
             return false;
         };
         if waiting.event.known {
-            leader.chain.settle(Passed::Recorded);
+            leader.ring.settle(Passed::Recorded);
             return self.settle();
         }
-        let in_flight = leader.chain.in_flight();
-        let careful = leader.memory.is_careful(&leader.chain) && without != Some(Rule::Slow);
+        let in_flight = leader.ring.in_flight();
+        let careful = leader.memory.is_careful(&leader.ring) && without != Some(Rule::Slow);
         let room = if careful { 1 } else { IN_FLIGHT_MAX };
         if in_flight > 0 && in_flight >= room {
             return false;
         }
         if let Some(place) = self.find() {
-            self.leader().chain.settle(Passed::Known(Some(place)));
+            self.leader().ring.settle(Passed::Known(Some(place)));
             return self.settle();
         }
         let leader = self.leader();
-        let uncertain = leader.memory.is_uncertain(&leader.chain);
+        let uncertain = leader.memory.is_uncertain(&leader.ring);
         if uncertain && without != Some(Rule::Vacant) {
             return in_flight == 0 && self.send_uncertain();
         }
-        leader.memory.send(&leader.chain);
+        leader.memory.send(&leader.ring);
         self.publish();
         true
     }
@@ -324,17 +324,17 @@ impl World {
     /// `JetStream::send_uncertain`, up to the answer.
     fn send_uncertain(&mut self) -> bool {
         let leader = self.leader.as_mut().expect("somebody leads");
-        let waiting = leader.chain.waiting().expect("an event waits");
+        let waiting = leader.ring.waiting().expect("an event waits");
         if let Some(sequence) = waiting.duplicate_of
             && leader.memory.proves(sequence, waiting.places)
             && !self.stream[sequence as usize - 1].there
         {
             leader.memory.use_up(sequence);
-            leader.chain.settle(Passed::Known(None));
+            leader.ring.settle(Passed::Known(None));
             return self.settle();
         }
         let row = row_of(waiting.event);
-        leader.chain.doubt();
+        leader.ring.doubt();
         let sent = self.publish();
         self.leader().asking = Some(sent);
         self.uncertain.insert(row);
@@ -343,11 +343,11 @@ impl World {
 
     fn publish(&mut self) -> (u64, u64) {
         let leader = self.leader();
-        let waiting = leader.chain.waiting().expect("an event waits");
+        let waiting = leader.ring.waiting().expect("an event waits");
         let (row, position) = (row_of(waiting.event), waiting.event.position);
         let id = waiting.event.id.clone();
         let named = waiting.duplicate_of.is_none();
-        let (number, expected) = leader.chain.send();
+        let (number, expected) = leader.ring.send();
         let source = leader.lineage.source().clone();
         leader.way.push_back(Message::Publish {
             number,
@@ -367,11 +367,11 @@ impl World {
     fn settle(&mut self) -> bool {
         let without = self.without;
         let leader = self.leader();
-        let mut settled = leader.chain.take_settled();
+        let mut settled = leader.ring.take_settled();
         if settled.to.is_none() {
             return true;
         }
-        leader.memory.settle(&mut settled, &leader.chain);
+        leader.memory.settle(&mut settled, &leader.ring);
         if without == Some(Rule::Base)
             && let Some(place) = &settled.stored_at
         {
@@ -419,22 +419,22 @@ impl World {
         let asked = leader.asking.take();
         match *reply {
             Reply::Stored(sequence) => {
-                if leader.chain.acknowledge(number, (sequence, 1)).is_ok() {
+                if leader.ring.acknowledge(number, (sequence, 1)).is_ok() {
                     return false;
                 }
             }
             Reply::Duplicate(sequence) => {
-                leader.chain.refuse_duplicate(number, sequence);
+                leader.ring.refuse_duplicate(number, sequence);
                 if let Some((_, expected)) = asked {
-                    leader.chain.restart(expected);
+                    leader.ring.restart(expected);
                     return false;
                 }
             }
             Reply::Refused => {
-                leader.chain.refuse(number);
+                leader.ring.refuse(number);
             }
         }
-        leader.memory.refused(&leader.chain);
+        leader.memory.refused(&leader.ring);
         true
     }
 
@@ -447,7 +447,7 @@ impl World {
         leader.answers.clear();
         leader.asking = None;
         leader.last = last;
-        leader.chain.restart(last);
+        leader.ring.restart(last);
         self.reconcile(false);
         let there = Written::Found(self.bucket.clone());
         if self.leader().writing && !self.written(there) {
@@ -472,7 +472,7 @@ impl World {
     fn reconcile(&mut self, first: bool) {
         let leader = self.leader.as_mut().expect("somebody leads");
         if !first {
-            leader.memory.reconnected(&leader.chain, leader.last);
+            leader.memory.reconnected(&leader.ring, leader.last);
         }
         if !leader.memory.complete() {
             let lowest = self.stream.iter().position(|stored| stored.there);
@@ -482,11 +482,11 @@ impl World {
                 0 => Search::Finished,
                 _ => Search::Pending,
             };
-            leader.memory.search(deleted, &leader.chain);
+            leader.memory.search(deleted, &leader.ring);
             return;
         }
         leader.search = Search::Finished;
-        let base = leader.memory.base(first, (&leader.chain, leader.last));
+        let base = leader.memory.base(first, (&leader.ring, leader.last));
         let (found, settled_to) = leader.memory.reading();
         found.begin(base + 1);
         for (sequence, stored) in (1..).zip(&self.stream).skip(base as usize) {
@@ -496,13 +496,13 @@ impl World {
             }
         }
         found.end(leader.last);
-        leader.memory.read(first, &leader.chain);
+        leader.memory.read(first, &leader.ring);
     }
 
     /// `JetStream::find`.
     fn find(&mut self) -> Option<(Stream, u64)> {
         let leader = self.leader.as_mut().expect("somebody leads");
-        let waiting = leader.chain.waiting().expect("an event waits").event;
+        let waiting = leader.ring.waiting().expect("an event waits").event;
         if leader.memory.complete() {
             return leader.memory.place_of(waiting);
         }
@@ -512,7 +512,7 @@ impl World {
             self.leader().search = search;
         }
         let leader = self.leader.as_mut().expect("somebody leads");
-        let waiting = leader.chain.waiting().expect("an event waits").event;
+        let waiting = leader.ring.waiting().expect("an event waits").event;
         let (mut place, mut odd, mut cut_off, mut behind) = (None, false, false, None);
         if let Search::Reading {
             guard,
@@ -552,7 +552,7 @@ impl World {
             behind,
             ended: finished.then_some((leader.last, 0)),
         };
-        leader.memory.merged(merge, &leader.chain);
+        leader.memory.merged(merge, &leader.ring);
         place.map(|sequence| (Stream::Main, sequence))
     }
 

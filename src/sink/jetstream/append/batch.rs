@@ -19,10 +19,10 @@ use crate::fault;
 impl Appender {
     /// Sends what is staged.
     pub(crate) fn send_staged(&mut self, epoch: &mut Epoch) {
-        if self.chain.in_flight() == 0 {
+        if self.ring.in_flight() == 0 {
             epoch.progress_at = Instant::now();
         }
-        let (number, expected) = self.chain.send_staged();
+        let (number, expected) = self.ring.send_staged();
         let id = format!("{}-{number}", epoch.client.name);
         let staged = std::mem::take(&mut epoch.staged);
         let size = staged.len();

@@ -11,15 +11,15 @@ use super::super::aside::letters::{self, Letter};
 use super::super::error::Error;
 use super::super::names::TOO_LARGE;
 use super::Appender;
-use super::chain::{Passed, Waiting};
 use super::epoch::{Back, Epoch};
+use super::ring::{Passed, Waiting};
 use crate::event::Rejected;
 use crate::fault;
 
 impl Appender {
     /// The waiting event cannot be sent as it is: without its body, or it is a dead letter.
     pub(crate) fn set_aside(&self, epoch: &mut Epoch, unsendable: Error) -> Result<(), Error> {
-        let Waiting { event, .. } = self.chain.waiting().expect("an event waits");
+        let Waiting { event, .. } = self.ring.waiting().expect("an event waits");
         let too_large = |error: &Error| error.rejected().is_some_and(|r| r.reason == TOO_LARGE);
         let helps = |bodies: &mut Bodies| too_large(&unsendable) && bodies.helps(event);
         let Some(mut bodies) = epoch.bodies.take_if(helps) else {
@@ -36,7 +36,7 @@ impl Appender {
 
     /// Appends the waiting event to the dead letters, if there are any for it.
     fn bury(&self, epoch: &mut Epoch, unsendable: Error) -> Result<(), Error> {
-        let Waiting { event, .. } = self.chain.waiting().expect("an event waits");
+        let Waiting { event, .. } = self.ring.waiting().expect("an event waits");
         let buried = |rejected: &&Rejected| self.options.buries.takes(rejected);
         let rejected = unsendable.rejected().filter(buried);
         let (Some(rejected), Some(letters)) = (rejected, &epoch.letters) else {
@@ -61,7 +61,7 @@ impl Appender {
 
     /// Whether the server is to keep the waiting event until it is due.
     pub(crate) fn is_delayed(&self) -> bool {
-        let Waiting { event, .. } = self.chain.waiting().expect("an event waits");
+        let Waiting { event, .. } = self.ring.waiting().expect("an event waits");
         let due = event.deliver_at.is_some() && event.rejected.is_none();
         due && self.options.delayed.is_some()
     }
@@ -70,8 +70,8 @@ impl Appender {
     /// `publish.delayed` has changed. Otherwise the server finds out ([`Delayed::store`]). Without
     /// the right to look it was not.
     pub(crate) async fn was_delayed(&self, epoch: &mut Epoch) -> Result<bool, Error> {
-        let Waiting { event, .. } = self.chain.waiting().expect("an event waits");
-        let may_be = event.deliver_at.is_some() && self.memory.is_past(&self.chain);
+        let Waiting { event, .. } = self.ring.waiting().expect("an event waits");
+        let may_be = event.deliver_at.is_some() && self.memory.is_past(&self.ring);
         if !may_be || self.is_delayed() || self.schedules_denied {
             return Ok(false);
         }
@@ -82,7 +82,7 @@ impl Appender {
 
     /// Has the server keep the waiting event.
     pub(crate) fn delay(&self, epoch: &mut Epoch) {
-        let Waiting { event, .. } = self.chain.waiting().expect("an event waits");
+        let Waiting { event, .. } = self.ring.waiting().expect("an event waits");
         let sent = outgoing(&epoch.bodies, event).clone();
         let (client, delayed) = (epoch.client.clone(), epoch.delayed.take());
         let (options, source) = (Arc::clone(&self.options), self.source.clone());
@@ -121,9 +121,9 @@ impl Appender {
                 letters.appended();
                 let letter = Passed::DeadLettered(letters.last_sequence());
                 fault::point("letter_stored");
-                let Waiting { event, .. } = self.chain.waiting().expect("an event waits");
+                let Waiting { event, .. } = self.ring.waiting().expect("an event waits");
                 self.buried.log(event, &rejected);
-                self.pass(epoch, |chain| chain.settle(letter));
+                self.pass(epoch, |ring| ring.settle(letter));
                 Ok(())
             }
             Back::Delayed(delayed, passed) => {
@@ -131,7 +131,7 @@ impl Appender {
                 match passed {
                     Ok(how) => {
                         fault::point("schedule_stored");
-                        self.pass(epoch, |chain| chain.settle(how));
+                        self.pass(epoch, |ring| ring.settle(how));
                         Ok(())
                     }
                     Err(error) if error.rejected().is_none() => Err(error),

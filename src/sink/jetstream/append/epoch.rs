@@ -12,7 +12,7 @@ use super::super::client::{Client, Link, Streams};
 use super::super::error::Error;
 use super::super::headers::Composed;
 use super::super::tail::Search;
-use super::chain::Passed;
+use super::ring::Passed;
 use super::witness::Witness;
 use crate::event::Rejected;
 use crate::nats::Answers;

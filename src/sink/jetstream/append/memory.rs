@@ -13,7 +13,7 @@
 use std::collections::HashSet;
 use std::ops::RangeInclusive;
 
-use super::chain::{Chain, Waiting};
+use super::ring::{Ring, Waiting};
 use crate::event::lineage::Lineage;
 use crate::event::{Event, Position};
 use crate::guard::{Found, Stream};
@@ -114,8 +114,8 @@ impl Memory {
     ///  stream  ──1──2──3──4──5──6──►     1: began_at; 2, 3: we heard of
     ///                  heard  last       4, 5, 6: unheard
     /// ```
-    pub(crate) fn reconnected(&mut self, chain: &Chain, last: u64) {
-        let behind = self.began_at.max(chain.heard());
+    pub(crate) fn reconnected(&mut self, ring: &Ring, last: u64) {
+        let behind = self.began_at.max(ring.heard());
         self.unheard
             .retain(|range| *range.end() > self.base && *range.start() <= behind);
         if behind < last {
@@ -134,10 +134,10 @@ impl Memory {
 
     /// Behind which sequence number the stream is read, which ends at `last`: at the beginning of a
     /// term (`first`), or on a new connection.
-    pub(crate) fn base(&self, first: bool, (chain, last): (&Chain, u64)) -> u64 {
+    pub(crate) fn base(&self, first: bool, (ring, last): (&Ring, u64)) -> u64 {
         // Whatever others have stored there: what was never sent is not there.
         match self.shared && !first {
-            true => chain.floor().map_or(last, |floor| floor.min(last)),
+            true => ring.floor().map_or(last, |floor| floor.min(last)),
             false => self.base,
         }
     }
@@ -153,7 +153,7 @@ impl Memory {
     }
 
     /// All that lies behind the [`base`](Self::base) was read.
-    pub(crate) fn read(&mut self, first: bool, chain: &Chain) {
+    pub(crate) fn read(&mut self, first: bool, ring: &Ring) {
         if self.shared {
             return;
         }
@@ -161,32 +161,32 @@ impl Memory {
             self.vacant = true;
             let until = match first {
                 true => Some(self.past.new_from),
-                false => chain.newest(),
+                false => ring.newest(),
             };
             self.vacant_until = self.vacant_until.max(until);
         }
         if self.found.odd() {
             self.odd |= first;
-            self.careful_until = self.careful_until.max(chain.end());
+            self.careful_until = self.careful_until.max(ring.end());
         }
     }
 
     /// A new connection begins the merge anew; `deleted`: some sequence numbers hold no message.
-    pub(crate) fn search(&mut self, deleted: bool, chain: &Chain) {
+    pub(crate) fn search(&mut self, deleted: bool, ring: &Ring) {
         if !self.shared {
             self.vacant |= deleted;
             // Whether the tail is in order is not known before it was read.
-            self.careful_until = self.careful_until.max(chain.end());
+            self.careful_until = self.careful_until.max(ring.end());
         }
     }
 
     /// The merge has come to the waiting event.
-    pub(crate) fn merged(&mut self, merge: Merge, chain: &Chain) {
+    pub(crate) fn merged(&mut self, merge: Merge, ring: &Ring) {
         if !self.shared {
             self.odd |= merge.odd;
             self.vacant |= merge.cut;
         }
-        self.merged_until = chain.next_number() + 1;
+        self.merged_until = ring.next_number() + 1;
         self.merged_behind = merge.behind.unwrap_or(self.merged_behind);
         if let Some((last, letters)) = merge.ended {
             self.complete = true;
@@ -195,7 +195,7 @@ impl Memory {
             if self.vacant {
                 // An event that comes later may have stood there.
                 self.base = self.merged_behind;
-                let until = Some(self.past.new_from).max(chain.newest());
+                let until = Some(self.past.new_from).max(ring.newest());
                 self.vacant_until = self.vacant_until.max(until);
             }
         }
@@ -214,38 +214,38 @@ impl Memory {
     }
 
     /// Whether the waiting event may have been handed to a sink before this term.
-    pub(crate) fn is_past(&self, chain: &Chain) -> bool {
-        let (number, waiting) = waiting(chain);
+    pub(crate) fn is_past(&self, ring: &Ring) -> bool {
+        let (number, waiting) = waiting(ring);
         let Event { position, .. } = waiting.event;
         *position < self.past.new_from && number < self.past_until
     }
 
     /// Whether the waiting event, which was not found, may have been stored all the same.
-    pub(crate) fn is_uncertain(&self, chain: &Chain) -> bool {
-        let (_, waiting) = waiting(chain);
-        self.vacant && (self.is_past(chain) || !waiting.places.is_empty())
+    pub(crate) fn is_uncertain(&self, ring: &Ring) -> bool {
+        let (_, waiting) = waiting(ring);
+        self.vacant && (self.is_past(ring) || !waiting.places.is_empty())
     }
 
     /// Whether an old connection may follow another plan for the waiting event.
-    pub(crate) fn is_odd(&self, chain: &Chain) -> bool {
-        self.odd && self.is_past(chain)
+    pub(crate) fn is_odd(&self, ring: &Ring) -> bool {
+        self.odd && self.is_past(ring)
     }
 
     /// Whether only one event may be in flight.
-    pub(crate) fn is_careful(&self, chain: &Chain) -> bool {
-        chain.head() < self.careful_until || self.is_odd(chain)
+    pub(crate) fn is_careful(&self, ring: &Ring) -> bool {
+        ring.head() < self.careful_until || self.is_odd(ring)
     }
 
     /// The waiting event goes out.
-    pub(crate) fn send(&mut self, chain: &Chain) {
-        if self.is_odd(chain) {
-            self.careful_until = chain.next_number() + 1;
+    pub(crate) fn send(&mut self, ring: &Ring) {
+        if self.is_odd(ring) {
+            self.careful_until = ring.next_number() + 1;
         }
     }
 
     /// One of the events in flight was not stored as expected.
-    pub(crate) fn refused(&mut self, chain: &Chain) {
-        self.careful_until = chain.next_number();
+    pub(crate) fn refused(&mut self, ring: &Ring) {
+        self.careful_until = ring.next_number();
     }
 
     /// Whether the server's `duplicate` can mean an event that is not found: it names a sequence
@@ -264,7 +264,7 @@ impl Memory {
     }
 
     /// Takes note of what was settled, and of how far nothing has to be looked for any more.
-    pub(crate) fn settle(&mut self, settled: &mut Settled, chain: &Chain) {
+    pub(crate) fn settle(&mut self, settled: &mut Settled, ring: &Ring) {
         let Some((to, _)) = settled.to else {
             return;
         };
@@ -273,17 +273,17 @@ impl Memory {
         self.vacant_until = self.vacant_until.filter(|until| to < *until);
         // Out of order only after a refusal, on a new connection, and where a merge has found it.
         let odd_until = self.careful_until.max(self.merged_until);
-        let in_order = chain.head() >= odd_until && !self.shared;
+        let in_order = ring.head() >= odd_until && !self.shared;
         let newest = settled.stored_at.as_ref().map_or(0, |place| place.sequence);
         let base = self.base.max(newest);
-        let alone = in_order || chain.lowest_beyond().is_none_or(|lowest| lowest > base);
+        let alone = in_order || ring.lowest_beyond().is_none_or(|lowest| lowest > base);
         if !self.left(Stream::Main) && self.vacant_until.is_none() && alone {
             self.base = base;
             settled.base = base;
         }
         settled.letters = self.letters.max(settled.letters);
         // Something of ours beyond it may be stored there: known, or while others wait for it.
-        let lowest = chain.lowest_letter();
+        let lowest = ring.lowest_letter();
         if self.left(Stream::Letters) || lowest.is_some_and(|lowest| lowest <= settled.letters) {
             settled.letters = 0;
         }
@@ -297,7 +297,7 @@ impl Memory {
 }
 
 /// The waiting event, with its number.
-fn waiting(chain: &Chain) -> (u64, Waiting<'_>) {
-    let waiting = chain.waiting().expect("an event waits");
-    (chain.next_number(), waiting)
+fn waiting(ring: &Ring) -> (u64, Waiting<'_>) {
+    let waiting = ring.waiting().expect("an event waits");
+    (ring.next_number(), waiting)
 }

@@ -1,8 +1,7 @@
-//! Appends events in order, each once: the chain and what it may expect of the stream, what a new
+//! Appends events in order, each once: the ring and what it may expect of the stream, what a new
 //! term or connection must know of the past, the record, and what takes an event aside.
 
 pub(crate) mod batch;
-pub(crate) mod chain;
 pub(crate) mod detour;
 pub(crate) mod epoch;
 pub(crate) mod hold;
@@ -11,6 +10,7 @@ pub(crate) mod memory;
 pub(crate) mod past;
 pub(crate) mod places;
 pub(crate) mod record;
+pub(crate) mod ring;
 pub(crate) mod run;
 pub(crate) mod send;
 pub(crate) mod shared;
@@ -21,11 +21,11 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tracing::warn;
 
-use self::chain::Chain;
 use self::hold::{Hold, Seen};
 use self::lines::Lines;
 use self::memory::Memory;
 use self::past::Doubts;
+use self::ring::Ring;
 use super::aside::letters::Buried;
 use super::error::Error;
 use super::options::Options;
@@ -39,7 +39,7 @@ pub(crate) struct Appender {
     pub(crate) options: Arc<Options>,
     pub(crate) lineage: Lineage,
     source: String,
-    chain: Chain,
+    ring: Ring,
     backoff: Backoff,
     /// What may be stored already.
     memory: Memory,
@@ -69,7 +69,7 @@ impl Appender {
             source: lineage.source().to_string(),
             memory: Memory::new(&lineage, options.stream.shared),
             lineage,
-            chain: Chain::new(options.stream.shared),
+            ring: Ring::new(options.stream.shared),
             backoff: Backoff::new(backoff::Options::default()),
             lines_taken: Lines::default(),
             writing: None,
@@ -102,7 +102,7 @@ impl Appender {
         let error = self.without_it(error);
         if let Error::LineTooLong(bytes) = error {
             self.lines_taken.too_long(bytes);
-            self.memory.refused(&self.chain);
+            self.memory.refused(&self.ring);
         }
         let failure = error.failure(&self.options);
         if let Error::StreamChanged { gap, .. } = error

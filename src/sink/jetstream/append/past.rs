@@ -16,9 +16,9 @@ use super::super::options::Options;
 use super::super::reply::Reply;
 use super::super::tail::{self, Bounds, Search, Start};
 use super::Appender;
-use super::chain::{Passed, Waiting};
 use super::epoch::Epoch;
 use super::memory::{Memory, Merge};
+use super::ring::{Passed, Waiting};
 use crate::event::lineage::Mark;
 use crate::guard::Stream;
 use crate::sink::Past;
@@ -29,7 +29,7 @@ impl Appender {
         epoch.refresh().await?;
         let last = epoch.last_sequence;
         self.memory.begin(past, last);
-        self.chain.restart(last);
+        self.ring.restart(last);
         self.reconcile(epoch, true).await
     }
 
@@ -42,13 +42,13 @@ impl Appender {
     /// ```
     pub(crate) async fn check_unread(&self, streams: &Streams) -> Result<(), Error> {
         let read_to = self.options.read_to;
-        let Some(read_to) = read_to.filter(|read_to| self.chain.heard() <= *read_to) else {
+        let Some(read_to) = read_to.filter(|read_to| self.ring.heard() <= *read_to) else {
             return Ok(());
         };
         let ours = self.lineage.source();
         let shared = self.options.stream.shared;
         let is_new = |mark: &Mark| {
-            let known = self.chain.holds(mark.position, &mark.id);
+            let known = self.ring.holds(mark.position, &mark.id);
             !known && (!shared || mark.source.same_slot(ours))
         };
         let last = streams.info.state.last_sequence;
@@ -65,21 +65,21 @@ impl Appender {
     /// Finds out what a new connection must know; `first` of the term.
     pub(crate) async fn reconcile(&mut self, epoch: &mut Epoch, first: bool) -> Result<(), Error> {
         if !first {
-            self.memory.reconnected(&self.chain, epoch.last_sequence);
+            self.memory.reconnected(&self.ring, epoch.last_sequence);
         }
         if !self.memory.complete() {
             epoch.tail = Search::new(Bounds::of(&epoch.streams.info));
             let deleted = epoch.streams.info.state.deleted_count.unwrap_or(0) > 0;
-            self.memory.search(deleted, &self.chain);
+            self.memory.search(deleted, &self.ring);
             return Ok(());
         }
         epoch.tail = Search::Finished;
         let memory = &mut self.memory;
         let last = epoch.last_sequence;
-        let base = memory.base(first, (&self.chain, last));
+        let base = memory.base(first, (&self.ring, last));
         let read = Box::pin(read_all(&epoch.streams, memory, (base, last)));
         epoch.link.during(read).await?;
-        memory.read(first, &self.chain);
+        memory.read(first, &self.ring);
         Ok(())
     }
 
@@ -94,7 +94,7 @@ impl Appender {
 
     /// Where the waiting event is stored in the stream, or among the dead letters.
     async fn find_place(&mut self, epoch: &mut Epoch) -> Result<Option<(Stream, u64)>, Error> {
-        let waiting = self.chain.waiting().expect("an event waits");
+        let waiting = self.ring.waiting().expect("an event waits");
         let event = waiting.event;
         if self.memory.complete() {
             let place = self.memory.place_of(event);
@@ -141,33 +141,33 @@ impl Appender {
             behind,
             ended,
         };
-        self.memory.merged(merge, &self.chain);
+        self.memory.merged(merge, &self.ring);
         Ok(place.map(|sequence| (Stream::Main, sequence)))
     }
 
     /// Sends the waiting event, which is uncertain and alone.
     pub(crate) async fn send_uncertain(&mut self, epoch: &mut Epoch) -> Result<(), Error> {
-        let waiting = self.chain.waiting().expect("an event waits");
+        let waiting = self.ring.waiting().expect("an event waits");
         if let Some(sequence) = waiting.duplicate_of
             && self.was_stored_at(epoch, waiting, sequence).await?
         {
             self.memory.use_up(sequence);
             let found = Passed::Known(None);
-            self.pass(epoch, |chain| chain.settle(found));
+            self.pass(epoch, |ring| ring.settle(found));
             return Ok(());
         }
         let message = match self.compose(epoch, false) {
             Ok(message) => message,
             Err(unsendable) => return self.set_aside(epoch, unsendable),
         };
-        self.chain.doubt();
-        let (number, expected) = self.chain.send();
+        self.ring.doubt();
+        let (number, expected) = self.ring.send();
         let ours = (self.options.stream.name.as_str(), self.options.ack_timeout);
         let answer = epoch.client.request(message.outgoing(), ours);
         let answer = epoch.link.during(Box::pin(answer));
         let reason = match answer.await? {
             Reply::Stored { sequence, together } => {
-                match self.chain.acknowledge(number, (sequence, together)) {
+                match self.ring.acknowledge(number, (sequence, together)) {
                     Ok(()) => {
                         self.doubts.log(sequence);
                         return Ok(());
@@ -177,17 +177,17 @@ impl Appender {
             }
             Reply::Duplicate(sequence) => {
                 // Nothing was stored: it waits again, and the next attempt expects the same.
-                self.chain.refuse_duplicate(number, sequence);
-                self.chain.restart(expected);
+                self.ring.refuse_duplicate(number, sequence);
+                self.ring.restart(expected);
                 return Ok(());
             }
             Reply::Refused(reason) => {
-                self.chain.refuse(number);
+                self.ring.refuse(number);
                 reason
             }
             Reply::Unclear(reason) => reason,
         };
-        self.memory.refused(&self.chain);
+        self.memory.refused(&self.ring);
         Err(Error::Broken(format!(
             "an event was not acknowledged as expected: {reason}"
         )))

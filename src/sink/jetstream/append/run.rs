@@ -41,7 +41,7 @@ impl Appender {
             looked => looked?,
         };
         let last_sequence = streams.info.state.last_sequence;
-        self.chain.restart(last_sequence);
+        self.ring.restart(last_sequence);
         let letters = streams.letters.as_ref();
         let letters = letters.map(|(_, info)| Letters::new(info, link.message_bytes_max(info)));
         Ok(Epoch {
@@ -111,11 +111,11 @@ impl Appender {
             }
             let pumped = self.pump(epoch).await;
             // Also if this was the end: what is stored is to be confirmed.
-            let settled = self.chain.take_settled();
+            let settled = self.ring.take_settled();
             if settled.to.is_some() {
                 self.book(epoch, &settled);
                 self.settled(settled, reports).await;
-            } else if self.down && self.chain.waiting().is_none() && self.chain.in_flight() == 0 {
+            } else if self.down && self.ring.waiting().is_none() && self.ring.in_flight() == 0 {
                 self.recovered(reports).await;
             }
             let more = pumped?;
@@ -140,8 +140,8 @@ impl Appender {
         match order {
             Order::Append(batch) => {
                 for event in batch {
-                    self.memory.handed_over(self.chain.end(), &event);
-                    self.chain.push(event);
+                    self.memory.handed_over(self.ring.end(), &event);
+                    self.ring.push(event);
                 }
                 Ok(())
             }
@@ -157,7 +157,7 @@ impl Appender {
         orders: &mut mpsc::Receiver<Order>,
         more: bool,
     ) -> Result<Action, Error> {
-        let in_flight = self.chain.in_flight();
+        let in_flight = self.ring.in_flight();
         let ack_timeout = self.options.ack_timeout;
         let deadline = epoch.progress_at + ack_timeout;
         let look_at = self.hold.wake_at();
@@ -182,7 +182,7 @@ impl Appender {
     }
 
     async fn settled(&mut self, mut settled: Settled, reports: &mpsc::Sender<Report>) {
-        self.memory.settle(&mut settled, &self.chain);
+        self.memory.settle(&mut settled, &self.ring);
         let _ = reports.send(Report::Settled(settled)).await;
         if self.hold.close() {
             let _ = reports.send(Report::Held).await;

@@ -14,8 +14,8 @@ use super::super::names::{
 use super::super::options::Ingress;
 use super::super::reply::Reply;
 use super::Appender;
-use super::chain::{Chain, Passed, Waiting};
 use super::epoch::Epoch;
+use super::ring::{Passed, Ring, Waiting};
 use crate::event::route;
 use crate::event::{Event, Rejected};
 use crate::fault;
@@ -28,17 +28,17 @@ impl Appender {
     /// meanwhile goes first.
     pub(crate) async fn pump(&mut self, epoch: &mut Epoch) -> Result<bool, Error> {
         while epoch.errand.is_none()
-            && let Some(waiting) = self.chain.waiting()
+            && let Some(waiting) = self.ring.waiting()
         {
             if waiting.event.known {
-                self.pass(epoch, |chain| chain.settle(Passed::Recorded));
+                self.pass(epoch, |ring| ring.settle(Passed::Recorded));
                 continue;
             }
             if !self.has_room(epoch) {
                 break;
             }
             // First everything before this event is stored.
-            if epoch.unsendable.is_some() && self.chain.in_flight() > 0 {
+            if epoch.unsendable.is_some() && self.ring.in_flight() > 0 {
                 break;
             }
             if let Some(unsendable) = epoch.unsendable.take() {
@@ -48,22 +48,22 @@ impl Appender {
             if self.may_be_found()
                 && let Some(known) = Box::pin(self.find(epoch)).await?
             {
-                self.pass(epoch, |chain| chain.settle(known));
+                self.pass(epoch, |ring| ring.settle(known));
                 continue;
             }
             if self.is_delayed() {
                 self.delay(epoch);
                 continue;
             }
-            if self.memory.is_uncertain(&self.chain) && self.chain.staged() == 0 {
-                if self.chain.in_flight() > 0 {
+            if self.memory.is_uncertain(&self.ring) && self.ring.staged() == 0 {
+                if self.ring.in_flight() > 0 {
                     break;
                 }
                 Box::pin(self.send_uncertain(epoch)).await?;
                 return Ok(true);
             }
             if let Err(unsendable) = self.send(epoch) {
-                if unsendable.rejected().is_none() && self.chain.in_flight() == 0 {
+                if unsendable.rejected().is_none() && self.ring.in_flight() == 0 {
                     return Err(unsendable);
                 }
                 epoch.unsendable = Some(unsendable);
@@ -75,12 +75,12 @@ impl Appender {
     /// Sends the waiting event, or stages it with those that go together; or says why it cannot be
     /// sent.
     fn send(&mut self, epoch: &mut Epoch) -> Result<(), Error> {
-        let waiting = self.chain.waiting().expect("an event waits");
-        let together = waiting.event.followers > 0 || self.chain.staged() > 0;
+        let waiting = self.ring.waiting().expect("an event waits");
+        let together = waiting.event.followers > 0 || self.ring.staged() > 0;
         if together {
             let message = self.compose(epoch, true)?;
             epoch.staged.push(message);
-            self.pass(epoch, Chain::stage);
+            self.pass(epoch, Ring::stage);
             return Ok(());
         }
         let mut own = std::mem::take(&mut self.lines);
@@ -90,7 +90,7 @@ impl Appender {
         let event = outgoing(&epoch.bodies, waiting.event);
         let lines = event.headers.lines();
         let subject = self.entrance(event);
-        let number = self.chain.next_number();
+        let number = self.ring.next_number();
         let line = epoch.link.line(&subject, number);
         self.check(epoch, event, (line, block_bytes(lines.len() + own.len())))?;
         fault::point("judged");
@@ -99,11 +99,11 @@ impl Appender {
         draft.lines(own.as_bytes());
         draft.send(&event.payload);
         self.lines = own;
-        if self.chain.in_flight() == 0 {
+        if self.ring.in_flight() == 0 {
             epoch.progress_at = Instant::now();
         }
-        self.memory.send(&self.chain);
-        self.chain.send();
+        self.memory.send(&self.ring);
+        self.ring.send();
         fault::point("published");
         Ok(())
     }
@@ -111,7 +111,7 @@ impl Appender {
     /// The message of the waiting event, with what it expects unless it goes `together` with
     /// others.
     pub(crate) fn compose(&self, epoch: &Epoch, together: bool) -> Result<Composed, Error> {
-        let waiting = self.chain.waiting().expect("an event waits");
+        let waiting = self.ring.waiting().expect("an event waits");
         let event = outgoing(&epoch.bodies, waiting.event);
         let mut lines = event.headers.lines().to_owned();
         self.push_own(&mut lines, epoch);
@@ -122,7 +122,7 @@ impl Appender {
         let (batch, line) = match together {
             // Any of them may be the last one, which is answered.
             true => {
-                let line = epoch.link.line(&subject, self.chain.next_number());
+                let line = epoch.link.line(&subject, self.ring.next_number());
                 (BATCH_HEADER_BYTES, line)
             }
             false => (0, epoch.client.line(&subject)),
@@ -137,7 +137,7 @@ impl Appender {
 
     /// Adds what the waiting event bears besides its own headers.
     fn push_own(&self, lines: &mut String, epoch: &Epoch) {
-        let waiting = self.chain.waiting().expect("an event waits");
+        let waiting = self.ring.waiting().expect("an event waits");
         let ends = epoch.streams.info.config.allow_message_ttl;
         push(lines, SOURCE, &self.source);
         push_marks(lines, waiting.event, waiting.duplicate_of.is_some());
@@ -147,7 +147,7 @@ impl Appender {
     /// Adds the number behind which the waiting event belongs.
     fn push_expected(&self, lines: &mut String) {
         if !self.shared() {
-            push_number(lines, EXPECTED_LAST_SEQUENCE, self.chain.last_sequence());
+            push_number(lines, EXPECTED_LAST_SEQUENCE, self.ring.last_sequence());
         }
     }
 
@@ -157,7 +157,7 @@ impl Appender {
             event,
             duplicate_of,
             ..
-        } = self.chain.waiting().expect("an event waits");
+        } = self.ring.waiting().expect("an event waits");
         !self.memory.complete()
             || self.memory.place_of(event).is_some()
             || duplicate_of.is_some()
@@ -222,7 +222,7 @@ impl Appender {
 
     /// Whether the waiting event may go out, and those that go with it: all of them or none.
     fn has_room(&self, epoch: &Epoch) -> bool {
-        let (in_flight, staged) = (self.chain.in_flight(), self.chain.staged());
+        let (in_flight, staged) = (self.ring.in_flight(), self.ring.staged());
         if staged > 0 {
             return true;
         }
@@ -232,24 +232,24 @@ impl Appender {
         if in_flight == 0 {
             return true;
         }
-        let Some(waiting) = self.chain.waiting() else {
+        let Some(waiting) = self.ring.waiting() else {
             return true;
         };
         let followers = waiting.event.followers;
-        let room = if self.memory.is_careful(&self.chain) {
+        let room = if self.memory.is_careful(&self.ring) {
             1
         } else {
             self.options.in_flight_max
         };
-        let full = self.chain.in_flight_bytes() >= IN_FLIGHT_BYTES_MAX || epoch.link.is_full();
+        let full = self.ring.in_flight_bytes() >= IN_FLIGHT_BYTES_MAX || epoch.link.is_full();
         in_flight + usize::from(followers) < room && !full
     }
 
     /// Passes the waiting event; if it was the last of those that go together, they go.
-    pub(crate) fn pass(&mut self, epoch: &mut Epoch, how: impl FnOnce(&mut Chain)) {
-        let number = self.chain.next_number();
-        how(&mut self.chain);
-        if self.chain.staged() > 0 && self.chain.has_passed_last(number) {
+    pub(crate) fn pass(&mut self, epoch: &mut Epoch, how: impl FnOnce(&mut Ring)) {
+        let number = self.ring.next_number();
+        how(&mut self.ring);
+        if self.ring.staged() > 0 && self.ring.has_passed_last(number) {
             self.send_staged(epoch);
         }
     }
@@ -285,22 +285,22 @@ impl Appender {
         let copy = self.shared() && matches!(reply, Reply::Duplicate(_));
         let reason = match reply {
             Reply::Stored { sequence, together } => {
-                match self.chain.acknowledge(number, (sequence, together)) {
+                match self.ring.acknowledge(number, (sequence, together)) {
                     Ok(()) => return Ok(true),
                     Err(mismatch) => mismatch.to_string(),
                 }
             }
             Reply::Duplicate(0) if self.shared() => {
                 // 2.10: it is under way already, nobody knows where to.
-                self.chain.refuse(number);
+                self.ring.refuse(number);
                 "the server calls it a duplicate".to_owned()
             }
             Reply::Duplicate(sequence) => {
                 // Whether it really stands there, the guard finds out.
-                self.chain.refuse_duplicate(number, sequence);
+                self.ring.refuse_duplicate(number, sequence);
                 "the server calls it a duplicate".to_owned()
             }
-            Reply::Refused(reason) => match self.chain.refuse(number) {
+            Reply::Refused(reason) => match self.ring.refuse(number) {
                 true => reason,
                 // Ours has stored it; so this is another stream's.
                 false => return Ok(false),
@@ -308,7 +308,7 @@ impl Appender {
             Reply::Unclear(reason) => reason,
         };
         if !copy {
-            self.memory.refused(&self.chain);
+            self.memory.refused(&self.ring);
         }
         Err(Error::Broken(format!(
             "an event was not acknowledged as expected: {reason}"

@@ -22,7 +22,7 @@ impl Appender {
 
     /// Where the waiting event is, if the server has called it a duplicate, and of itself.
     pub(crate) async fn own_duplicate(&self, epoch: &mut Epoch) -> Result<Option<u64>, Error> {
-        let waiting = self.chain.waiting().expect("an event waits");
+        let waiting = self.ring.waiting().expect("an event waits");
         let Some(sequence) = waiting.duplicate_of else {
             return Ok(None);
         };
@@ -41,7 +41,7 @@ mod tests {
     use proptest::prelude::*;
 
     use crate::event::{Event, Headers, Position};
-    use crate::sink::jetstream::append::chain::{Chain, Passed};
+    use crate::sink::jetstream::append::ring::{Passed, Ring};
 
     fn event(index: usize) -> Event {
         Event {
@@ -97,10 +97,10 @@ mod tests {
     /// A stream as a plain list, in which a stranger's message is `None`, and what is on its way to
     /// it on each connection, the newest last.
     struct World {
-        chain: Chain,
+        ring: Ring,
         pushed: usize,
         settled: usize,
-        /// Of these the chain has heard, or they were found.
+        /// Of these the ring has heard, or they were found.
         known: Vec<usize>,
         stream: Vec<Option<usize>>,
         ways: Vec<VecDeque<usize>>,
@@ -115,17 +115,17 @@ mod tests {
         }
 
         fn send(&mut self) {
-            let Some(waiting) = self.chain.waiting() else {
+            let Some(waiting) = self.ring.waiting() else {
                 return;
             };
             let event = waiting.event.position.index as usize;
             let own = waiting.duplicate_of.is_some();
             let stands = self.stream[self.seen.clone()].contains(&Some(event));
             if stands || own {
-                self.chain.settle(Passed::Known(None));
+                self.ring.settle(Passed::Known(None));
                 self.known.push(event);
             } else {
-                assert_eq!(self.chain.send().0, event as u64);
+                assert_eq!(self.ring.send().0, event as u64);
                 self.ways.last_mut().expect("a connection").push_back(event);
             }
         }
@@ -137,15 +137,15 @@ mod tests {
             let heard = heard && way + 1 == self.ways.len();
             let (number, place) = (event as u64, self.place_of(event));
             match (refused, place) {
-                (true, _) if heard => assert!(self.chain.refuse(number)),
+                (true, _) if heard => assert!(self.ring.refuse(number)),
                 (true, _) => {}
-                (false, Some(place)) if heard => self.chain.refuse_duplicate(number, place),
+                (false, Some(place)) if heard => self.ring.refuse_duplicate(number, place),
                 (false, Some(_)) => {}
                 (false, None) => {
                     self.stream.push(Some(event));
                     let sequence = self.stream.len() as u64;
                     if heard {
-                        self.chain
+                        self.ring
                             .acknowledge(number, (sequence, 1))
                             .expect("it fits");
                         self.known.push(event);
@@ -156,20 +156,20 @@ mod tests {
 
         fn begin_again(&mut self) {
             let last = self.stream.len() as u64;
-            let floor = self.chain.floor().map_or(last, |floor| floor.min(last));
+            let floor = self.ring.floor().map_or(last, |floor| floor.min(last));
             self.seen = floor as usize..last as usize;
-            self.chain.restart(last);
+            self.ring.restart(last);
             self.ways.push(VecDeque::new());
         }
 
         fn settle(&mut self) {
-            let settled = self.chain.take_settled();
+            let settled = self.ring.take_settled();
             self.settled += settled.stored + settled.known;
         }
 
-        /// What may be stored, as far as the chain knows, would be looked for where it stands.
+        /// What may be stored, as far as the ring knows, would be looked for where it stands.
         fn check(&self) {
-            let floor = self.chain.floor();
+            let floor = self.ring.floor();
             for event in self.settled..self.pushed {
                 let Some(place) = self.place_of(event) else {
                     continue;
@@ -189,7 +189,7 @@ mod tests {
         #[test]
         fn each_event_stands_there_once(steps in prop::collection::vec(step(), 1..150)) {
             let mut world = World {
-                chain: Chain::new(true),
+                ring: Ring::new(true),
                 pushed: 0,
                 settled: 0,
                 known: Vec::new(),
@@ -200,7 +200,7 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Push => {
-                        world.chain.push(event(world.pushed));
+                        world.ring.push(event(world.pushed));
                         world.pushed += 1;
                     }
                     Step::Send => world.send(),
@@ -216,7 +216,7 @@ mod tests {
             }
             while world.settled < world.pushed {
                 world.begin_again();
-                while world.chain.waiting().is_some() {
+                while world.ring.waiting().is_some() {
                     world.send();
                 }
                 for way in 0..world.ways.len() {

@@ -1,10 +1,11 @@
-//! The chain: every event expects the stream sequence that its predecessor made, and is settled
-//! once its own reply carries the sequence that was predicted for it. Pure.
+//! The ring: every event from the oldest that is not settled. It outlives connections: what was
+//! sent on a dead one is waiting again. Pure.
 //!
-//! The ring holds every event from the oldest that is not settled. It outlives connections: what
-//! was sent on a dead one is waiting again. Invariant: sequences of what is in flight are
-//! consecutive, in ring order, and end at the last place taken. In a stream with other writers they
-//! only never decrease: then a sequence is the lowest that an event can have ([`Places`]).
+//! What is in flight is a chain: every event expects the stream sequence that its predecessor made,
+//! and is settled once its own reply carries the sequence that was predicted for it. Invariant:
+//! sequences of what is in flight are consecutive, in ring order, and end at the last place taken.
+//! In a stream with other writers they only never decrease: then a sequence is the lowest that an
+//! event can have ([`Places`]).
 //!
 //! Events that are to appear together are staged one by one and then sent as a batch: the server
 //! stores all of them or none, and answers for all with one reply, to the last.
@@ -19,8 +20,8 @@ use crate::sink::Settled;
 
 /// The events that are not settled, and what they may expect of the stream.
 #[derive(Debug)]
-pub(crate) struct Chain {
-    ring: VecDeque<Slot>,
+pub(crate) struct Ring {
+    slots: VecDeque<Slot>,
     /// The number of the event at the head of the ring; numbers count all events of a term.
     head: u64,
     /// How many slots at the front are in flight or done; the next one is waiting.
@@ -143,11 +144,11 @@ pub(crate) enum Mismatch {
     Together { expected: u64, found: u64 },
 }
 
-impl Chain {
+impl Ring {
     /// `shared`: others may write into the stream, too.
     pub(crate) fn new(shared: bool) -> Self {
         Self {
-            ring: VecDeque::new(),
+            slots: VecDeque::new(),
             head: 0,
             next: 0,
             staged: 0,
@@ -165,7 +166,7 @@ impl Chain {
             self.newest().is_none_or(|newest| newest < event.position),
             "events come in order"
         );
-        self.ring.push_back(Slot {
+        self.slots.push_back(Slot {
             event,
             state: State::Waiting,
             places: Vec::new(),
@@ -176,7 +177,7 @@ impl Chain {
 
     /// Starts on a new connection, at the last sequence of the stream: what was in flight waits.
     pub(crate) fn restart(&mut self, last_sequence: u64) {
-        for slot in &mut self.ring {
+        for slot in &mut self.slots {
             match slot.state {
                 State::Waiting => continue,
                 settled if settled.is_settled() => continue,
@@ -196,7 +197,7 @@ impl Chain {
 
     /// The next event to be sent.
     pub(crate) fn waiting(&self) -> Option<Waiting<'_>> {
-        self.ring.get(self.next).map(|slot| Waiting {
+        self.slots.get(self.next).map(|slot| Waiting {
             event: &slot.event,
             places: &slot.places,
             duplicate_of: slot.duplicate_of,
@@ -205,13 +206,13 @@ impl Chain {
 
     /// The newest event that was taken.
     pub(crate) fn newest(&self) -> Option<Position> {
-        self.ring.back().map(|slot| slot.event.position)
+        self.slots.back().map(|slot| slot.event.position)
     }
 
     /// What may be stored and is not settled stands behind this sequence number; `None` if there is
     /// no such event.
     pub(crate) fn floor(&self) -> Option<u64> {
-        let unsettled = self.ring.iter().filter(|slot| !slot.state.is_settled());
+        let unsettled = self.slots.iter().filter(|slot| !slot.state.is_settled());
         let lowest = unsettled.filter_map(|slot| match slot.state {
             State::InFlight { sequence, .. } => Some(*slot.places.first().unwrap_or(&sequence)),
             _ => slot.places.first().copied(),
@@ -222,7 +223,7 @@ impl Chain {
     /// The waiting event goes out: its number, and the sequence that it expects to be the last.
     pub(crate) fn send(&mut self) -> (u64, u64) {
         let expected = self.places.take(1);
-        let slot = &mut self.ring[self.next];
+        let slot = &mut self.slots[self.next];
         assert_eq!(slot.state, State::Waiting, "only what waits is sent");
         slot.state = State::InFlight {
             sequence: expected + 1,
@@ -251,16 +252,16 @@ impl Chain {
     /// that was settled on an earlier connection, and never waits again.
     pub(crate) fn has_passed_last(&self, number: u64) -> bool {
         let from = usize::try_from(number - self.head).expect("it is in the ring");
-        let mut passed = self.ring.range(from..self.next);
+        let mut passed = self.slots.range(from..self.next);
         passed.any(|slot| slot.event.followers == 0)
     }
 
     /// The waiting event may be stored already: it is sent all the same.
     pub(crate) fn doubt(&mut self) {
-        self.ring[self.next].uncertain = true;
+        self.slots[self.next].uncertain = true;
     }
 
-    /// The highest sequence number at which an event is known to be stored by this chain.
+    /// The highest sequence number at which an event is known to be stored from this ring.
     pub(crate) fn heard(&self) -> u64 {
         self.heard
     }
@@ -268,9 +269,9 @@ impl Chain {
     /// Whether this event is in the ring.
     pub(crate) fn holds(&self, position: Position, id: &str) -> bool {
         let found = self
-            .ring
+            .slots
             .binary_search_by_key(&position, |slot| slot.event.position);
-        found.is_ok_and(|at| self.ring[at].event.id == id)
+        found.is_ok_and(|at| self.slots[at].event.id == id)
     }
 
     /// The number of the oldest event that is not settled, or of the next to be taken.
@@ -280,7 +281,7 @@ impl Chain {
 
     /// The number of the next event to be taken.
     pub(crate) fn end(&self) -> u64 {
-        self.head + self.ring.len() as u64
+        self.head + self.slots.len() as u64
     }
 
     /// What is staged goes out as a batch: the number of its last event, and the sequence that the
@@ -290,7 +291,7 @@ impl Chain {
         let (events, mut left) = (self.staged as u64, self.staged as u64);
         let expected = self.places.take(events);
         let mut number = None;
-        let sent = self.ring.iter_mut().enumerate().take(self.next).rev();
+        let sent = self.slots.iter_mut().enumerate().take(self.next).rev();
         for (at, slot) in sent.filter(|(_, slot)| slot.state == State::Staged) {
             let last = number.is_none();
             number = number.or(Some(self.head + at as u64));
@@ -377,7 +378,7 @@ impl Chain {
 
     /// The lowest sequence number at which an event in the ring is stored, or may be.
     pub(crate) fn lowest_beyond(&self) -> Option<u64> {
-        let places = self.ring.iter().filter_map(|slot| match slot.state {
+        let places = self.slots.iter().filter_map(|slot| match slot.state {
             State::Stored { sequence } | State::Known(Some((guard::Stream::Main, sequence))) => {
                 Some(sequence)
             }
@@ -392,7 +393,7 @@ impl Chain {
         if self.buried == 0 {
             return None;
         }
-        let places = self.ring.iter().map(|slot| slot.state.place());
+        let places = self.slots.iter().map(|slot| slot.state.place());
         let letters = places.filter(|place| is_letter(*place)).flatten();
         letters.map(|(_, sequence)| sequence).min()
     }
@@ -403,7 +404,7 @@ impl Chain {
         // The newest message, and its event's id, unless that is the last one.
         let mut newest: Option<(u64, Position, Option<String>)> = None;
         let mut last: Option<(Position, String)> = None;
-        while let Some(slot) = self.ring.pop_front_if(|slot| slot.state.is_settled()) {
+        while let Some(slot) = self.slots.pop_front_if(|slot| slot.state.is_settled()) {
             let place = slot.state.place();
             self.buried -= usize::from(is_letter(place));
             match place {
@@ -460,7 +461,7 @@ impl Chain {
     /// Where an event in flight stands in the ring, its sequence, and how many it speaks for.
     fn in_flight_at(&self, number: u64) -> Option<(usize, u64, u64)> {
         let at = usize::try_from(number.checked_sub(self.head)?).ok()?;
-        match self.ring.get(at)?.state {
+        match self.slots.get(at)?.state {
             State::InFlight {
                 sequence,
                 speaks_for,
@@ -471,11 +472,11 @@ impl Chain {
 
     /// Ends the flight of all that the event at this place speaks for.
     fn land(&mut self, at: usize, end: impl Fn(&mut Slot, u64)) {
-        let State::InFlight { speaks_for, .. } = self.ring[at].state else {
+        let State::InFlight { speaks_for, .. } = self.slots[at].state else {
             unreachable!("it was asked whether it is in flight");
         };
         let mut left = speaks_for;
-        for slot in self.ring.range_mut(..=at).rev() {
+        for slot in self.slots.range_mut(..=at).rev() {
             if left == 0 {
                 break;
             }
@@ -490,14 +491,14 @@ impl Chain {
     }
 
     fn pass(&mut self, state: State) {
-        self.ring[self.next].state = state;
+        self.slots[self.next].state = state;
         self.next += 1;
         self.skip_settled();
     }
 
     fn skip_settled(&mut self) {
         let settled = |slot: &Slot| slot.state.is_settled();
-        while self.ring.get(self.next).is_some_and(settled) {
+        while self.slots.get(self.next).is_some_and(settled) {
             self.next += 1;
         }
     }
