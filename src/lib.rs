@@ -138,4 +138,6 @@ pub mod producer;
 #[cfg(feature = "streamer")]
 pub mod sink;
 #[cfg(feature = "streamer")]
+pub mod tls;
+#[cfg(feature = "streamer")]
 pub mod watch;

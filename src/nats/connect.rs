@@ -139,7 +139,7 @@ impl Talk {
             return Err(Kind::Malformed(wire::Malformed("what follows INFO")));
         }
         let config = tls::client_config(options).map_err(Kind::TlsSetup)?;
-        let name = tls::server_name(&address.host).map_err(Kind::TlsSetup)?;
+        let name = crate::tls::server_name(&address.host).map_err(Kind::TlsSetup)?;
         let stream = TlsConnector::from(config).connect(name, self.stream).await;
         let stream = stream.map_err(Kind::TlsHandshake)?;
         Ok(Self {

@@ -6,10 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::pki_types::pem;
-
 use super::wire::Malformed;
 use crate::error::chain;
+use crate::tls::SetupError;
 
 /// There is no connection, and why. Match on [`kind`](Self::kind), or ask what it means.
 pub struct ConnectError(Box<Inner>);
@@ -51,7 +50,7 @@ pub enum ConnectErrorKind {
     TlsRefused,
     /// A file, above all.
     #[error("TLS cannot be set up")]
-    TlsSetup(#[source] TlsError),
+    TlsSetup(#[source] SetupError),
     /// A certificate, above all; the server's or ours.
     #[error("the TLS handshake failed")]
     TlsHandshake(#[source] io::Error),
@@ -107,29 +106,6 @@ pub enum CredentialsError {
     /// The key cannot sign.
     #[error("sign the server's nonce")]
     Sign(#[source] nkeys::error::Error),
-}
-
-/// TLS cannot be used as configured. Nothing was sent yet.
-#[derive(Debug, thiserror::Error)]
-pub enum TlsError {
-    /// The system has none, or they cannot be read.
-    #[error("the system has no trusted root certificates")]
-    NoSystemRoots,
-    /// A PEM file.
-    #[error("read {}", .0.display())]
-    Pem(PathBuf, #[source] pem::Error),
-    /// The file was read.
-    #[error("{} holds no certificate", .0.display())]
-    Empty(PathBuf),
-    /// A certificate that can vouch for nothing.
-    #[error("use the certificates in {}", .0.display())]
-    Roots(PathBuf, #[source] rustls::Error),
-    /// Neither a host name nor an address.
-    #[error("\"{0}\" cannot be a name in a certificate")]
-    Name(String),
-    /// Key and certificate do not fit, for example.
-    #[error("set up TLS")]
-    Setup(#[source] rustls::Error),
 }
 
 fn join(errors: &[ConnectError]) -> String {

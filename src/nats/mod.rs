@@ -15,7 +15,7 @@ pub mod wire;
 
 pub use api::{Answer, Api, ApiError, Which};
 pub use connection::{Connection, Driven, QUEUED_BYTES_FULL, Reply};
-pub use error::{Broken, ConnectError, ConnectErrorKind, CredentialsError, RequestError, TlsError};
+pub use error::{Broken, ConnectError, ConnectErrorKind, CredentialsError, RequestError};
 pub use options::Options;
 pub(crate) use options::SignIn;
 pub use requests::{Answers, Message, Request, Requests};

@@ -20,6 +20,7 @@ use super::error::Kind;
 use super::params::{Address, Host, Params, SslMode, SslNegotiation};
 use super::tls;
 use crate::net::Stream;
+use crate::tls::server_name;
 
 /// An open connection, before anything of Postgres's protocol proper was said.
 pub(super) struct Socket {
@@ -197,13 +198,13 @@ async fn encrypt(
 ) -> Result<Socket, Kind> {
     let config = tls::client_config(params).map_err(Kind::TlsSetup)?;
     let name = match &host.address {
-        Address::Tcp { name, .. } => tls::server_name(name),
+        Address::Tcp { name, .. } => server_name(name),
         Address::Unix(_) => Ok(ip.into()),
     };
     let name = match name {
         // Without a name to check any will do.
         Err(_) if params.sslmode < SslMode::VerifyFull => ip.into(),
-        name => name.map_err(Kind::TlsSetup)?,
+        name => name.map_err(|error| Kind::TlsSetup(error.into()))?,
     };
     let connector = TlsConnector::from(Arc::new(config));
     let stream = connector

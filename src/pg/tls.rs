@@ -1,5 +1,5 @@
 //! TLS as libpq means it: what each sslmode checks, client certificates, and the hash that binds a
-//! login to the session. One provider (ring), never the process default. Knows no sockets.
+//! login to the session. Knows no sockets.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,11 +8,10 @@ use std::sync::Arc;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use rustls::crypto::{
-    WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature,
+    WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature,
     verify_tls13_signature_with_raw_key,
 };
-use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime, pem};
 use rustls::server::ParsedCertificate;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
@@ -20,33 +19,22 @@ use rustls::{
 
 use super::certificate::Certificate;
 use super::params::{Params, RootCert, SslMode};
+use crate::tls::{self, ClientCertificate, SetupError};
 
 /// The TLS side of `params` for one connection. Files are read anew each time.
 pub(super) fn client_config(params: &Params) -> Result<ClientConfig, TlsError> {
     let verifier = Verifier {
         trust: trust(params)?,
-        algorithms: ring::default_provider().signature_verification_algorithms,
+        algorithms: tls::provider().signature_verification_algorithms,
     };
-    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(TlsError::Setup)?
+    let builder = tls::builder()?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier));
-    let mut config = match client_certificate(params)? {
-        Some((chain, key)) => builder
-            .with_client_auth_cert(chain, key)
-            .map_err(TlsError::Setup)?,
-        None => builder.with_no_client_auth(),
-    };
+    let mut config = tls::finish(builder, client_certificate(params)?)?;
     config.enable_sni = params.sslsni;
     // Mandatory where TLS starts at the first byte (ProcessSSLStartup, backend_startup.c).
     config.alpn_protocols = vec![b"postgresql".to_vec()];
     Ok(config)
-}
-
-/// The name that is sent and checked.
-pub(super) fn server_name(host: &str) -> Result<ServerName<'static>, TlsError> {
-    ServerName::try_from(host.to_owned()).map_err(|_| TlsError::Name(host.to_owned()))
 }
 
 /// TLS cannot be used as configured. Nothing was sent yet.
@@ -60,30 +48,15 @@ pub(super) enum TlsError {
         /// Where it was looked for.
         path: PathBuf,
     },
-    /// The system has none, or they cannot be read.
-    #[error("the system has no trusted root certificates")]
-    NoSystemRoots,
     /// `sslrootcert=system` with less than `verify-full`.
     #[error("sslrootcert=system needs sslmode=verify-full")]
     WeakSslMode,
-    /// A PEM file.
-    #[error("read {}", .0.display())]
-    Pem(PathBuf, #[source] pem::Error),
-    /// A root that is no certificate authority's, for example.
-    #[error("use the certificates in {}", .0.display())]
-    Roots(PathBuf, #[source] rustls::Error),
-    /// A certificate without a key, or the file is empty.
-    #[error("{} holds no certificate", .0.display())]
-    Empty(PathBuf),
     /// libpq insists on it as well.
     #[error("the private key {} is accessible to group or others", .0.display())]
     KeyPermissions(PathBuf),
-    /// Neither a host name nor an address.
-    #[error("\"{0}\" can be no name in a certificate")]
-    Name(String),
-    /// Key and certificate do not fit, for example.
-    #[error("set up TLS")]
-    Setup(#[source] rustls::Error),
+    /// Files, or a name.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
 }
 
 /// What a certificate must prove.
@@ -134,17 +107,10 @@ fn trust(params: &Params) -> Result<Trust, TlsError> {
 }
 
 fn system_roots() -> Result<Roots, TlsError> {
-    let mut roots = Roots {
-        anchors: RootCertStore::empty(),
+    Ok(Roots {
+        anchors: tls::system_roots()?,
         exact: Vec::new(),
-    };
-    roots
-        .anchors
-        .add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    match roots.anchors.is_empty() {
-        true => Err(TlsError::NoSystemRoots),
-        false => Ok(roots),
-    }
+    })
 }
 
 fn file_roots(params: &Params, path: &Path) -> Result<Roots, TlsError> {
@@ -154,27 +120,9 @@ fn file_roots(params: &Params, path: &Path) -> Result<Roots, TlsError> {
             path: path.to_owned(),
         });
     }
-    let mut roots = Roots {
-        anchors: RootCertStore::empty(),
-        exact: certificates(path)?,
-    };
-    for certificate in &roots.exact {
-        let added = roots.anchors.add(certificate.clone());
-        added.map_err(|error| TlsError::Roots(path.to_owned(), error))?;
-    }
-    Ok(roots)
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let failed = |error| TlsError::Pem(path.to_owned(), error);
-    let certificates = CertificateDer::pem_file_iter(path)
-        .map_err(failed)?
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(failed)?;
-    match certificates.is_empty() {
-        true => Err(TlsError::Empty(path.to_owned())),
-        false => Ok(certificates),
-    }
+    let exact = tls::certificates(path)?;
+    let anchors = tls::roots(&exact, path)?;
+    Ok(Roots { anchors, exact })
 }
 
 /// `Err` is where it was looked for.
@@ -185,8 +133,6 @@ fn default_file(params: &Params, name: &str) -> Result<PathBuf, PathBuf> {
     let path = directory.join(name);
     if path.exists() { Ok(path) } else { Err(path) }
 }
-
-type ClientCertificate = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
 fn client_certificate(params: &Params) -> Result<Option<ClientCertificate>, TlsError> {
     let certificate = match &params.sslcert {
@@ -201,9 +147,8 @@ fn client_certificate(params: &Params) -> Result<Option<ClientCertificate>, TlsE
         None => default_file(params, "postgresql.key").unwrap_or_else(|path| path),
     };
     check_key_permissions(&key)?;
-    let failed = |error| TlsError::Pem(key.clone(), error);
-    let private = PrivateKeyDer::from_pem_file(&key).map_err(failed)?;
-    Ok(Some((certificates(&certificate)?, private)))
+    let private = tls::private_key(&key)?;
+    Ok(Some((tls::certificates(&certificate)?, private)))
 }
 
 /// `initialize_SSL`, fe-secure-openssl.c: 0600, or 0640 if the file is root's.
@@ -211,7 +156,7 @@ fn client_certificate(params: &Params) -> Result<Option<ClientCertificate>, TlsE
 fn check_key_permissions(key: &Path) -> Result<(), TlsError> {
     use std::os::unix::fs::MetadataExt;
     let metadata = std::fs::metadata(key)
-        .map_err(|error| TlsError::Pem(key.to_owned(), pem::Error::Io(error)))?;
+        .map_err(|error| SetupError::Pem(key.to_owned(), pem::Error::Io(error)))?;
     let forbidden = if metadata.uid() == 0 { 0o037 } else { 0o077 };
     match metadata.mode() & forbidden {
         0 => Ok(()),

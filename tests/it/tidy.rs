@@ -46,6 +46,7 @@ const BORDERS: &[(&str, Border)] = &[
     ("backoff", Border::Only(&[])),
     ("fault", Border::Only(&[])),
     ("net", Border::Only(&[])),
+    ("tls", Border::Only(&[])),
     ("watch", Border::Only(&["error", "watch"])),
     ("event", Border::Only(&["event"])),
     ("event::format", Border::Only(&["event"])),
@@ -74,12 +75,13 @@ const BORDERS: &[(&str, Border)] = &[
             "error",
             "backoff",
             "net",
+            "tls",
             "lead::window::Confirmed",
         ]),
     ),
     ("pg::pgoutput", Border::Only(&["pg::pgoutput", "lsn"])),
     // What is said to a server, and how; never what for.
-    ("nats", Border::Only(&["nats", "error", "net"])),
+    ("nats", Border::Only(&["nats", "error", "net", "tls"])),
     ("nats::wire", Border::Only(&["nats::wire"])),
     // A sink knows no LSN: it cannot acknowledge.
     (

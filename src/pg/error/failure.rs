@@ -8,6 +8,7 @@ use super::super::params::{Address, Host, Params, PassfileError};
 use super::super::tls::{self, TlsError};
 use super::{AuthError, Error, Kind, Phase, ServerMessage};
 use crate::error::{Disposition, Exit, Failure, Problem, chain};
+use crate::tls::SetupError;
 
 impl Error {
     /// In three lines, with what to do about it.
@@ -127,18 +128,22 @@ impl Told<'_> {
     fn tls_setup(&self, error: &TlsError) -> Failure {
         let fix = match error {
             TlsError::KeyPermissions(path) => format!("`chmod 0600 {}`", path.display()),
-            TlsError::NoRoots { .. } | TlsError::NoSystemRoots => {
+            TlsError::NoRoots { .. } | TlsError::Setup(SetupError::NoSystemRoots) => {
                 "name the authority's file with sslrootcert=/path/to/root.crt, or trust what the \
                  system trusts with sslrootcert=system"
                     .to_owned()
             }
             TlsError::WeakSslMode => "set sslmode=verify-full".to_owned(),
-            TlsError::Pem(path, _) | TlsError::Empty(path) | TlsError::Roots(path, _) => format!(
+            TlsError::Setup(
+                SetupError::Pem(path, _) | SetupError::Empty(path) | SetupError::Roots(path, _),
+            ) => format!(
                 "check that it is a PEM file we may read: `openssl storeutl -noout -text {}`",
                 path.display()
             ),
-            TlsError::Name(_) => "write the host as its certificate names it".to_owned(),
-            TlsError::Setup(_) => {
+            TlsError::Setup(SetupError::Name(_)) => {
+                "write the host as its certificate names it".to_owned()
+            }
+            TlsError::Setup(SetupError::Rustls(_)) => {
                 "check that sslcert and sslkey belong together: these print the same key: \
                  `openssl x509 -pubkey -noout -in <sslcert>`, `openssl pkey -pubout -in <sslkey>`"
                     .to_owned()
