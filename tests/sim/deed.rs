@@ -1,0 +1,88 @@
+//! What may happen in a history: life, and faults. A seed leaves some of the faults out.
+
+/// One of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Deed {
+    Write,
+    Overlap,
+    Rollback,
+    Traffic,
+    Wait,
+    Cut,
+    Stall,
+    Weather,
+    Kill,
+    Stop,
+    Start,
+    Checkpoint,
+    Running,
+    CrashPostgres,
+    ShutDownPostgres,
+    Terminate,
+    Freeze,
+    RestartNats,
+    Leaderless,
+    Vanish,
+    Purge,
+    Stranger,
+    Copy,
+    Advance,
+    Recreate,
+    Promote,
+    Signal,
+    Unpublished,
+}
+
+impl Deed {
+    /// Each as often as it stands here.
+    pub(crate) const ALL: [Self; 40] = [
+        Self::Write,
+        Self::Write,
+        Self::Write,
+        Self::Write,
+        Self::Write,
+        Self::Write,
+        Self::Overlap,
+        Self::Overlap,
+        Self::Rollback,
+        Self::Traffic,
+        Self::Wait,
+        Self::Wait,
+        Self::Cut,
+        Self::Cut,
+        Self::Cut,
+        Self::Stall,
+        Self::Weather,
+        Self::Kill,
+        Self::Kill,
+        Self::Stop,
+        Self::Start,
+        Self::Start,
+        Self::Checkpoint,
+        Self::Running,
+        Self::CrashPostgres,
+        Self::Terminate,
+        Self::RestartNats,
+        Self::ShutDownPostgres,
+        Self::Freeze,
+        Self::Leaderless,
+        Self::Vanish,
+        Self::Vanish,
+        Self::Purge,
+        Self::Stranger,
+        Self::Copy,
+        Self::Advance,
+        Self::Recreate,
+        Self::Promote,
+        Self::Signal,
+        Self::Unpublished,
+    ];
+
+    /// No fault, but what faults happen to.
+    pub(crate) fn is_life(self) -> bool {
+        matches!(
+            self,
+            Self::Write | Self::Overlap | Self::Rollback | Self::Traffic | Self::Wait | Self::Start
+        )
+    }
+}
