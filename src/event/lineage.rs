@@ -106,6 +106,14 @@ impl Lineage {
         end.is_some_and(|(_, end)| mark.position.commit < *end)
     }
 
+    /// Whether it can be told what an entry of our slot is. The history of a timeline that is neither
+    /// ours nor known to be dead may have been ours when it was written, or not.
+    pub fn knows(&self, mark: &Mark) -> bool {
+        let mut others = self.ended.iter().chain(&self.dead);
+        let timeline = mark.source.timeline;
+        timeline == self.source.timeline || others.any(|(known, _)| *known == timeline)
+    }
+
     /// Whether somebody else wrote a message: anybody, or an outjet of another slot.
     pub fn is_foreign(&self, mark: Option<&Mark>) -> bool {
         !mark.is_some_and(|mark| mark.source.same_slot(&self.source))

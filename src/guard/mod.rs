@@ -112,6 +112,8 @@ impl Guard {
             "entries come in stream order"
         );
         self.leave_vacant_up_to(sequence);
+        let ours = mark.as_ref().filter(|_| !foreign);
+        self.vacant |= ours.is_some_and(|mark| !self.lineage.knows(mark));
         let Some(Mark { position, id, .. }) = mark.filter(|mark| self.lineage.holds(mark)) else {
             self.odd = true;
             self.ours += u64::from(!foreign);
@@ -218,6 +220,8 @@ pub struct Found {
     foreign: u64,
     vacant: bool,
     odd: bool,
+    /// The highest timeline on which our slot has written.
+    newest: u32,
     next_sequence: u64,
     highest: Option<Position>,
 }
@@ -232,6 +236,7 @@ impl Found {
             foreign: 0,
             vacant: false,
             odd: false,
+            newest: 0,
             next_sequence: 0,
             highest: None,
         }
@@ -248,6 +253,11 @@ impl Found {
     pub fn offer(&mut self, stream: Stream, entry: Entry, settled_to: Option<Position>) {
         let Entry { sequence, mark } = entry;
         let foreign = self.lineage.is_foreign(mark.as_ref());
+        if let Some(mark) = mark.as_ref().filter(|_| !foreign) {
+            self.newest = self.newest.max(mark.source.timeline);
+            // It may be what comes, as what has vanished may.
+            self.vacant |= !self.lineage.knows(mark);
+        }
         let ours = mark.filter(|mark| self.lineage.holds(mark));
         if stream == Stream::Main {
             assert!(
@@ -302,6 +312,11 @@ impl Found {
     /// How many entries of strangers were read.
     pub fn foreign(&self) -> u64 {
         self.foreign
+    }
+
+    /// The timeline of an outjet that has followed us: our slot was read on a later one than ours.
+    pub fn successor(&self) -> Option<u32> {
+        (self.newest > self.lineage.source().timeline).then_some(self.newest)
     }
 
     /// Whether a sequence number held no message.

@@ -263,6 +263,31 @@ fn what_a_dead_timeline_has_of_ours_is_not_sent_again() {
 }
 
 #[test]
+fn what_an_unknown_timeline_has_stored_makes_what_is_not_found_uncertain() {
+    let entry = on_timeline(1, 100, 3);
+    let lineage = Lineage::new(source(4), vec![(1, 90), (2, 105)]);
+    let mut guard = Guard::new(lineage.clone(), 1, IN_FLIGHT_MAX);
+    assert_eq!(guard.judge(at(100), "100"), Verdict::Unknown);
+    guard.offer(entry.clone());
+    assert!(guard.vacant());
+    let mut found = Found::new(lineage);
+    found.begin(1);
+    found.offer(Stream::Main, entry, None);
+    assert!(found.vacant());
+    assert_eq!(found.place_of(at(100), "100"), None);
+}
+
+#[test]
+fn who_leads_on_a_later_timeline_has_followed_us() {
+    let mut found = Found::new(Lineage::new(source(2), vec![(1, 90)]));
+    found.begin(1);
+    found.offer(Stream::Main, on_timeline(1, 100, 2), None);
+    assert_eq!(found.successor(), None);
+    found.offer(Stream::Main, on_timeline(2, 110, 3), None);
+    assert_eq!(found.successor(), Some(3));
+}
+
+#[test]
 fn the_same_position_with_another_id_is_another_event() {
     let mut guard = guard();
     assert_eq!(guard.judge(at(10), "other"), Verdict::Unknown);

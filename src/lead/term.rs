@@ -213,13 +213,33 @@ impl Instance<'_> {
             .iter()
             .map(|switch| (switch.timeline, switch.ended_at.as_u64()));
         let lineage = Lineage::new(source, ended.collect());
-        let sink = JetStream::open(self.options.sink.clone(), lineage.clone()).await?;
+        let sink = self.open_sink(&mut session, &lineage).await?;
         Ok(Ready {
             control,
             session,
             lineage,
             sink,
         })
+    }
+
+    /// Connects to NATS. What halts us was found beside a server that must still be there: after a
+    /// failover the stream may be ahead of the one that we have asked.
+    async fn open_sink(
+        &self,
+        session: &mut Session,
+        lineage: &Lineage,
+    ) -> Result<JetStream, Failure> {
+        let opened = JetStream::open(self.options.sink.clone(), lineage.clone()).await;
+        if opened
+            .as_ref()
+            .is_err_and(|failure| failure.disposition == Disposition::Halt)
+        {
+            let params = &self.options.params;
+            let asked = session.identify_system();
+            let asked = async { asked.await.map_err(|error| error.failure(params)) };
+            self.answered(asked).await?;
+        }
+        opened
     }
 
     /// Everything but that somebody else leads.
@@ -336,7 +356,7 @@ impl Instance<'_> {
             // is taken, because without NATS it would only be kept from a copy that has it. What
             // is stored in between takes the place of our first event, which is refused then.
             self.preflight(&control).await?;
-            sink = JetStream::open(self.options.sink.clone(), lineage.clone()).await?;
+            sink = self.open_sink(&mut session, &lineage).await?;
         }
     }
 

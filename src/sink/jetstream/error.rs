@@ -132,6 +132,14 @@ pub enum Error {
         /// The server's.
         ours: u32,
     },
+    /// While we led, an outjet has led on a later timeline: a standby was promoted.
+    #[error("stream {name:?} holds events of timeline {timeline}, which began after ours")]
+    Succeeded {
+        /// The stream.
+        name: String,
+        /// The later one.
+        timeline: u32,
+    },
     /// Two streams store what we publish.
     #[error("{} streams answer what is published to {subject:?}", .streams.len())]
     Twins {

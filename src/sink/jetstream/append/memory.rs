@@ -152,6 +152,11 @@ impl Memory {
         (&mut self.found, self.settled_to)
     }
 
+    /// The timeline of an outjet that has followed us, as far as was read.
+    pub(crate) fn successor(&self) -> Option<u32> {
+        self.found.successor()
+    }
+
     /// All that lies behind the [`base`](Self::base) was read.
     pub(crate) fn read(&mut self, first: bool, ring: &Ring) {
         if self.shared {

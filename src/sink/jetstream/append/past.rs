@@ -79,6 +79,12 @@ impl Appender {
         let base = memory.base(first, (&self.ring, last));
         let read = Box::pin(read_all(&epoch.streams, memory, (base, last)));
         epoch.link.during(read).await?;
+        if let Some(timeline) = memory.successor() {
+            return Err(Error::Succeeded {
+                name: self.options.stream.name.clone(),
+                timeline,
+            });
+        }
         memory.read(first, &self.ring);
         Ok(())
     }

@@ -58,6 +58,7 @@ impl Error {
             | Self::BodyRefused { .. }
             | Self::BucketDenied(_)
             | Self::StoredSince { .. }
+            | Self::Succeeded { .. }
             | Self::LineTooLong(_)
             | Self::Broken(_) => (Disposition::Retry, Exit::Unavailable),
             Self::InboxDenied(_) | Self::PublishDenied(_) => {
@@ -116,6 +117,7 @@ impl Error {
             | Self::Uncovered { .. }
             | Self::Unsendable { .. }
             | Self::StoredSince { .. }
+            | Self::Succeeded { .. }
             | Self::StreamChanged { .. } => self.to_string(),
             Self::BucketDenied(_) => format!(
                 "NATS at {servers} does not let us use bucket {}",
@@ -170,6 +172,9 @@ impl Error {
                 "the server is on timeline {ours}: an old primary that was started again beside \
                  its successor, or a copy of it"
             ),
+            Self::Succeeded { .. } => {
+                "a standby of the database was promoted, and another outjet leads there".to_owned()
+            }
             Self::Twins {
                 streams, domain, ..
             } => {
@@ -243,6 +248,9 @@ impl Error {
             Self::OlderTimeline { .. } => "stop this server (two primaries lose events), and name \
                  the one that was promoted in DATABASE_URL"
                 .to_owned(),
+            Self::Succeeded { .. } => {
+                "nothing: this one looks again which server it is connected to".to_owned()
+            }
             Self::Twins { .. } => "give the other stream other subjects, or ours \
                  (stream.subjects): `nats --js-domain DOMAIN stream edit NAME --subjects …`"
                 .to_owned(),
