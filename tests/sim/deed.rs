@@ -31,11 +31,13 @@ pub(crate) enum Deed {
     Promote,
     Signal,
     Unpublished,
+    LoseTail,
+    LoseRecord,
 }
 
 impl Deed {
     /// Each as often as it stands here.
-    pub(crate) const ALL: [Self; 40] = [
+    pub(crate) const ALL: [Self; 42] = [
         Self::Write,
         Self::Write,
         Self::Write,
@@ -76,6 +78,8 @@ impl Deed {
         Self::Promote,
         Self::Signal,
         Self::Unpublished,
+        Self::LoseTail,
+        Self::LoseRecord,
     ];
 
     /// No fault, but what faults happen to.

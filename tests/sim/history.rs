@@ -31,6 +31,9 @@ const NATS: SocketAddr = SocketAddr::new(
 /// The stream of the default configuration.
 const STREAM: &str = "OUTBOX";
 
+/// What its record is kept in.
+const RECORDS: &str = "KV_OUTJET_OUTBOX";
+
 /// The highest `publish.in_flight_max`.
 const IN_FLIGHT_MAX: u64 = 1024;
 
@@ -66,6 +69,9 @@ fn run_as(seed: u64, steps: usize, aloud: bool) -> Outcome {
     LocalSet::new().block_on(&runtime, async {
         let mut world = World::new(seed, aloud);
         let verdict = world.live(steps).await;
+        if aloud {
+            world.say_stored();
+        }
         Outcome {
             events: world.due().len(),
             faults: world.faults,
@@ -93,8 +99,12 @@ struct World {
     open: Vec<Xid>,
     next: u64,
     faults: u64,
-    /// Somebody has moved the slot.
+    /// Somebody has moved the slot, or the broker has forgotten something: a gap may be told.
     moved: bool,
+    /// A gap was told at some time.
+    gap_told: bool,
+    /// Events that the broker has forgotten, by number.
+    forgotten: BTreeSet<u64>,
     /// Events that somebody has moved the slot past, by number.
     passed_over: BTreeSet<u64>,
 }
@@ -141,6 +151,8 @@ impl World {
             next: 0,
             faults: 0,
             moved: false,
+            gap_told: false,
+            forgotten: BTreeSet::new(),
             passed_over: BTreeSet::new(),
         };
         world.say(&format!(
@@ -170,7 +182,7 @@ impl World {
             return Ok(());
         }
         self.look()?;
-        let told = (self.uncertain(), self.gap());
+        let told = (self.uncertain(), self.gap_told);
         judge::whole(&self.due(), &self.found(), told)
     }
 
@@ -259,6 +271,16 @@ impl World {
                 self.move_slot(|world| world.postgres.drop_slot() && world.postgres.create_slot())
             }
             Deed::Promote => self.promote(),
+            Deed::LoseTail => self.lose_tail(),
+            Deed::LoseRecord => {
+                // The first was written long ago.
+                let most = self.nats.stored(RECORDS).len().saturating_sub(1);
+                let count = most.min(self.random.index(3) + 1);
+                let lost = self.nats.lose(RECORDS, count).len();
+                self.say(&format!("{lost} writes of the record are lost"));
+                // Nothing tells the slot from one that was moved beyond what is recorded.
+                self.moved |= lost > 0;
+            }
             Deed::Signal => self.postgres.signal("foreign", b"?"),
             Deed::Unpublished => drop(self.postgres.unpublished(self.random.between(8, 10_000))),
         }
@@ -292,6 +314,20 @@ impl World {
         let lines: String = lines.map(|line| format!("{line}\r\n")).collect();
         self.say(&format!("message {} is copied", message.sequence));
         self.nats.publish(&message.subject, &lines, &message.body);
+    }
+
+    /// A power failure. Without `stream.hold` nobody promises that it is noticed each time.
+    fn lose_tail(&mut self) {
+        let count = usize::try_from(self.random.of_any_size(6)).expect("small");
+        let lost = self.nats.lose(STREAM, count);
+        self.say(&format!(
+            "the last {} messages of the stream are lost",
+            lost.len()
+        ));
+        self.moved |= !lost.is_empty();
+        let ours = lost.iter().filter(|message| message.by.is_some());
+        self.forgotten
+            .extend(ours.map(|message| number(&message.body)));
     }
 
     /// By hand, with everybody stopped.
@@ -480,6 +516,7 @@ impl World {
             .map(|due| due.end)
             .max();
         loop {
+            self.gap_told |= self.gap();
             let slot = self.postgres.slot().ok_or("there is no slot")?;
             if end.is_none_or(|end| slot.confirmed >= end) || self.rightly_halted() {
                 return Ok(());
@@ -508,7 +545,8 @@ impl World {
                 instance.problem()
             ));
         }
-        if !self.moved && self.gap() {
+        self.gap_told |= self.gap();
+        if !self.moved && self.gap_told {
             return Err("a gap is told, and the slot was not moved".to_owned());
         }
         let Some(slot) = self.postgres.slot() else {
@@ -525,7 +563,7 @@ impl World {
                 Some(Due {
                     number,
                     end: committed.end_lsn,
-                    cut_off: committed.lost,
+                    cut_off: committed.lost || self.forgotten.contains(&number),
                     passed_over: self.passed_over.contains(&number),
                 })
             }
@@ -559,7 +597,12 @@ impl World {
 
     /// It needs a person, and says so.
     fn rightly_halted(&self) -> bool {
-        let moved = |it: &Instance| self.moved && it.problem().contains("was moved");
+        let words = ["was moved", "nothing shows that slot"];
+        let moved = |it: &Instance| {
+            words
+                .iter()
+                .any(|words| self.moved && it.problem().contains(words))
+        };
         self.halted().is_some_and(moved)
     }
 
@@ -570,6 +613,29 @@ impl World {
     fn uncertain(&self) -> u64 {
         let all = self.instances.iter().chain(&self.past);
         all.map(Instance::uncertain).sum()
+    }
+
+    /// What the stream has stored, for a reader of the trace.
+    fn say_stored(&mut self) {
+        for message in self.nats.stored(STREAM) {
+            let headers = String::from_utf8_lossy(&message.headers).into_owned();
+            let header = |name: &str| {
+                let line = headers.lines().find(|line| line.starts_with(name));
+                line.unwrap_or_default().to_owned()
+            };
+            let words = format!(
+                "{} stored by {:?} at {}: event {}, {} {} {}{}",
+                message.sequence,
+                message.by,
+                message.time,
+                number(&message.body),
+                header("Outjet-Position"),
+                header("Outjet-Source"),
+                header("Nats-Expected-Last-Seq"),
+                if message.there { "" } else { ", gone" },
+            );
+            self.say(&words);
+        }
     }
 
     fn say(&mut self, words: &str) {

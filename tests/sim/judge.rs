@@ -11,9 +11,10 @@ pub(crate) struct Due {
     pub(crate) number: u64,
     /// The end of its commit: who confirms this has settled it.
     pub(crate) end: Lsn,
-    /// A promotion has cut it off: it may be stored, and need not be.
+    /// A promotion has cut it off, or the broker has forgotten it: it may be stored, and need not
+    /// be.
     pub(crate) cut_off: bool,
-    /// Somebody has moved the slot past it: it may be lost, if that is told.
+    /// Somebody has moved the slot past it: it may be lost, if that is told, or come late.
     pub(crate) passed_over: bool,
 }
 
@@ -62,9 +63,10 @@ pub(crate) fn whole(
     if let Some(lost) = missing.find(|due| due.owed() || (!due.cut_off && !gap_told)) {
         return Err(format!("event {} is lost without a word", lost.number));
     }
-    // What a promotion has cut off has no place among what was committed instead.
+    // What was cut off has no place among what was committed instead, and what was forgotten or
+    // passed over may come late.
     let places = due.iter().enumerate();
-    let orders = places.map(|(at, due)| (due.number, (!due.cut_off).then_some(at)));
+    let orders = places.map(|(at, due)| (due.number, due.owed().then_some(at)));
     let orders: BTreeMap<u64, Option<usize>> = orders.collect();
     if let Some(found) = found
         .iter()

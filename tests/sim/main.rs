@@ -125,11 +125,16 @@ fn same_seed_is_the_same_history() {
 fn every_mutant_applies() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let mutants = std::fs::read_dir(root.join("tests/sim/mutants")).expect("the mutants");
-    let mutants: Vec<_> = mutants.map(|entry| entry.expect("a mutant").path()).collect();
+    let mutants: Vec<_> = mutants
+        .map(|entry| entry.expect("a mutant").path())
+        .collect();
     assert!(!mutants.is_empty());
     for mutant in mutants {
         let mut check = std::process::Command::new("git");
-        check.args(["apply", "--check"]).arg(&mutant).current_dir(root);
+        check
+            .args(["apply", "--check"])
+            .arg(&mutant)
+            .current_dir(root);
         let status = check.status().expect("git");
         assert!(status.success(), "{} does not apply", mutant.display());
     }

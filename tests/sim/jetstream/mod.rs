@@ -115,6 +115,15 @@ impl Nats {
             .map_or(0, |stream| stream.purge(|it| it.sequence <= up_to))
     }
 
+    /// `kill -9` of a server that has not written its newest messages to disk: they are gone from
+    /// this stream, and are returned.
+    pub(crate) fn lose(&self, stream: &str, count: usize) -> Vec<Message> {
+        self.restart();
+        let mut state = self.state();
+        let stream = state.streams.get_mut(stream);
+        stream.map_or_else(Vec::new, |stream| stream.lose(count))
+    }
+
     /// Somebody else publishes: these header lines and this body.
     pub(crate) fn publish(&self, subject: &str, lines: &str, body: &[u8]) {
         let block = format!("NATS/1.0\r\n{lines}\r\n");

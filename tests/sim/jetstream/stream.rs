@@ -41,7 +41,8 @@ pub(crate) struct Message {
     pub(crate) subject: String,
     pub(crate) headers: Vec<u8>,
     pub(crate) body: Vec<u8>,
-    pub(super) time: u64,
+    /// Nanoseconds since 1970.
+    pub(crate) time: u64,
     /// It is still there.
     pub(crate) there: bool,
     /// The connection it came on; `None`: a stranger's.
@@ -201,6 +202,24 @@ impl Stream {
             };
         }
         true
+    }
+
+    /// The server loses the newest messages, as after a power failure: those that they had replaced
+    /// are back, and their ids are forgotten.
+    pub(super) fn lose(&mut self, count: usize) -> Vec<Message> {
+        let kept = self.messages.len().saturating_sub(count);
+        let lost = self.messages.split_off(kept);
+        self.ids.retain(|_, (sequence, _)| *sequence <= kept as u64);
+        for message in lost.iter().rev() {
+            self.last_of.remove(&message.subject);
+            let mut before = self.messages.iter_mut().rev();
+            if let Some(before) = before.find(|it| it.subject == message.subject) {
+                before.there |= self.config["max_msgs_per_subject"].as_i64() == Some(1);
+            }
+        }
+        let there = self.messages.iter().filter(|message| message.there);
+        self.last_of = there.map(|it| (it.subject.clone(), it.sequence)).collect();
+        lost
     }
 
     /// Deletes those that are wanted, and counts them.
