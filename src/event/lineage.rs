@@ -106,8 +106,8 @@ impl Lineage {
         end.is_some_and(|(_, end)| mark.position.commit < *end)
     }
 
-    /// Whether it can be told what an entry of our slot is. The history of a timeline that is neither
-    /// ours nor known to be dead may have been ours when it was written, or not.
+    /// Whether it can be told what an entry of our slot is. What lies on a timeline of which
+    /// nothing is known may have been committed in our history, or not.
     pub fn knows(&self, mark: &Mark) -> bool {
         let mut others = self.ended.iter().chain(&self.dead);
         let timeline = mark.source.timeline;

@@ -155,9 +155,7 @@ impl Error {
             Self::NotScheduling { .. } => {
                 "publish.delayed is schedule, and the stream was made without it".to_owned()
             }
-            Self::NoBucket { .. } => {
-                "publish.on_oversize is object_store, and it was not made as a bucket".to_owned()
-            }
+            Self::NoBucket { .. } => NO_BUCKET.to_owned(),
             Self::NotAtomic { .. } => {
                 "publish.transactions is atomic, and the stream was made without allow_atomic"
                     .to_owned()
@@ -172,9 +170,7 @@ impl Error {
                 "the server is on timeline {ours}: an old primary that was started again beside \
                  its successor, or a copy of it"
             ),
-            Self::Succeeded { .. } => {
-                "a standby of the database was promoted, and another outjet leads there".to_owned()
-            }
+            Self::Succeeded { .. } => SUCCEEDED.to_owned(),
             Self::Twins {
                 streams, domain, ..
             } => {
@@ -248,9 +244,7 @@ impl Error {
             Self::OlderTimeline { .. } => "stop this server (two primaries lose events), and name \
                  the one that was promoted in DATABASE_URL"
                 .to_owned(),
-            Self::Succeeded { .. } => {
-                "nothing: this one looks again which server it is connected to".to_owned()
-            }
+            Self::Succeeded { .. } => SUCCEEDED_FIX.to_owned(),
             Self::Twins { .. } => "give the other stream other subjects, or ours \
                  (stream.subjects): `nats --js-domain DOMAIN stream edit NAME --subjects …`"
                 .to_owned(),
@@ -287,6 +281,13 @@ const CHANGED: &str = "somebody changed it, or the server lost what it had not w
 /// Why a stream that was read holds more.
 const STORED_SINCE: &str =
     "it was under way when an outjet ended or NATS was away, and may be a row that was lacking";
+
+/// Why a stream is no bucket for bodies.
+const NO_BUCKET: &str = "publish.on_oversize is object_store, and it was not made as a bucket";
+
+/// Why the stream is ahead of a leader, and what to do.
+const SUCCEEDED: &str = "a standby of the database was promoted, and another outjet leads there";
+const SUCCEEDED_FIX: &str = "nothing: this one looks again which server it is connected to";
 
 fn make_room(bucket: &str) -> String {
     format!(
