@@ -13,29 +13,18 @@ use tokio::time::{Instant, sleep};
 
 use crate::deed::Deed;
 use crate::instance::Instance;
-use crate::jetstream::{self, Nats};
+use crate::jetstream::{self, Gone, Leader, Nats, Stored, Version, Writer};
 use crate::judge::{self, Due, Found};
 use crate::net::{Net, Weather};
 use crate::postgres::{self, Event, Phase, Postgres, Row, SlotAfter, Xid};
 use crate::random::Random;
-
-const POSTGRES: SocketAddr = SocketAddr::new(
-    std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1)),
-    5432,
-);
-const NATS: SocketAddr = SocketAddr::new(
-    std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2)),
-    4222,
-);
+use crate::scene::{IN_FLIGHT_MAX, NATS, POSTGRES, serve, settings, weather};
 
 /// The stream of the default configuration.
 const STREAM: &str = "OUTBOX";
 
 /// What its record is kept in.
 const RECORDS: &str = "KV_OUTJET_OUTBOX";
-
-/// The highest `publish.in_flight_max`.
-const IN_FLIGHT_MAX: u64 = 1024;
 
 /// How long everything may take to be settled once the faults are over.
 const QUIET_MAX: Duration = Duration::from_secs(120);
@@ -109,13 +98,16 @@ struct World {
     passed_over: BTreeSet<u64>,
 }
 
+/// Those that behave differently.
+const VERSIONS: [Version; 3] = [Version::V2_10, Version(2, 12, 1), Version::V2_15];
+
 impl World {
     fn new(seed: u64, aloud: bool) -> Self {
         let mut random = Random::new(seed);
         let major = u32::try_from(random.between(14, 18)).expect("small");
         let postgres = Postgres::new(postgres::Options::new(major));
-        let version = *random.of(&jetstream::VERSIONS);
-        let nats = Nats::new(version);
+        let version = *random.of(&VERSIONS);
+        let nats = Nats::new(jetstream::Options::new(version));
         let net = Net::new(random.fork(), weather(&mut random));
         serve(&net, &postgres, &nats);
         // What is left out leaves more of the rest (swarm testing).
@@ -248,13 +240,13 @@ impl World {
             }
             Deed::Leaderless => {
                 self.say("no stream has a leader");
-                self.nats.leaderless(true);
+                self.nats.set_leader(None, Leader::NoResponders);
                 sleep(Duration::from_millis(self.random.of_any_size(15))).await;
-                self.nats.leaderless(false);
+                self.nats.set_leader(None, Leader::Present);
             }
             Deed::Vanish => self.vanish(),
             Deed::Purge => {
-                let stored = self.nats.stored(STREAM).len() as u64;
+                let stored = self.stored(STREAM).len() as u64;
                 let purged = self.nats.purge(STREAM, self.random.below(stored + 1));
                 self.say(&format!("{purged} messages are purged"));
             }
@@ -274,9 +266,9 @@ impl World {
             Deed::LoseTail => self.lose_tail(),
             Deed::LoseRecord => {
                 // The first was written long ago.
-                let most = self.nats.stored(RECORDS).len().saturating_sub(1);
+                let most = self.stored(RECORDS).len().saturating_sub(1);
                 let count = most.min(self.random.index(3) + 1);
-                let lost = self.nats.lose(RECORDS, count).len();
+                let lost = self.lose(RECORDS, count).len();
                 self.say(&format!("{lost} writes of the record are lost"));
                 // Nothing tells the slot from one that was moved beyond what is recorded.
                 self.moved |= lost > 0;
@@ -288,7 +280,7 @@ impl World {
 
     /// Some of the newest messages.
     fn vanish(&mut self) {
-        let stored = self.nats.stored(STREAM).len() as u64;
+        let stored = self.stored(STREAM).len() as u64;
         for _ in 0..self.random.between(1, 4) {
             let sequence = stored.saturating_sub(self.random.of_any_size(5));
             if self.nats.delete(STREAM, sequence) {
@@ -300,7 +292,7 @@ impl World {
     /// One of ours comes again, as somebody copies messages: without expectations, perhaps with its
     /// id.
     fn copy(&mut self) {
-        let stored = self.nats.stored(STREAM);
+        let stored = self.stored(STREAM);
         if stored.is_empty() {
             return;
         }
@@ -313,19 +305,42 @@ impl World {
         });
         let lines: String = lines.map(|line| format!("{line}\r\n")).collect();
         self.say(&format!("message {} is copied", message.sequence));
-        self.nats.publish(&message.subject, &lines, &message.body);
+        let subject = String::from_utf8_lossy(&message.subject).into_owned();
+        self.nats.publish(&subject, &lines, &message.body);
+    }
+
+    /// All that a stream has ever stored, but for what it has lost.
+    fn stored(&self, stream: &str) -> Vec<Stored> {
+        let all = self.nats.stored(stream).into_iter();
+        let all = all.flat_map(|incarnation| incarnation.messages);
+        let lost = |stored: &Stored| matches!(stored.gone, Some((_, Gone::Lost)));
+        all.filter(|stored| !lost(stored)).collect()
+    }
+
+    /// `kill -9` of a server that has not written its newest messages to disk: they are gone from
+    /// a stream, and are returned.
+    fn lose(&mut self, stream: &str, count: usize) -> Vec<Stored> {
+        self.nats.restart();
+        let mut stored = self.stored(stream);
+        let lost = stored.split_off(stored.len().saturating_sub(count));
+        if let Some(first) = lost.first() {
+            self.nats.truncate(stream, first.sequence - 1);
+        }
+        lost
     }
 
     /// A power failure. Without `stream.hold` nobody promises that it is noticed each time.
     fn lose_tail(&mut self) {
         let count = usize::try_from(self.random.of_any_size(6)).expect("small");
-        let lost = self.nats.lose(STREAM, count);
+        let lost = self.lose(STREAM, count);
         self.say(&format!(
             "the last {} messages of the stream are lost",
             lost.len()
         ));
         self.moved |= !lost.is_empty();
-        let ours = lost.iter().filter(|message| message.by.is_some());
+        let ours = lost
+            .iter()
+            .filter(|message| message.writer != Writer::Stranger);
         self.forgotten
             .extend(ours.map(|message| number(&message.body)));
     }
@@ -576,10 +591,10 @@ impl World {
         let mut found = Vec::new();
         for (stream, dead) in [(STREAM, false), ("OUTBOX_DLQ", true)] {
             let mut disturbed = 0;
-            for message in self.nats.stored(stream) {
-                match message.by {
-                    None => disturbed = message.sequence + IN_FLIGHT_MAX,
-                    Some(_) => found.push(Found {
+            for message in self.stored(stream) {
+                match message.writer {
+                    Writer::Stranger => disturbed = message.sequence + IN_FLIGHT_MAX,
+                    Writer::Connection(_) | Writer::Server => found.push(Found {
                         number: number(&message.body),
                         dead,
                         disturbed: message.sequence <= disturbed,
@@ -617,7 +632,7 @@ impl World {
 
     /// What the stream has stored, for a reader of the trace.
     fn say_stored(&mut self) {
-        for message in self.nats.stored(STREAM) {
+        for message in self.stored(STREAM) {
             let headers = String::from_utf8_lossy(&message.headers).into_owned();
             let header = |name: &str| {
                 let line = headers.lines().find(|line| line.starts_with(name));
@@ -626,13 +641,13 @@ impl World {
             let words = format!(
                 "{} stored by {:?} at {}: event {}, {} {} {}{}",
                 message.sequence,
-                message.by,
+                message.writer,
                 message.time,
                 number(&message.body),
                 header("Outjet-Position"),
                 header("Outjet-Source"),
                 header("Nats-Expected-Last-Seq"),
-                if message.there { "" } else { ", gone" },
+                if message.gone.is_none() { "" } else { ", gone" },
             );
             self.say(&words);
         }
@@ -652,50 +667,4 @@ impl World {
 fn number(body: &[u8]) -> u64 {
     let digits = body.iter().filter(|byte| byte.is_ascii_digit());
     digits.fold(0, |number, digit| number * 10 + u64::from(digit - b'0'))
-}
-
-fn serve(net: &Net, postgres: &Postgres, nats: &Nats) {
-    let server = postgres.clone();
-    net.serve(
-        POSTGRES,
-        Box::new(move |end| {
-            server
-                .is_up()
-                .then(|| Box::pin(server.clone().serve(end)) as _)
-        }),
-    );
-    let server = nats.clone();
-    net.serve(
-        NATS,
-        Box::new(move |end| Some(Box::pin(server.clone().serve(end)) as _)),
-    );
-}
-
-fn weather(random: &mut Random) -> Weather {
-    Weather {
-        delay_max: Duration::from_micros(1 << random.between(4, 19)),
-        bytes_max: 1 << random.between(8, 20),
-    }
-}
-
-/// What an operator may have written.
-fn settings(random: &mut Random) -> BTreeMap<String, String> {
-    let database = format!("postgres://outjet@{POSTGRES}/outjet?sslmode=disable");
-    let settings = [
-        ("POSTGRES__URL", database),
-        (
-            "POSTGRES__TAKEOVER_AFTER",
-            format!("{}s", random.between(3, 10)),
-        ),
-        ("NATS__URL", format!("nats://{NATS}")),
-        (
-            "PUBLISH__IN_FLIGHT_MAX",
-            (IN_FLIGHT_MAX >> random.below(11)).to_string(),
-        ),
-        ("PUBLISH__DELAYED", "now".to_owned()),
-    ];
-    let named = settings
-        .into_iter()
-        .map(|(name, value)| (format!("OUTJET_{name}"), value));
-    named.collect()
 }

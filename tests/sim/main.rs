@@ -2,6 +2,7 @@
 //! a network in memory and under a clock that jumps. A seed decides everything.
 
 mod deed;
+mod harness;
 mod history;
 mod instance;
 mod jetstream;
@@ -9,6 +10,7 @@ mod judge;
 mod net;
 mod postgres;
 mod random;
+mod scene;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};

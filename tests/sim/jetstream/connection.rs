@@ -1,156 +1,130 @@
-//! One connection: what a client says, and what it is told.
+//! A client's connection as the server sees it: what it has subscribed to, and what waits for it.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::task::Waker;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
-use tokio::sync::Notify;
+use tokio::time::Instant;
 
-use super::message::{Published, Said, parse};
-use super::{Client, Nats, Version};
+use super::hub::Reply;
+use super::subject;
+use super::wire::Published;
 
-pub(super) async fn serve(nats: Nats, stream: impl AsyncRead + AsyncWrite + Unpin) {
-    let wake = Arc::new(Notify::new());
-    let connection = Connection::open(&nats, wake.clone());
-    let (mut reader, mut writer) = split(stream);
-    let (mut input, mut output) = (Vec::new(), Vec::new());
-    while connection.is_open() {
-        connection.take_output(&mut output);
-        tokio::select! {
-            biased;
-            // Who does not read is not heard, either.
-            written = writer.write(&output), if !output.is_empty() => match written {
-                Ok(written) if written > 0 => drop(output.drain(..written)),
-                _ => return,
-            },
-            read = reader.read_buf(&mut input) => {
-                if !matches!(read, Ok(bytes) if bytes > 0) {
-                    return;
+/// A client's connection.
+#[derive(Default)]
+pub(super) struct Connection {
+    pub(super) output: Vec<u8>,
+    pub(super) closing: bool,
+    pub(super) waker: Option<Waker>,
+    pub(super) connected: bool,
+    pub(super) signed_in: bool,
+    pub(super) subscriptions: Vec<Subscription>,
+    /// Answers that are late, by when they go out and the order in which they were made.
+    pub(super) late: BTreeMap<(Instant, u64), (Vec<u8>, Reply)>,
+    pub(super) made: u64,
+}
+
+pub(super) struct Subscription {
+    pub(super) subject: Vec<u8>,
+    pub(super) number: Vec<u8>,
+    /// How many messages are left of those that were wanted.
+    pub(super) left: Option<u64>,
+}
+
+impl Connection {
+    pub(super) fn wake(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    pub(super) fn unsubscribe(&mut self, number: &[u8], after: Option<u64>) {
+        match after {
+            None | Some(0) => self.subscriptions.retain(|it| it.number != number),
+            Some(_) => {
+                let mut all = self.subscriptions.iter_mut();
+                if let Some(found) = all.find(|it| it.number == number) {
+                    found.left = after;
                 }
-                let heard = connection.hear(&input);
-                input.drain(..heard);
             }
-            () = wake.notified() => {}
         }
+    }
+
+    pub(super) fn end_denied(&mut self, denied: &[String]) {
+        let output = &mut self.output;
+        let before = self.subscriptions.len();
+        self.subscriptions.retain(|it| {
+            let mut denied = denied.iter();
+            let ends = denied.any(|pattern| subject::matches(pattern.as_bytes(), &it.subject));
+            if ends {
+                let (subject, number) = (&it.subject, &it.number);
+                let (subject, number) = (
+                    String::from_utf8_lossy(subject),
+                    String::from_utf8_lossy(number),
+                );
+                let told = format!(
+                    "-ERR 'Permissions Violation for Subscription to \"{subject}\" \
+                     (sid \"{number}\")'\r\n"
+                );
+                output.extend_from_slice(told.as_bytes());
+            }
+            !ends
+        });
+        if self.subscriptions.len() < before {
+            self.wake();
+        }
+    }
+
+    pub(super) fn deliver(&mut self, published: &Published<'_>) -> bool {
+        let mut delivered = false;
+        let mut ended = false;
+        for subscription in &mut self.subscriptions {
+            if !subject::matches(&subscription.subject, published.subject) {
+                continue;
+            }
+            delivered = true;
+            push_message(&mut self.output, &subscription.number, published);
+            if let Some(left) = &mut subscription.left {
+                *left -= 1;
+                ended |= *left == 0;
+            }
+        }
+        if ended {
+            self.subscriptions.retain(|it| it.left != Some(0));
+        }
+        if delivered {
+            self.wake();
+        }
+        delivered
     }
 }
 
-/// Ends with the future that serves it.
-struct Connection<'a> {
-    nats: &'a Nats,
-    number: u64,
-    process: u64,
-}
-
-impl<'a> Connection<'a> {
-    fn open(nats: &'a Nats, wake: Arc<Notify>) -> Self {
-        let mut state = nats.state();
-        state.connected += 1;
-        let (number, process) = (state.connected, state.process);
-        let client = Client {
-            subscriptions: std::collections::BTreeMap::new(),
-            output: info(nats.shared.version, (number, process)).into_bytes(),
-            wake,
-        };
-        state.clients.insert(number, client);
-        Self {
-            nats,
-            number,
-            process,
+fn push_message(output: &mut Vec<u8>, subscription: &[u8], message: &Published<'_>) {
+    let Published {
+        subject,
+        reply,
+        headers,
+        body,
+    } = message;
+    let name: &[u8] = if headers.is_empty() {
+        b"MSG "
+    } else {
+        b"HMSG "
+    };
+    output.extend_from_slice(name);
+    for field in [*subject, subscription, *reply] {
+        if !field.is_empty() {
+            output.extend_from_slice(field);
+            output.push(b' ');
         }
     }
-
-    fn is_open(&self) -> bool {
-        self.nats.state().process == self.process
+    let mut digits = itoa::Buffer::new();
+    if !headers.is_empty() {
+        output.extend_from_slice(digits.format(headers.len()).as_bytes());
+        output.push(b' ');
     }
-
-    fn take_output(&self, output: &mut Vec<u8>) {
-        let mut state = self.nats.state();
-        if let Some(client) = state.clients.get_mut(&self.number) {
-            output.append(&mut client.output);
-        }
-    }
-
-    /// Does what is said, as far as it is all there, and returns how much that was.
-    fn hear(&self, input: &[u8]) -> usize {
-        let mut heard = 0;
-        while let Some((said, bytes)) = parse(&input[heard..]) {
-            self.take(said);
-            heard += bytes;
-        }
-        heard
-    }
-
-    fn take(&self, said: Said<'_>) {
-        let mut state = self.nats.state();
-        let client = state
-            .clients
-            .get_mut(&self.number)
-            .expect("as long as it is served");
-        match said {
-            Said::Connect | Said::Pong => {}
-            Said::Ping => client.output.extend_from_slice(b"PONG\r\n"),
-            Said::Subscribe { pattern, number } => {
-                client.subscriptions.insert(number, pattern.to_owned());
-            }
-            Said::Unsubscribe(number) => {
-                client.subscriptions.remove(&number);
-            }
-            Said::Publish {
-                subject,
-                reply,
-                headers,
-                body,
-            } => {
-                drop(state);
-                let message = Published {
-                    subject,
-                    headers,
-                    body,
-                    by: Some(self.number),
-                };
-                self.publish(&message, reply);
-            }
-        }
-    }
-
-    fn publish(&self, message: &Published<'_>, reply: Option<&str>) {
-        let shared = &self.nats.shared;
-        let now = shared.clock.now();
-        let mut state = self.nats.state();
-        let api = message.subject.strip_prefix("$JS.API.");
-        let answer = match api.filter(|request| !request.starts_with("$KV.")) {
-            Some(request) => state.answer(request, message.body, now),
-            None => {
-                let subject = api.unwrap_or(message.subject);
-                let message = Published {
-                    subject,
-                    ..*message
-                };
-                state.store(&message, (shared.version, now))
-            }
-        };
-        let delivered = state.deliver(message.subject, message.headers, message.body);
-        match (reply, answer) {
-            (Some(reply), Some(answer)) => drop(state.deliver(reply, b"", answer.as_bytes())),
-            (Some(reply), None) if !delivered => {
-                state.deliver(reply, b"NATS/1.0 503\r\n\r\n", b"");
-            }
-            _ => {}
-        }
-    }
-}
-
-impl Drop for Connection<'_> {
-    fn drop(&mut self) {
-        let mut state = self.nats.state();
-        state.clients.remove(&self.number);
-    }
-}
-
-fn info((major, minor, patch): Version, (client, process): (u64, u64)) -> String {
-    format!(
-        "INFO {{\"server_id\":\"NSIM{process}\",\"server_name\":\"sim\",\
-         \"version\":\"{major}.{minor}.{patch}\",\"proto\":1,\"headers\":true,\
-         \"max_payload\":1048576,\"jetstream\":true,\"client_id\":{client}}}\r\n"
-    )
+    output.extend_from_slice(digits.format(headers.len() + body.len()).as_bytes());
+    output.extend_from_slice(b"\r\n");
+    output.extend_from_slice(headers);
+    output.extend_from_slice(body);
+    output.extend_from_slice(b"\r\n");
 }

@@ -1,291 +1,291 @@
-//! One stream: what is stored, what was, and what it takes.
+//! One stream: its messages, the ids it remembers, and what vanishes from it.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt::Write as _;
+use std::sync::Arc;
 
-use serde_json::{Value, json};
-use time::format_description::well_known::Rfc3339;
-use time::{OffsetDateTime, UtcDateTime};
-use tokio::time::Instant;
+use bytes::Bytes;
 
-use super::Version;
-use super::message::{Published, matches};
+use super::batch::Batch;
+use super::config::{Config, Discard, Retention};
+use super::json::{Refusal, rfc3339};
+use super::store::{Draft, Store};
+use super::version::Version;
+use super::{Gone, Incarnation, Leader, Stored, header, subject};
 
-/// The server's clock: nanoseconds since 1970, from a fixed date on.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Clock(Instant);
-
-/// 2026-01-01.
-const BEGIN: u64 = 1_767_225_600_000_000_000;
-
-impl Clock {
-    pub(super) fn new() -> Self {
-        Self(Instant::now())
-    }
-
-    pub(super) fn now(self) -> u64 {
-        BEGIN + u64::try_from(self.0.elapsed().as_nanos()).expect("a few centuries")
-    }
-}
-
-/// As JSON has it.
-pub(super) fn time_text(nanos: u64) -> String {
-    let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(nanos)).expect("a time");
-    UtcDateTime::from(time).format(&Rfc3339).expect("a text")
-}
-
-/// A message that was stored.
-#[derive(Clone, Debug)]
-pub(crate) struct Message {
-    pub(crate) sequence: u64,
-    pub(crate) subject: String,
-    pub(crate) headers: Vec<u8>,
-    pub(crate) body: Vec<u8>,
-    /// Nanoseconds since 1970.
-    pub(crate) time: u64,
-    /// It is still there.
-    pub(crate) there: bool,
-    /// The connection it came on; `None`: a stranger's.
-    pub(crate) by: Option<u64>,
-}
-
+/// A stream.
 pub(super) struct Stream {
-    config: Value,
-    name: String,
-    subjects: Vec<String>,
-    window: Duration,
-    created: u64,
-    /// All that were ever stored, in their order: at `sequence - 1`.
-    messages: Vec<Message>,
-    /// By id: where it was stored, and when.
-    ids: BTreeMap<String, (u64, u64)>,
-    /// By subject: the last one's sequence number, of those that are there.
-    last_of: BTreeMap<String, u64>,
+    pub(super) name: Arc<str>,
+    pub(super) config: Config,
+    /// The configuration as the server shows it.
+    pub(super) json: String,
+    pub(super) store: Store,
+    /// Ids, with what had them and when; 0: what was refused.
+    ids: BTreeMap<Bytes, (u64, i64)>,
+    /// The same in the order in which they are forgotten.
+    forgotten: VecDeque<(i64, Bytes)>,
+    pub(super) batches: BTreeMap<Vec<u8>, Batch>,
+    /// When schedules are due.
+    pub(super) schedules: BTreeSet<(i64, u64)>,
+    pub(super) consumers: usize,
+    pub(super) full: bool,
+    pub(super) leader: Leader,
 }
-
-/// Where the server takes the default for a setting.
-const WINDOW_USUAL: u64 = 120_000_000_000;
 
 impl Stream {
-    /// As it is asked for (`StreamConfig`), with the server's defaults.
-    pub(super) fn new(mut config: Value, now: u64) -> Self {
-        let text = |value: &Value| value.as_str().map(str::to_owned);
-        let name = text(&config["name"]).expect("a name");
-        let subjects = config["subjects"].as_array().map_or(&[][..], Vec::as_slice);
-        let subjects = subjects.iter().filter_map(text).collect();
-        for limit in ["max_consumers", "max_msgs", "max_bytes", "max_msg_size"] {
-            if matches!(config[limit].as_i64(), None | Some(0)) {
-                config[limit] = json!(-1);
-            }
-        }
-        if matches!(config["duplicate_window"].as_u64(), None | Some(0)) {
-            config["duplicate_window"] = json!(WINDOW_USUAL);
-        }
-        let window = config["duplicate_window"].as_u64().expect("set");
-        Self {
-            name,
-            subjects,
-            window: Duration::from_nanos(window),
-            config,
-            created: now,
+    pub(super) fn new(config: Config, (created, twin): (i64, bool)) -> Self {
+        let past = Incarnation {
+            stream: config.name.clone(),
+            twin,
+            created,
+            ended: None,
             messages: Vec::new(),
+        };
+        Self {
+            name: config.name.as_str().into(),
+            json: config.json(),
+            store: Store::new(past, config.storage, config.first_seq),
+            config,
             ids: BTreeMap::new(),
-            last_of: BTreeMap::new(),
+            forgotten: VecDeque::new(),
+            batches: BTreeMap::new(),
+            schedules: BTreeSet::new(),
+            consumers: 0,
+            full: false,
+            leader: Leader::Present,
         }
     }
 
-    pub(super) fn listens(&self, subject: &str) -> bool {
-        self.subjects
-            .iter()
-            .any(|pattern| matches(pattern, subject))
+    pub(super) fn at(&self, sequence: u64) -> Option<&Stored> {
+        self.store.at(sequence)
     }
 
-    pub(super) fn ever(&self) -> Vec<Message> {
-        self.messages.clone()
+    /// Where to publish what is stored under a subject.
+    pub(super) fn entrance(&self, stored: &[u8]) -> Option<String> {
+        let entrance = match &self.config.subject_transform {
+            None => stored.to_vec(),
+            Some(transform) => subject::transform(stored, &transform.dest, &transform.src)?,
+        };
+        String::from_utf8(entrance).ok()
     }
 
-    fn last(&self) -> u64 {
-        self.messages.len() as u64
+    pub(super) fn configure(&mut self, change: impl FnOnce(&mut Config), now: i64) {
+        change(&mut self.config);
+        self.config.seal();
+        self.json = self.config.json();
+        self.enforce(now);
     }
 
-    /// Stores a message, or not; what is answered (`processJetStreamMsg`, nats-server).
-    pub(super) fn store(&mut self, message: &Published<'_>, version: Version, now: u64) -> String {
-        if let Some(refusal) = self.refusal(message) {
-            return refusal;
-        }
-        let id = message.header("Nats-Msg-Id").filter(|id| !id.is_empty());
-        if let Some(id) = id {
-            let window = u64::try_from(self.window.as_nanos()).expect("a few centuries");
-            if let Some((sequence, at)) = self.ids.get(id)
-                && at + window > now
-            {
-                return self.answer(*sequence, ",\"duplicate\": true", version);
+    /// What an id was used for within the window.
+    pub(super) fn known_id(&self, id: &[u8], now: i64) -> Option<u64> {
+        let (sequence, at) = *self.ids.get(id)?;
+        (now - at < self.config.duplicate_window).then_some(sequence)
+    }
+
+    pub(super) fn remember_id(&mut self, id: &[u8], sequence: u64, now: i64) {
+        let window = self.config.duplicate_window;
+        while let Some((at, _)) = self.forgotten.front()
+            && now - at >= window
+        {
+            let (at, id) = self.forgotten.pop_front().expect("it is there");
+            if self.ids.get(&id).is_some_and(|(_, since)| *since == at) {
+                self.ids.remove(&id);
             }
-            self.ids.insert(id.to_owned(), (self.last() + 1, now));
         }
-        let sequence = self.last() + 1;
-        let subject = message.subject.to_owned();
-        let most = self.config["max_msgs_per_subject"].as_i64();
-        if most == Some(1)
-            && let Some(last) = self.last_of.get(&subject).copied()
-        {
-            self.delete(last);
-        }
-        self.last_of.insert(subject.clone(), sequence);
-        self.messages.push(Message {
-            sequence,
-            subject,
-            headers: message.headers.to_vec(),
-            body: message.body.to_vec(),
-            time: now,
-            there: true,
-            by: message.by,
-        });
-        self.answer(sequence, "", version)
+        let id = Bytes::copy_from_slice(id);
+        self.ids.insert(id.clone(), (sequence, now));
+        self.forgotten.push_back((now, id));
     }
 
-    fn answer(&self, sequence: u64, more: &str, version: Version) -> String {
-        // 2.12 has dropped the space.
-        let space = if version < (2, 12, 0) { " " } else { "" };
-        format!(
-            "{{\"stream\":\"{}\",{space}\"seq\":{sequence}{more}}}",
-            self.name
-        )
+    /// As a server does that reads its messages again: only what is there has its id.
+    pub(super) fn read_ids_again(&mut self) {
+        let found: Vec<_> = self.store.iter().filter_map(identified).collect();
+        self.ids.clear();
+        self.forgotten.clear();
+        for (id, sequence, time) in found {
+            self.ids.insert(id.clone(), (sequence, time));
+            self.forgotten.push_back((time, id));
+        }
     }
 
-    fn refusal(&self, message: &Published<'_>) -> Option<String> {
-        let refused = |code: u16, error: u32, words: String| {
-            Some(format!(
-                "{{\"error\":{{\"code\":{code},\"err_code\":{error},\"description\":\"{words}\"}},\
-                 \"stream\":\"{}\",\"seq\":0}}",
-                self.name
-            ))
-        };
-        if let Some(stream) = message.header("Nats-Expected-Stream")
-            && stream != self.name
-        {
-            return refused(400, 10060, "expected stream does not match".to_owned());
+    /// Why there is no room for so many messages and bytes, the first of them with this subject.
+    pub(super) fn check_room(
+        &self,
+        subject: &[u8],
+        (messages, bytes): (u64, u64),
+        version: Version,
+    ) -> Result<(), Refusal> {
+        let full = |text| Err(Refusal::new(503, 10077, text));
+        if self.full {
+            return full("maximum bytes exceeded");
         }
-        let number = |name: &str| message.header(name)?.parse::<u64>().ok();
-        let subject = self
-            .last_of
-            .get(message.subject)
-            .copied()
-            .unwrap_or_default();
-        if let Some(expected) = number("Nats-Expected-Last-Subject-Sequence")
-            && expected != subject
-        {
-            return refused(400, 10071, format!("wrong last sequence: {subject}"));
+        let config = &self.config;
+        if config.discard == Discard::Old {
+            return Ok(());
         }
-        let last = self.last();
-        if let Some(expected) = number("Nats-Expected-Last-Sequence")
-            && expected != last
-        {
-            return refused(400, 10071, format!("wrong last sequence: {last}"));
-        }
-        None
-    }
-
-    /// `false`: it is not there.
-    pub(super) fn delete(&mut self, sequence: u64) -> bool {
-        let index = usize::try_from(sequence).expect("a count").wrapping_sub(1);
-        let Some(message) = self.messages.get_mut(index).filter(|message| message.there) else {
-            return false;
-        };
-        message.there = false;
-        if self.last_of.get(&message.subject) == Some(&sequence) {
-            let subject = message.subject.clone();
-            let mut before = self.messages[..index].iter().rev();
-            match before.find(|message| message.there && message.subject == subject) {
-                Some(before) => self.last_of.insert(subject, before.sequence),
-                None => self.last_of.remove(&subject),
+        let limit = |limit: i64| u64::try_from(limit).ok().filter(|limit| *limit > 0);
+        let at_limit = limit(config.max_msgs_per_subject)
+            .is_some_and(|most| self.count_of(subject) as u64 >= most);
+        if at_limit {
+            return match config.discard_new_per_subject {
+                true => full("maximum messages per subject exceeded"),
+                // It takes the place of another.
+                false => Ok(()),
             };
         }
-        true
+        if limit(config.max_msgs).is_some_and(|most| self.store.count() + messages > most) {
+            return full("maximum messages exceeded");
+        }
+        let filled = self.store.bytes() + bytes + u64::from(version.keeps_a_byte_free());
+        if limit(config.max_bytes).is_some_and(|most| filled > most) {
+            return full("maximum bytes exceeded");
+        }
+        Ok(())
     }
 
-    /// The server loses the newest messages, as after a power failure: those that they had replaced
-    /// are back, and their ids are forgotten.
-    pub(super) fn lose(&mut self, count: usize) -> Vec<Message> {
-        let kept = self.messages.len().saturating_sub(count);
-        let lost = self.messages.split_off(kept);
-        self.ids.retain(|_, (sequence, _)| *sequence <= kept as u64);
-        for message in lost.iter().rev() {
-            self.last_of.remove(&message.subject);
-            let mut before = self.messages.iter_mut().rev();
-            if let Some(before) = before.find(|it| it.subject == message.subject) {
-                before.there |= self.config["max_msgs_per_subject"].as_i64() == Some(1);
+    fn count_of(&self, subject: &[u8]) -> usize {
+        let with = self.store.iter().filter(|stored| stored.subject == subject);
+        with.count()
+    }
+
+    /// Stores a message; there is room for it.
+    pub(super) fn append(&mut self, draft: Draft<'_>) -> u64 {
+        let sequence = self.store.append(draft);
+        let now = self.store.last_time();
+        if self.config.retention == Retention::Interest && self.consumers == 0 {
+            self.store.remove(sequence, (now, Gone::NoInterest));
+        } else {
+            self.enforce_subject(draft.subject, now);
+            self.enforce(now);
+        }
+        sequence
+    }
+
+    fn enforce_subject(&mut self, subject: &[u8], now: i64) {
+        let Ok(most @ 1..) = usize::try_from(self.config.max_msgs_per_subject) else {
+            return;
+        };
+        let with = self.store.iter().filter(|stored| stored.subject == subject);
+        let all: Vec<u64> = with.map(|stored| stored.sequence).collect();
+        for sequence in &all[..all.len().saturating_sub(most)] {
+            self.store.remove(*sequence, (now, Gone::Replaced));
+        }
+    }
+
+    /// Drops the oldest while there are too many.
+    fn enforce(&mut self, now: i64) {
+        let over = |limit: i64, found: u64| limit > 0 && found > limit.unsigned_abs();
+        while over(self.config.max_msgs, self.store.count())
+            || over(self.config.max_bytes, self.store.bytes())
+        {
+            let oldest = self.store.oldest().expect("there are too many").sequence;
+            self.store.remove(oldest, (now, Gone::Limit));
+        }
+    }
+
+    /// All with this subject but one go.
+    pub(super) fn roll_up(&mut self, subject: Option<&[u8]>, (kept, now): (u64, i64)) {
+        let replaced = |stored: &&Stored| {
+            stored.sequence != kept && subject.is_none_or(|subject| stored.subject == subject)
+        };
+        let all = self.store.iter().filter(replaced);
+        let all: Vec<u64> = all.map(|stored| stored.sequence).collect();
+        for sequence in all {
+            self.store.remove(sequence, (now, Gone::Replaced));
+        }
+    }
+
+    pub(super) fn remove_where(
+        &mut self,
+        which: impl Fn(u64) -> bool,
+        (now, gone): (i64, Gone),
+    ) -> u64 {
+        let all = self.store.iter().map(|stored| stored.sequence);
+        let all: Vec<u64> = all.filter(|sequence| which(*sequence)).collect();
+        for sequence in &all {
+            self.store.remove(*sequence, (now, gone));
+        }
+        all.len() as u64
+    }
+
+    pub(super) fn expire_before(&mut self, time: i64, now: i64) -> u64 {
+        let mut expired = 0;
+        while let Some(oldest) = self.store.oldest().filter(|oldest| oldest.time <= time) {
+            let sequence = oldest.sequence;
+            self.store.remove(sequence, (now, Gone::Aged));
+            expired += 1;
+        }
+        expired
+    }
+
+    pub(super) fn truncate(&mut self, last: u64, now: i64) {
+        self.store.truncate(last, now);
+        self.schedules.retain(|(_, sequence)| *sequence <= last);
+        self.read_ids_again();
+        self.batches.clear();
+    }
+
+    /// When something vanishes or appears next.
+    pub(super) fn next_due(&self) -> Option<i64> {
+        let ages = (self.config.max_age > 0)
+            .then(|| self.store.oldest())
+            .flatten()
+            .map(|oldest| oldest.time + self.config.max_age);
+        let ends = self.store.next_end().map(|(at, _)| at);
+        let schedules = self.schedules.first().map(|(at, _)| *at);
+        [ages, ends, schedules].into_iter().flatten().min()
+    }
+
+    /// Everything that is due happens, in order.
+    pub(super) fn advance(&mut self, now: i64) {
+        while let Some(due) = self.next_due().filter(|due| *due <= now) {
+            if self.config.max_age > 0 {
+                self.expire_before(due - self.config.max_age, due);
+            }
+            while let Some((_, sequence)) = self.store.next_end().filter(|(at, _)| *at <= due) {
+                self.store.remove(sequence, (due, Gone::Ttl));
+            }
+            while let Some((at, sequence)) = self.schedules.first().copied() {
+                if at > due {
+                    break;
+                }
+                self.schedules.pop_first();
+                self.fire(sequence, at);
             }
         }
-        let there = self.messages.iter().filter(|message| message.there);
-        self.last_of = there.map(|it| (it.subject.clone(), it.sequence)).collect();
-        lost
     }
 
-    /// Deletes those that are wanted, and counts them.
-    pub(super) fn purge(&mut self, wanted: impl Fn(&Message) -> bool) -> u64 {
-        let there = self
-            .messages
-            .iter()
-            .filter(|message| message.there && wanted(message));
-        let sequences: Vec<u64> = there.map(|message| message.sequence).collect();
-        sequences
-            .iter()
-            .filter(|sequence| self.delete(**sequence))
-            .count() as u64
-    }
-
-    /// A message that is there: at this number, or the first of a pattern from it on.
-    pub(super) fn from(&self, sequence: u64, pattern: Option<&str>) -> Option<&Message> {
-        let index = usize::try_from(sequence.max(1) - 1).expect("a count");
-        let mut messages = self.messages.iter().skip(index);
-        match pattern {
-            None => messages
-                .next()
-                .filter(|message| message.there && sequence > 0),
-            Some(pattern) => {
-                messages.find(|message| message.there && matches(pattern, &message.subject))
+    /// As STREAM.INFO says it.
+    pub(super) fn push_state(&self, json: &mut String, with_deleted: bool) {
+        let store = &self.store;
+        let first_time = store.oldest().map_or(0, |oldest| oldest.time);
+        let _ = write!(
+            json,
+            r#""state":{{"messages":{},"bytes":{},"first_seq":{},"first_ts":"{}""#,
+            store.count(),
+            store.bytes(),
+            store.first(),
+            rfc3339(first_time),
+        );
+        let (last, last_time) = (store.last(), rfc3339(store.last_time()));
+        let _ = write!(json, r#","last_seq":{last},"last_ts":"{last_time}""#);
+        let subjects = store.subjects();
+        if subjects > 0 {
+            let _ = write!(json, r#","num_subjects":{subjects}"#);
+        }
+        let deleted = store.deleted().count();
+        if deleted > 0 {
+            let _ = write!(json, r#","num_deleted":{deleted}"#);
+            if with_deleted {
+                let all: Vec<u64> = store.deleted().collect();
+                let _ = write!(json, r#","deleted":{}"#, serde_json::json!(all));
             }
         }
+        let _ = write!(json, r#","consumer_count":{}}}"#, self.consumers);
     }
+}
 
-    pub(super) fn last_of(&self, pattern: &str) -> Option<&Message> {
-        let mut messages = self.messages.iter().rev();
-        messages.find(|message| message.there && matches(pattern, &message.subject))
-    }
-
-    /// As `STREAM.INFO` has it.
-    pub(super) fn info(&self, now: u64) -> Value {
-        let there = || self.messages.iter().filter(|message| message.there);
-        let zero = "0001-01-01T00:00:00Z".to_owned();
-        let at = |message: Option<&Message>| message.map_or(zero.clone(), |it| time_text(it.time));
-        let first = there().next();
-        let count = there().count() as u64;
-        let first_seq = first.map_or(self.last() + 1, |message| message.sequence);
-        let bytes = |message: &Message| message.headers.len() + message.body.len();
-        let gaps = self.last() + 1 - first_seq - count;
-        let mut info = json!({
-            "config": self.config,
-            "created": time_text(self.created),
-            "state": {
-                "messages": count,
-                "bytes": there().map(bytes).sum::<usize>(),
-                "first_seq": if self.last() == 0 { 0 } else { first_seq },
-                "first_ts": at(first),
-                "last_seq": self.last(),
-                "last_ts": at(self.messages.last()),
-                "consumer_count": 0,
-            },
-            "ts": time_text(now),
-        });
-        if gaps > 0 {
-            info["state"]["num_deleted"] = json!(gaps);
-        }
-        info
-    }
-
-    /// The configuration, with the server's defaults.
-    pub(super) fn config(&self) -> &Value {
-        &self.config
-    }
+fn identified(stored: &Stored) -> Option<(Bytes, u64, i64)> {
+    let id = header::value(&stored.headers, "Nats-Msg-Id")?;
+    Some((Bytes::copy_from_slice(id), stored.sequence, stored.time))
 }
