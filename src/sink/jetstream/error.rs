@@ -189,6 +189,17 @@ pub enum Error {
 }
 
 impl Error {
+    /// The same for who has led already: a server that was the right one is none any more.
+    pub(crate) fn of_a_leader(self) -> Self {
+        match self {
+            Self::OlderTimeline { name, found, .. } => Self::Succeeded {
+                name,
+                timeline: found,
+            },
+            error => error,
+        }
+    }
+
     /// A request has no answer: the connection has ended, or not even that is known.
     pub(crate) fn unanswered(what: &str, error: RequestError) -> Self {
         match error {

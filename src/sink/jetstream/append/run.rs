@@ -90,7 +90,8 @@ impl Appender {
         &mut self,
         reports: &mpsc::Sender<Report>,
     ) -> Result<Epoch, Error> {
-        let mut epoch = self.open_epoch().await?;
+        let opened = self.open_epoch().await;
+        let mut epoch = opened.map_err(Error::of_a_leader)?;
         self.reconcile(&mut epoch, false).await?;
         self.settle_write(&mut epoch, reports).await?;
         Ok(epoch)
