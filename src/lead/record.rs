@@ -284,6 +284,7 @@ impl Keeper {
     /// Where the sink begins, if the server has flushed so much.
     pub(super) fn past(&self, watermark: &Watermark, flush: Lsn) -> Past {
         let Record { base, letters, .. } = self.record;
+        let newest = self.record.stored.as_ref();
         Past {
             new_from: Position {
                 commit: flush.as_u64(),
@@ -291,6 +292,7 @@ impl Keeper {
             },
             settled_to: watermark.settled_to(),
             stored: base,
+            newest: newest.map_or(0, |place| place.sequence),
             letters,
         }
     }

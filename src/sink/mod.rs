@@ -86,6 +86,8 @@ pub struct Past {
     pub settled_to: Option<Position>,
     /// What was stored and lies beyond stands behind this sequence number.
     pub stored: u64,
+    /// Where the newest of what was settled is stored, or 0: no less than that number.
+    pub newest: u64,
     /// The same of the dead letters.
     pub letters: u64,
 }
@@ -99,6 +101,7 @@ impl Past {
         },
         settled_to: None,
         stored: 0,
+        newest: 0,
         letters: 0,
     };
 }

@@ -29,8 +29,8 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts a sink that `run` runs, for an owner who has no more than `events_max` events with it
-    /// when he hands over the next ones.
+    /// Starts a sink that `run` runs. Its owner hands over no more while `events_max` events are
+    /// with it.
     pub fn start<Run>(
         events_max: usize,
         run: impl FnOnce(mpsc::Receiver<Order>, mpsc::Sender<Report>) -> Run,
@@ -51,7 +51,7 @@ impl Running {
         }
     }
 
-    /// Tells it the next thing. There is always room: an owner who waited for some would not take
+    /// Tells it the next thing. There is always room: an owner that waited for some would not take
     /// reports meanwhile, and a sink that waits for room to report takes no orders. If it has
     /// ended, the next [`report`](Self::report) says so.
     pub fn order(&self, order: Order) {

@@ -82,6 +82,15 @@ impl Deed {
         Self::LoseRecord,
     ];
 
+    /// With it, what has vanished and bore an id may have been another event than the one that the
+    /// server's memory of ids is asked for.
+    pub(crate) fn leaves_ids_ambiguous(self) -> bool {
+        matches!(
+            self,
+            Self::Promote | Self::Advance | Self::Recreate | Self::LoseTail | Self::LoseRecord
+        )
+    }
+
     /// No fault, but what faults happen to.
     pub(crate) fn is_life(self) -> bool {
         matches!(

@@ -90,6 +90,10 @@ struct World {
     faults: u64,
     /// Somebody has moved the slot, or the broker has forgotten something: a gap may be told.
     moved: bool,
+    /// The stream has lost its end: one term has no record, and exactly once is not promised.
+    blind: bool,
+    /// Events may bear ids that others have borne.
+    reuses_ids: bool,
     /// A gap was told at some time.
     gap_told: bool,
     /// Events that the broker has forgotten, by number.
@@ -117,6 +121,10 @@ impl World {
             .filter(|_| random.once_in(3))
             .collect();
         deeds.retain(|deed| deed.is_life() || !left_out.contains(deed));
+        let reuses_ids = random.once_in(3);
+        if reuses_ids {
+            deeds.retain(|deed| !deed.leaves_ids_ambiguous());
+        }
         let settings = settings(&mut random);
         let config = Config::load(&Sources {
             file: None,
@@ -143,6 +151,8 @@ impl World {
             next: 0,
             faults: 0,
             moved: false,
+            blind: false,
+            reuses_ids,
             gap_told: false,
             forgotten: BTreeSet::new(),
             passed_over: BTreeSet::new(),
@@ -337,6 +347,7 @@ impl World {
             "the last {} messages of the stream are lost",
             lost.len()
         ));
+        self.blind |= !lost.is_empty();
         self.moved |= !lost.is_empty();
         let ours = lost
             .iter()
@@ -401,7 +412,13 @@ impl World {
 
     fn insert(&mut self, xid: Xid) {
         self.next += 1;
-        let id = uuid::Uuid::from_u128(u128::from(self.next)).to_string();
+        // An event of its own all the same.
+        let mut id = self.next;
+        if self.reuses_ids && self.random.once_in(10) {
+            id = self.random.between(1, self.next);
+            self.say(&format!("event {} bears the id of event {id}", self.next));
+        }
+        let id = uuid::Uuid::from_u128(u128::from(id)).to_string();
         let mut row = Row::new(id, format!("{{\"n\": {}}}", self.next));
         row.aggregateid = self.random.between(1, 5).to_string();
         self.postgres.insert(xid, row);
@@ -625,7 +642,11 @@ impl World {
         self.instances.iter().chain(&self.past).any(Instance::gap)
     }
 
+    /// How many events may be there twice.
     fn uncertain(&self) -> u64 {
+        if self.blind {
+            return u64::MAX;
+        }
         let all = self.instances.iter().chain(&self.past);
         all.map(Instance::uncertain).sum()
     }
@@ -646,7 +667,7 @@ impl World {
                 number(&message.body),
                 header("Outjet-Position"),
                 header("Outjet-Source"),
-                header("Nats-Expected-Last-Seq"),
+                header("Nats-Msg-Id"),
                 if message.gone.is_none() { "" } else { ", gone" },
             );
             self.say(&words);

@@ -308,7 +308,9 @@ impl World {
             return false;
         }
         if let Some(place) = self.find() {
-            self.leader().ring.settle(Passed::Known(Some(place)));
+            let leader = self.leader();
+            leader.memory.settled_at(place.1);
+            leader.ring.settle(Passed::Known(Some(place)));
             return self.settle();
         }
         let leader = self.leader();
@@ -329,7 +331,7 @@ impl World {
             && leader.memory.proves(sequence, waiting.places)
             && !self.stream[sequence as usize - 1].there
         {
-            leader.memory.use_up(sequence);
+            leader.memory.settled_at(sequence);
             leader.ring.settle(Passed::Known(None));
             return self.settle();
         }

@@ -68,7 +68,7 @@ mod tests {
         }
     }
 
-    /// Or a list of servers that are connected to in turn would be asked for ever.
+    /// Or a list of servers that are connected to in turn would be asked indefinitely.
     #[test]
     fn each_server_has_its_limit() {
         let mut lines = Lines::default();

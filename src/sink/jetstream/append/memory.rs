@@ -10,7 +10,6 @@
 //! because the stream holds anything but our events in order, one event is in flight at a time: or
 //! the old connection could take the place of one of ours, and the next of ours be stored twice.
 
-use std::collections::HashSet;
 use std::ops::RangeInclusive;
 
 use super::ring::{Ring, Waiting};
@@ -44,8 +43,9 @@ pub(crate) struct Memory {
     vacant: bool,
     /// `base` stays until this is settled: what comes before may stand at a vacant number.
     vacant_until: Option<Position>,
-    /// Vacant numbers that have settled an event.
-    used: HashSet<u64>,
+    /// The highest number at which an event is known to have been stored that was settled before
+    /// or found since: no later one was stored there.
+    settled_at: u64,
     /// Below this number, events in the ring may have been found by the merge.
     merged_until: u64,
     /// Behind which sequence number it has read.
@@ -88,7 +88,7 @@ impl Memory {
             unheard: Vec::new(),
             vacant: false,
             vacant_until: None,
-            used: HashSet::new(),
+            settled_at: 0,
             merged_until: 0,
             merged_behind: 0,
             past_until: u64::MAX,
@@ -105,6 +105,7 @@ impl Memory {
         self.settled_to = past.settled_to;
         self.complete = past.settled_to.is_some();
         self.base = past.stored;
+        self.settled_at = past.newest;
         self.letters = past.letters;
     }
 
@@ -255,17 +256,18 @@ impl Memory {
 
     /// Whether the server's `duplicate` can mean an event that is not found: it names a sequence
     /// number where that may have been stored, by a leader before us or at one of its own `places`,
-    /// and that has settled no other. If it holds no message, the event was stored there. Where we
-    /// heard that an event of ours is stored, it was that one, whatever its id.
+    /// behind all that have settled others. If it holds no message, the event was stored there.
+    /// Where we heard that an event of ours is stored, or where one before it was, it was another
+    /// one, whatever its id.
     pub(crate) fn proves(&self, sequence: u64, places: &[u64]) -> bool {
         let unheard = self.unheard.iter().any(|range| range.contains(&sequence));
         let possible = sequence <= self.began_at || unheard || places.contains(&sequence);
-        possible && sequence > self.base && !self.used.contains(&sequence)
+        possible && sequence > self.base.max(self.settled_at)
     }
 
-    /// It has settled one.
-    pub(crate) fn use_up(&mut self, sequence: u64) {
-        self.used.insert(sequence);
+    /// The waiting event was stored there.
+    pub(crate) fn settled_at(&mut self, sequence: u64) {
+        self.settled_at = self.settled_at.max(sequence);
     }
 
     /// Takes note of what was settled, and of how far nothing has to be looked for any more.
@@ -305,4 +307,36 @@ impl Memory {
 fn waiting(ring: &Ring) -> (u64, Waiting<'_>) {
     let waiting = ring.waiting().expect("an event waits");
     (ring.next_number(), waiting)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::lineage::Source;
+
+    /// An id may come again: that its first message is gone must hide no other event.
+    #[test]
+    fn duplicate_of_what_was_settled_proves_nothing() {
+        let source = Source::parse("7/1/outjet").expect("a source");
+        let mut memory = Memory::new(&Lineage::new(source, Vec::new()), false);
+        let past = Past {
+            stored: 3,
+            newest: 7,
+            ..Past::NONE
+        };
+        memory.begin(past, 10);
+        let proving = |memory: &Memory| {
+            let sequences = 1..=12;
+            sequences
+                .filter(|at| memory.proves(*at, &[]))
+                .collect::<Vec<u64>>()
+        };
+        assert_eq!(proving(&memory), [8, 9, 10]);
+        memory.settled_at(9);
+        assert_eq!(proving(&memory), [10]);
+        assert!(
+            memory.proves(12, &[12]),
+            "its own place, nobody knows what became of it"
+        );
+    }
 }

@@ -92,6 +92,9 @@ impl Appender {
     /// How the waiting event was settled, if it was, wherever it belongs.
     pub(crate) async fn find(&mut self, epoch: &mut Epoch) -> Result<Option<Passed>, Error> {
         if let Some(place) = self.find_place(epoch).await? {
+            if let (Stream::Main, sequence) = place {
+                self.memory.settled_at(sequence);
+            }
             return Ok(Some(Passed::Known(Some(place))));
         }
         let delayed = self.was_delayed(epoch).await?;
@@ -157,7 +160,7 @@ impl Appender {
         if let Some(sequence) = waiting.duplicate_of
             && self.was_stored_at(epoch, waiting, sequence).await?
         {
-            self.memory.use_up(sequence);
+            self.memory.settled_at(sequence);
             let found = Passed::Known(None);
             self.pass(epoch, |ring| ring.settle(found));
             return Ok(());
@@ -200,7 +203,7 @@ impl Appender {
     }
 
     /// Whether the server's `duplicate` proves that the waiting event was stored: its sequence
-    /// number holds no message, lies where it may have been stored, and settled no other event.
+    /// number holds no message, and lies where it may have been stored and no other event was.
     /// On three replicas, servers before 2.12 call a duplicate what they have refused.
     async fn was_stored_at(
         &self,
