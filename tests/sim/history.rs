@@ -1,8 +1,11 @@
 //! One history: a seed, what it makes of the world, what happens there, and what is judged.
 
+mod broker;
+mod database;
+mod instances;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use outjet::config::{Config, Sources};
@@ -13,12 +16,12 @@ use tokio::time::{Instant, sleep};
 
 use crate::deed::Deed;
 use crate::instance::Instance;
-use crate::jetstream::{self, Gone, Leader, Nats, Stored, Version, Writer};
-use crate::judge::{self, Due, Found};
+use crate::jetstream::{self, Leader, Nats, Version};
+use crate::judge;
 use crate::net::{Net, Weather};
-use crate::postgres::{self, Event, Phase, Postgres, Row, SlotAfter, Xid};
+use crate::postgres::{self, Phase, Postgres, Xid};
 use crate::random::Random;
-use crate::scene::{IN_FLIGHT_MAX, NATS, POSTGRES, serve, settings, weather};
+use crate::scene::{serve, settings, weather};
 
 /// The stream of the default configuration.
 const STREAM: &str = "OUTBOX";
@@ -288,239 +291,6 @@ impl World {
         }
     }
 
-    /// Some of the newest messages.
-    fn vanish(&mut self) {
-        let stored = self.stored(STREAM).len() as u64;
-        for _ in 0..self.random.between(1, 4) {
-            let sequence = stored.saturating_sub(self.random.of_any_size(5));
-            if self.nats.delete(STREAM, sequence) {
-                self.say(&format!("message {sequence} vanishes"));
-            }
-        }
-    }
-
-    /// One of ours comes again, as somebody copies messages: without expectations, perhaps with its
-    /// id.
-    fn copy(&mut self) {
-        let stored = self.stored(STREAM);
-        if stored.is_empty() {
-            return;
-        }
-        let message = self.random.of(&stored).clone();
-        let block = String::from_utf8_lossy(&message.headers).into_owned();
-        let with_id = self.random.once_in(2);
-        let lines = block.split("\r\n").skip(1).filter(|line| {
-            let kept = with_id || !line.starts_with("Nats-Msg-Id");
-            !line.is_empty() && kept && !line.starts_with("Nats-Expected")
-        });
-        let lines: String = lines.map(|line| format!("{line}\r\n")).collect();
-        self.say(&format!("message {} is copied", message.sequence));
-        let subject = String::from_utf8_lossy(&message.subject).into_owned();
-        self.nats.publish(&subject, &lines, &message.body);
-    }
-
-    /// All that a stream has ever stored, but for what it has lost.
-    fn stored(&self, stream: &str) -> Vec<Stored> {
-        let all = self.nats.stored(stream).into_iter();
-        let all = all.flat_map(|incarnation| incarnation.messages);
-        let lost = |stored: &Stored| matches!(stored.gone, Some((_, Gone::Lost)));
-        all.filter(|stored| !lost(stored)).collect()
-    }
-
-    /// `kill -9` of a server that has not written its newest messages to disk: they are gone from
-    /// a stream, and are returned.
-    fn lose(&mut self, stream: &str, count: usize) -> Vec<Stored> {
-        self.nats.restart();
-        let mut stored = self.stored(stream);
-        let lost = stored.split_off(stored.len().saturating_sub(count));
-        if let Some(first) = lost.first() {
-            self.nats.truncate(stream, first.sequence - 1);
-        }
-        lost
-    }
-
-    /// A power failure. Without `stream.hold` nobody promises that it is noticed each time.
-    fn lose_tail(&mut self) {
-        let count = usize::try_from(self.random.of_any_size(6)).expect("small");
-        let lost = self.lose(STREAM, count);
-        self.say(&format!(
-            "the last {} messages of the stream are lost",
-            lost.len()
-        ));
-        self.blind |= !lost.is_empty();
-        self.moved |= !lost.is_empty();
-        let ours = lost
-            .iter()
-            .filter(|message| message.writer != Writer::Stranger);
-        self.forgotten
-            .extend(ours.map(|message| number(&message.body)));
-    }
-
-    /// By hand, with everybody stopped.
-    fn move_slot(&mut self, deed: impl FnOnce(&mut Self) -> bool) {
-        while !self.instances.is_empty() {
-            self.kill();
-        }
-        let Some(before) = self.postgres.slot() else {
-            return;
-        };
-        if !deed(self) {
-            return;
-        }
-        self.moved = true;
-        let after = self.postgres.slot().expect("a slot").confirmed;
-        self.say(&format!(
-            "the slot is moved from {} to {after}",
-            before.confirmed
-        ));
-        let found = self.found();
-        let stored = |number| found.iter().any(|found| found.number == number);
-        for due in self.due() {
-            if due.owed() && due.end <= after && !stored(due.number) {
-                self.say(&format!("event {} is passed over", due.number));
-                self.passed_over.insert(due.number);
-            }
-        }
-    }
-
-    fn promote(&mut self) {
-        let lost = self.random.of_any_size(14);
-        let until = Lsn::new(self.postgres.flushed().as_u64().saturating_sub(lost));
-        let slot = self.postgres.slot().map_or(until, |slot| slot.saved);
-        let slot = *self.random.of(&[SlotAfter::InStep, SlotAfter::At(slot)]);
-        self.say(&format!(
-            "a standby is promoted at {until}, its slot {slot:?}"
-        ));
-        self.postgres.promote(until, slot);
-        self.open.clear();
-    }
-
-    /// A few transactions, each committed at once.
-    fn write(&mut self) {
-        for _ in 0..self.random.between(1, 12) {
-            let Some(xid) = self.postgres.begin() else {
-                return;
-            };
-            let most = if self.random.once_in(20) { 60 } else { 4 };
-            for _ in 0..self.random.between(1, most) {
-                self.insert(xid);
-            }
-            let end = self.postgres.commit(xid);
-            self.say(&format!("committed up to event {}: {end:?}", self.next));
-        }
-    }
-
-    fn insert(&mut self, xid: Xid) {
-        self.next += 1;
-        // An event of its own all the same.
-        let mut id = self.next;
-        if self.reuses_ids && self.random.once_in(10) {
-            id = self.random.between(1, self.next);
-            self.say(&format!("event {} bears the id of event {id}", self.next));
-        }
-        let id = uuid::Uuid::from_u128(u128::from(id)).to_string();
-        let mut row = Row::new(id, format!("{{\"n\": {}}}", self.next));
-        row.aggregateid = self.random.between(1, 5).to_string();
-        self.postgres.insert(xid, row);
-        if self.random.once_in(10) {
-            self.postgres.message(xid, "foreign", b"?");
-        }
-    }
-
-    /// Begins, goes on with, or commits one of several open transactions.
-    fn overlap(&mut self) {
-        if self.open.len() < 4
-            && let Some(xid) = self.postgres.begin()
-        {
-            self.open.push(xid);
-        }
-        for _ in 0..self.random.between(1, 8) {
-            if !self.open.is_empty() {
-                let xid = *self.random.of(&self.open);
-                self.insert(xid);
-            }
-        }
-        if !self.open.is_empty() && !self.random.once_in(3) {
-            let xid = self.open.swap_remove(self.random.index(self.open.len()));
-            let end = self.postgres.commit(xid);
-            self.say(&format!("committed {xid:?}: {end:?}"));
-        }
-    }
-
-    fn roll_back(&mut self) {
-        if let Some(xid) = self.open.pop() {
-            self.say(&format!("rolled back {xid:?}"));
-            self.postgres.rollback(xid);
-        }
-    }
-
-    fn cut(&mut self) {
-        let (seat, to) = self.some_links();
-        let mut after = || match self.random.below(3) {
-            0 => 0,
-            1 => self.random.below(200),
-            _ => self.random.below(20_000),
-        };
-        let after = [after(), after()];
-        let links = self.net.cut(seat, to, after);
-        self.say(&format!(
-            "{links} links of {seat:?} to {to:?} are cut after {after:?} bytes"
-        ));
-    }
-
-    fn stall(&mut self) {
-        let (seat, to) = self.some_links();
-        let time = Duration::from_millis(self.random.of_any_size(15));
-        let links = self.net.stall(seat, to, time);
-        self.say(&format!(
-            "{links} links of {seat:?} to {to:?} stall for {time:?}"
-        ));
-    }
-
-    fn some_links(&mut self) -> (Option<usize>, Option<SocketAddr>) {
-        let seats: Vec<usize> = self
-            .instances
-            .iter()
-            .map(|instance| instance.seat)
-            .collect();
-        let seat = (!seats.is_empty() && !self.random.once_in(3)).then(|| *self.random.of(&seats));
-        let to = *self
-            .random
-            .of(&[None, Some(POSTGRES), Some(NATS), Some(NATS)]);
-        (seat, to)
-    }
-
-    fn start(&mut self) {
-        if self.instances.len() < 3 {
-            self.say(&format!("outjet {} starts", self.seats));
-            let instance = Instance::start(&self.net, self.seats, &self.config);
-            self.instances.push(instance);
-            self.seats += 1;
-        }
-    }
-
-    fn kill(&mut self) {
-        if !self.instances.is_empty() {
-            let instance = self
-                .instances
-                .swap_remove(self.random.index(self.instances.len()));
-            self.say(&format!("outjet {} is killed", instance.seat));
-            instance.kill();
-            self.past.push(instance);
-        }
-    }
-
-    fn stop(&mut self) {
-        if !self.instances.is_empty() {
-            let instance = self
-                .instances
-                .swap_remove(self.random.index(self.instances.len()));
-            self.say(&format!("outjet {} is stopped", instance.seat));
-            instance.stop();
-            self.past.push(instance);
-        }
-    }
-
     /// No more faults; one instance at least.
     fn heal(&mut self) {
         self.say("no more faults");
@@ -585,93 +355,6 @@ impl World {
             return Ok(());
         };
         judge::confirmed(&self.due(), &self.found(), slot.confirmed)
-    }
-
-    fn due(&self) -> Vec<Due> {
-        let log = self.postgres.log();
-        let due = log.iter().filter_map(|committed| match &committed.event {
-            Event::Row(row) if committed.published => {
-                let number = number(row.payload.as_deref()?.as_bytes());
-                Some(Due {
-                    number,
-                    end: committed.end_lsn,
-                    cut_off: committed.lost || self.forgotten.contains(&number),
-                    passed_over: self.passed_over.contains(&number),
-                })
-            }
-            _ => None,
-        });
-        due.collect()
-    }
-
-    fn found(&self) -> Vec<Found> {
-        let mut found = Vec::new();
-        for (stream, dead) in [(STREAM, false), ("OUTBOX_DLQ", true)] {
-            let mut disturbed = 0;
-            for message in self.stored(stream) {
-                match message.writer {
-                    Writer::Stranger => disturbed = message.sequence + IN_FLIGHT_MAX,
-                    Writer::Connection(_) | Writer::Server => found.push(Found {
-                        number: number(&message.body),
-                        dead,
-                        disturbed: message.sequence <= disturbed,
-                    }),
-                }
-            }
-        }
-        found
-    }
-
-    fn halted(&self) -> Option<&Instance> {
-        let mut instances = self.instances.iter();
-        instances.find(|instance| instance.state() == State::Halted)
-    }
-
-    /// It needs a person, and says so.
-    fn rightly_halted(&self) -> bool {
-        let words = ["was moved", "nothing shows that slot"];
-        let moved = |it: &Instance| {
-            words
-                .iter()
-                .any(|words| self.moved && it.problem().contains(words))
-        };
-        self.halted().is_some_and(moved)
-    }
-
-    fn gap(&self) -> bool {
-        self.instances.iter().chain(&self.past).any(Instance::gap)
-    }
-
-    /// How many events may be there twice.
-    fn uncertain(&self) -> u64 {
-        if self.blind {
-            return u64::MAX;
-        }
-        let all = self.instances.iter().chain(&self.past);
-        all.map(Instance::uncertain).sum()
-    }
-
-    /// What the stream has stored, for a reader of the trace.
-    fn say_stored(&mut self) {
-        for message in self.stored(STREAM) {
-            let headers = String::from_utf8_lossy(&message.headers).into_owned();
-            let header = |name: &str| {
-                let line = headers.lines().find(|line| line.starts_with(name));
-                line.unwrap_or_default().to_owned()
-            };
-            let words = format!(
-                "{} stored by {:?} at {}: event {}, {} {} {}{}",
-                message.sequence,
-                message.writer,
-                message.time,
-                number(&message.body),
-                header("Outjet-Position"),
-                header("Outjet-Source"),
-                header("Nats-Msg-Id"),
-                if message.gone.is_none() { "" } else { ", gone" },
-            );
-            self.say(&words);
-        }
     }
 
     fn say(&mut self, words: &str) {

@@ -1,0 +1,124 @@
+//! What happens to the database, and what of it must arrive.
+
+use outjet::lsn::Lsn;
+
+use super::{World, number};
+use crate::judge::Due;
+use crate::postgres::{Event, Row, SlotAfter, Xid};
+
+impl World {
+    /// A few transactions, each committed at once.
+    pub(super) fn write(&mut self) {
+        for _ in 0..self.random.between(1, 12) {
+            let Some(xid) = self.postgres.begin() else {
+                return;
+            };
+            let most = if self.random.once_in(20) { 60 } else { 4 };
+            for _ in 0..self.random.between(1, most) {
+                self.insert(xid);
+            }
+            let end = self.postgres.commit(xid);
+            self.say(&format!("committed up to event {}: {end:?}", self.next));
+        }
+    }
+
+    fn insert(&mut self, xid: Xid) {
+        self.next += 1;
+        // An event of its own all the same.
+        let mut id = self.next;
+        if self.reuses_ids && self.random.once_in(10) {
+            id = self.random.between(1, self.next);
+            self.say(&format!("event {} bears the id of event {id}", self.next));
+        }
+        let id = uuid::Uuid::from_u128(u128::from(id)).to_string();
+        let mut row = Row::new(id, format!("{{\"n\": {}}}", self.next));
+        row.aggregateid = self.random.between(1, 5).to_string();
+        self.postgres.insert(xid, row);
+        if self.random.once_in(10) {
+            self.postgres.message(xid, "foreign", b"?");
+        }
+    }
+
+    /// Begins, goes on with, or commits one of several open transactions.
+    pub(super) fn overlap(&mut self) {
+        if self.open.len() < 4
+            && let Some(xid) = self.postgres.begin()
+        {
+            self.open.push(xid);
+        }
+        for _ in 0..self.random.between(1, 8) {
+            if !self.open.is_empty() {
+                let xid = *self.random.of(&self.open);
+                self.insert(xid);
+            }
+        }
+        if !self.open.is_empty() && !self.random.once_in(3) {
+            let xid = self.open.swap_remove(self.random.index(self.open.len()));
+            let end = self.postgres.commit(xid);
+            self.say(&format!("committed {xid:?}: {end:?}"));
+        }
+    }
+
+    pub(super) fn roll_back(&mut self) {
+        if let Some(xid) = self.open.pop() {
+            self.say(&format!("rolled back {xid:?}"));
+            self.postgres.rollback(xid);
+        }
+    }
+
+    /// By hand, with everybody stopped.
+    pub(super) fn move_slot(&mut self, deed: impl FnOnce(&mut Self) -> bool) {
+        while !self.instances.is_empty() {
+            self.kill();
+        }
+        let Some(before) = self.postgres.slot() else {
+            return;
+        };
+        if !deed(self) {
+            return;
+        }
+        self.moved = true;
+        let after = self.postgres.slot().expect("a slot").confirmed;
+        self.say(&format!(
+            "the slot is moved from {} to {after}",
+            before.confirmed
+        ));
+        let found = self.found();
+        let stored = |number| found.iter().any(|found| found.number == number);
+        for due in self.due() {
+            if due.owed() && due.end <= after && !stored(due.number) {
+                self.say(&format!("event {} is passed over", due.number));
+                self.passed_over.insert(due.number);
+            }
+        }
+    }
+
+    pub(super) fn promote(&mut self) {
+        let lost = self.random.of_any_size(14);
+        let until = Lsn::new(self.postgres.flushed().as_u64().saturating_sub(lost));
+        let slot = self.postgres.slot().map_or(until, |slot| slot.saved);
+        let slot = *self.random.of(&[SlotAfter::InStep, SlotAfter::At(slot)]);
+        self.say(&format!(
+            "a standby is promoted at {until}, its slot {slot:?}"
+        ));
+        self.postgres.promote(until, slot);
+        self.open.clear();
+    }
+
+    pub(super) fn due(&self) -> Vec<Due> {
+        let log = self.postgres.log();
+        let due = log.iter().filter_map(|committed| match &committed.event {
+            Event::Row(row) if committed.published => {
+                let number = number(row.payload.as_deref()?.as_bytes());
+                Some(Due {
+                    number,
+                    end: committed.end_lsn,
+                    cut_off: committed.lost || self.forgotten.contains(&number),
+                    passed_over: self.passed_over.contains(&number),
+                })
+            }
+            _ => None,
+        });
+        due.collect()
+    }
+}
