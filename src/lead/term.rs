@@ -393,7 +393,8 @@ impl Instance<'_> {
         } = &mut lead;
         let claim = async {
             let claim = Box::pin(record::claim(sink, lineage, server, &self.name));
-            let begun = tokio::time::timeout(patience, claim).await;
+            // The stream may be waited for, too.
+            let begun = tokio::time::timeout(patience + jetstream::BEHIND_MAX, claim).await;
             let silent = |_| Err(record::not_written("its bucket is silent"));
             let begun = begun.unwrap_or_else(silent)?;
             Box::pin(sink.begin(begun.past)).await?;

@@ -35,6 +35,17 @@ pub struct ApiError {
     pub description: String,
 }
 
+/// `JSClusterNotAvailErr` of nats-server.
+const LEADERLESS: u64 = 10008;
+
+/// Only what does not pass by itself is an answer.
+fn refused<T>(error: ApiError) -> Answer<T> {
+    match error.err_code {
+        LEADERLESS => Err(RequestError::Leaderless(error.to_string())),
+        _ => Ok(Err(error)),
+    }
+}
+
 impl ApiError {
     /// What was asked for is not there.
     pub fn missing(&self) -> bool {
@@ -84,7 +95,7 @@ impl Api {
         let answer = self.exchange(subject, question).await?;
         let refusal: Refusal = serde_json::from_slice(&answer.body).map_err(not_understood)?;
         match refusal.error {
-            Some(error) => Ok(Err(error)),
+            Some(error) => refused(error),
             None => {
                 let answer = serde_json::from_slice(&answer.body);
                 Ok(Ok(answer.map_err(not_understood)?))
@@ -129,7 +140,7 @@ impl Api {
         let found: Found<A> = serde_json::from_slice(&answer.body).map_err(not_understood)?;
         match (found.message, found.error) {
             (Some(message), _) => Ok(Ok(message)),
-            (None, Some(error)) => Ok(Err(error)),
+            (None, Some(error)) => refused(error),
             (None, None) => Err(not_understood(serde::de::Error::missing_field("message"))),
         }
     }

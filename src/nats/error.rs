@@ -259,6 +259,9 @@ pub enum RequestError {
     /// It was received, and nobody is there to answer.
     #[error("nobody answers")]
     NoResponders,
+    /// The cluster has no leader just now; these are its words.
+    #[error("{0}")]
+    Leaderless(String),
     /// It was not sent: it is no subject.
     #[error("{0:?} is no subject")]
     Subject(String),

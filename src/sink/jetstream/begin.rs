@@ -7,16 +7,13 @@ use tokio::time::Instant;
 use super::JetStream;
 use super::append::epoch::Epoch;
 use super::error::Error;
+use super::options::BEHIND_MAX;
 use super::streams;
 use super::tail::{self, Bounds};
 use crate::error::Failure;
 use crate::event::Position;
 use crate::event::lineage::{Lineage, Mark, Place};
 use crate::sink::{At, Kept, Past, Write, Written};
-
-/// A new leader of a replicated stream may not have caught up yet; it does within an election or
-/// two.
-const BEHIND_MAX: Duration = Duration::from_secs(5);
 
 /// How often it is asked meanwhile.
 const BEHIND_POLL: Duration = Duration::from_millis(100);

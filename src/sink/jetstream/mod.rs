@@ -43,7 +43,9 @@ use self::append::epoch::Epoch;
 pub use self::begin::Standing;
 pub use self::error::Error;
 pub use self::inspection::{Inspection, inspect};
-pub use self::options::{Buries, Ingress, NatsOptions, Options, Storage, StreamOptions};
+pub use self::options::{
+    BEHIND_MAX, Buries, Ingress, NatsOptions, Options, Storage, StreamOptions,
+};
 pub use self::read::follower::Follower;
 pub use self::read::ledger::{Ledger, Line, Past};
 pub use self::read::letterbox::{DeadLetter, Letterbox};

@@ -11,6 +11,10 @@ use crate::event::route;
 pub use crate::nats::Options as NatsOptions;
 use crate::sink::Kept;
 
+/// A new leader of a replicated stream may not have caught up yet with what it has in its log; it
+/// does within an election or two.
+pub const BEHIND_MAX: Duration = Duration::from_secs(5);
+
 /// Everything the sink must be told.
 #[derive(Clone, Debug)]
 pub struct Options {

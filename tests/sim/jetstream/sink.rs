@@ -158,3 +158,40 @@ async fn sink_does_all_that_it_can_on_2_10() {
 async fn sink_does_all_that_it_can_on_2_15() {
     Box::pin(publish_everything(Version::V2_15)).await;
 }
+
+/// Behind an event of ours nobody would notice any more that the stream had lost its end.
+#[tokio::test(start_paused = true)]
+async fn stranger_in_the_place_of_a_lost_event_is_noticed_before_anything_is_sent() {
+    let nats = Nats::new(Options::new(Version::V2_15));
+    let mut options = sink_options(&nats, false);
+    options.stream.ingress = Ingress::Public;
+    let source = Source::parse("7/1/outjet").expect("a source");
+    let opened = JetStream::open(options, Lineage::new(source, Vec::new()));
+    let mut sink = opened.await.expect("the streams are made");
+    sink.begin(Past::NONE).await.expect("it begins");
+    let (orders, ours) = mpsc::channel(4);
+    let (theirs, mut reports) = mpsc::channel(64);
+    let server = nats.clone();
+    let lose = async move {
+        let append = |commit| Order::Append(vec![event(commit)]);
+        for commit in [1, 2] {
+            orders.send(append(commit)).await.expect("it runs");
+            let settled = reports.recv().await.expect("it runs");
+            assert!(matches!(settled, Report::Settled(_)), "{settled:?}");
+        }
+        server.truncate("S", 1);
+        assert_eq!(server.publish("events.strange", "", b"?"), Some(2));
+        server.restart();
+        orders.send(append(3)).await.expect("it runs");
+        while reports.recv().await.is_some() {}
+    };
+    let (ended, ()) = tokio::join!(sink.run(ours, theirs), lose);
+    let failure = ended.expect_err("the stream has lost an event");
+    let words = failure.to_string();
+    let told = words.contains("stream \"S\" bears another message at sequence 2");
+    assert!(told, "{words}");
+    assert_eq!(
+        subjects(&nats, "S"),
+        ["events.a", "events.a", "events.strange"]
+    );
+}

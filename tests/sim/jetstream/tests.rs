@@ -304,8 +304,8 @@ async fn without_a_leader_nothing_is_stored() {
         0
     );
     let deleted = connection.during(api.delete_message("S", 1)).await;
-    let refused = deleted.expect("it lives").expect("an answer");
-    assert_eq!(refused.expect_err("no leader").err_code, 10008);
+    let refused = deleted.expect("it lives").expect_err("no leader");
+    assert!(refused.to_string().contains("10008"), "{refused}");
     nats.set_leader(Some("S"), Leader::Silent);
     publish(&mut connection, 1, 0);
     let heard = timeout(Duration::from_secs(1), connection.ready()).await;

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::super::client::Streams;
 use super::super::error::Error;
 use super::super::messages::{Messages, Standing};
+use super::super::options::BEHIND_MAX;
 use super::Appender;
 use super::epoch::Epoch;
 use super::witness::{Age, Witness};
@@ -32,10 +33,6 @@ const PORTION_MIN: Duration = Duration::from_millis(50);
 
 /// Half of the portions that there may be: they are released a little later than they are due.
 const PORTIONS: u32 = HELD_MAX as u32 / 2;
-
-/// A new leader of a replicated stream may not have caught up yet with what it has in its log; it
-/// does within an election or two.
-const BEHIND_MAX: Duration = Duration::from_secs(5);
 
 /// A stream as it was last seen. It may only grow.
 #[derive(Debug, Default)]
@@ -132,6 +129,24 @@ impl Appender {
         Ok(())
     }
 
+    /// Refuses a stream in which another message has taken the place of the newest that was stored.
+    /// Before anything is sent: behind an event of ours it would not be noticed any more.
+    ///
+    /// ```text
+    ///  acknowledged  ──1──2──3       lost its end, and a stranger wrote:  ──1──2──?──►
+    /// ```
+    pub(crate) async fn check_newest_stands(&self, stream: &Messages) -> Result<(), Error> {
+        if !Box::pin(self.newest.is_replaced(stream)).await? {
+            return Ok(());
+        }
+        let sequence = self.newest.sequence;
+        Err(replaced(
+            stream,
+            sequence,
+            self.hold.gap(sequence, sequence - 1),
+        ))
+    }
+
     /// Takes note of what was settled, to hold it back.
     pub(crate) fn book(&mut self, epoch: &Epoch, settled: &Settled) {
         let known = settled.known + settled.recorded;
@@ -144,6 +159,9 @@ impl Appender {
             None => Witness::default(),
         };
         self.seen.reached(stored.sequence);
+        if stored.position.is_some() {
+            self.newest = self.newest.or_newer(stored);
+        }
         let mut buried = Witness::default();
         if let Some(letters) = &epoch.letters
             && known + settled.dead_lettered > 0
@@ -190,6 +208,14 @@ impl Appender {
             }
             let _ = reports.send(Report::Released).await;
         }
+    }
+}
+
+fn replaced(stream: &Messages, sequence: u64, gap: u64) -> Error {
+    Error::StreamChanged {
+        name: stream.name().to_owned(),
+        reason: format!("bears another message at sequence {sequence}"),
+        gap,
     }
 }
 
@@ -255,15 +281,8 @@ impl Hold {
     /// Events were settled, the newest of them at these places or before them.
     pub(crate) fn settle(&mut self, events: u64, stored: Witness, buried: Witness) {
         self.settled += events;
-        let newer = |old: Witness, new: Witness| {
-            if new.sequence > old.sequence {
-                new
-            } else {
-                old
-            }
-        };
-        self.open.stored = newer(self.open.stored, stored);
-        self.open.buried = newer(self.open.buried, buried);
+        self.open.stored = self.open.stored.or_newer(stored);
+        self.open.buried = self.open.buried.or_newer(buried);
     }
 
     /// Makes a portion of what was settled since the last one, if it is time for it.
@@ -341,11 +360,7 @@ impl Hold {
                 continue;
             };
             let found = witness.age(messages, standing).await?;
-            let found = found.ok_or_else(|| Error::StreamChanged {
-                name: messages.name().to_owned(),
-                reason: format!("bears another message at sequence {}", witness.sequence),
-                gap: 0,
-            })?;
+            let found = found.ok_or_else(|| replaced(messages, witness.sequence, 0))?;
             let known = match found {
                 Age::Known(known) => known,
                 Age::Unknown => portion.closed_at.elapsed(),

@@ -26,6 +26,7 @@ use self::lines::Lines;
 use self::memory::Memory;
 use self::past::Doubts;
 use self::ring::Ring;
+use self::witness::Witness;
 use super::aside::letters::Buried;
 use super::error::Error;
 use super::options::Options;
@@ -54,6 +55,8 @@ pub(crate) struct Appender {
     /// The stream and its dead letters, which must not become less than they were.
     seen: Seen,
     seen_letters: Seen,
+    /// The newest message that is known to be ours.
+    newest: Witness,
     hold: Hold,
     buried: Buried,
     doubts: Doubts,
@@ -77,6 +80,7 @@ impl Appender {
             schedules_denied: false,
             seen: Seen::default(),
             seen_letters: Seen::default(),
+            newest: Witness::default(),
             hold: Hold::new(options.hold),
             buried: Buried::default(),
             doubts: Doubts::default(),

@@ -167,7 +167,13 @@ impl Appender {
         }
         let message = match self.compose(epoch, false) {
             Ok(message) => message,
-            Err(unsendable) => return self.set_aside(epoch, unsendable),
+            Err(unsendable) => {
+                // It may have been sent while other settings let it.
+                if waiting.event.rejected.is_none() {
+                    self.ring.doubt();
+                }
+                return self.set_aside(epoch, unsendable);
+            }
         };
         self.ring.doubt();
         let (number, expected) = self.ring.send();

@@ -71,6 +71,7 @@ impl Appender {
             let newest = Box::pin(tail::newest_marks(&streams.stream, bounds)).await?;
             Box::pin(self.check_newest(beside, &newest)).await?;
         }
+        Box::pin(self.check_newest_stands(&streams.stream)).await?;
         Box::pin(self.check_unread(streams)).await?;
         Ok(Around {
             newest: match self.hold.holds() {

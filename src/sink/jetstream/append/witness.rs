@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::super::error::Error;
-use super::super::messages::{Messages, Standing};
+use super::super::messages::{Messages, Standing, Stored};
 use super::super::names::POSITION;
 use super::super::tail::Bounds;
 use crate::event::Position;
@@ -15,8 +15,12 @@ pub(crate) async fn newest(stream: &Messages, bounds: Bounds) -> Result<Witness,
         return Ok(Witness::default());
     }
     let message = stream.at(sequence).await?;
-    let position = message.and_then(|message| message.header(POSITION)?.parse().ok());
+    let position = message.and_then(|message| position_of(&message));
     Ok(Witness { sequence, position })
+}
+
+fn position_of(message: &Stored) -> Option<Position> {
+    message.header(POSITION)?.parse().ok()
 }
 
 /// A message by which one sees that a stream has not lost its end.
@@ -28,6 +32,28 @@ pub(crate) struct Witness {
 }
 
 impl Witness {
+    /// The newer of both.
+    pub(crate) fn or_newer(self, other: Self) -> Self {
+        if other.sequence > self.sequence {
+            other
+        } else {
+            self
+        }
+    }
+
+    /// Whether another message has taken its place: the stream had lost its end by then.
+    pub(crate) async fn is_replaced(&self, of: &Messages) -> Result<bool, Error> {
+        if self.position.is_none() {
+            return Ok(false);
+        }
+        let message = of.at(self.sequence).await?;
+        Ok(message.is_some_and(|message| self.is_another(&message)))
+    }
+
+    fn is_another(&self, message: &Stored) -> bool {
+        self.position.is_some() && self.position != position_of(message)
+    }
+
     /// For how long it has stood there; `None` if another message does.
     pub(crate) async fn age(
         &self,
@@ -38,8 +64,7 @@ impl Witness {
             // Somebody took it away, which is not the end of a stream that goes on behind it.
             return Ok(Some(Age::Unknown));
         };
-        let found = message.header(POSITION).and_then(|text| text.parse().ok());
-        if self.position.is_some() && self.position != found {
+        if self.is_another(&message) {
             return Ok(None);
         }
         let age = standing.now.map(|now| now - message.time);
