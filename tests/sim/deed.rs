@@ -33,11 +33,15 @@ pub(crate) enum Deed {
     Unpublished,
     LoseTail,
     LoseRecord,
+    Remake,
+    Full,
+    PauseNats,
+    LameDuck,
 }
 
 impl Deed {
     /// Each as often as it stands here.
-    pub(crate) const ALL: [Self; 42] = [
+    pub(crate) const ALL: [Self; 46] = [
         Self::Write,
         Self::Write,
         Self::Write,
@@ -80,6 +84,10 @@ impl Deed {
         Self::Unpublished,
         Self::LoseTail,
         Self::LoseRecord,
+        Self::Remake,
+        Self::Full,
+        Self::PauseNats,
+        Self::LameDuck,
     ];
 
     /// With it, what has vanished and bore an id may have been another event than the one that the
@@ -87,8 +95,18 @@ impl Deed {
     pub(crate) fn leaves_ids_ambiguous(self) -> bool {
         matches!(
             self,
-            Self::Promote | Self::Advance | Self::Recreate | Self::LoseTail | Self::LoseRecord
+            Self::Promote
+                | Self::Advance
+                | Self::Recreate
+                | Self::LoseTail
+                | Self::LoseRecord
+                | Self::Remake
         )
+    }
+
+    /// Three replicas do not do it.
+    pub(crate) fn is_of_a_lone_server(self) -> bool {
+        matches!(self, Self::LoseTail | Self::LoseRecord)
     }
 
     /// No fault, but what faults happen to.

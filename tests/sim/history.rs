@@ -4,11 +4,10 @@ mod broker;
 mod database;
 mod instances;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use outjet::config::{Config, Sources};
 use outjet::lsn::Lsn;
 use outjet::watch::vitals::State;
 use tokio::task::LocalSet;
@@ -16,12 +15,12 @@ use tokio::time::{Instant, sleep};
 
 use crate::deed::Deed;
 use crate::instance::Instance;
-use crate::jetstream::{self, Leader, Nats, Version};
+use crate::jetstream::{self, Fate, Leader, Nats, Version};
 use crate::judge;
 use crate::net::{Net, Weather};
 use crate::postgres::{self, Phase, Postgres, Xid};
 use crate::random::Random;
-use crate::scene::{serve, settings, weather};
+use crate::scene::{MAX_PAYLOAD, Scene, serve, weather};
 
 /// The stream of the default configuration.
 const STREAM: &str = "OUTBOX";
@@ -31,6 +30,9 @@ const RECORDS: &str = "KV_OUTJET_OUTBOX";
 
 /// How long everything may take to be settled once the faults are over.
 const QUIET_MAX: Duration = Duration::from_secs(120);
+
+/// No event is delayed for longer.
+const DELAY_MAX: Duration = Duration::from_secs(40);
 
 /// What became of a history.
 pub(crate) struct Outcome {
@@ -85,8 +87,7 @@ struct World {
     /// Those that were killed or have ended.
     past: Vec<Instance>,
     seats: usize,
-    settings: BTreeMap<String, String>,
-    config: Config,
+    scene: Scene,
     deeds: Vec<Deed>,
     open: Vec<Xid>,
     next: u64,
@@ -95,6 +96,8 @@ struct World {
     moved: bool,
     /// The stream has lost its end: one term has no record, and exactly once is not promised.
     blind: bool,
+    /// Somebody has deleted messages.
+    vanished: bool,
     /// Events may bear ids that others have borne.
     reuses_ids: bool,
     /// A gap was told at some time.
@@ -102,6 +105,8 @@ struct World {
     /// Events that the broker has forgotten, by number.
     forgotten: BTreeSet<u64>,
     /// Events that somebody has moved the slot past, by number.
+    moved_past: BTreeSet<u64>,
+    /// Those of them that were not stored.
     passed_over: BTreeSet<u64>,
 }
 
@@ -114,7 +119,12 @@ impl World {
         let major = u32::try_from(random.between(14, 18)).expect("small");
         let postgres = Postgres::new(postgres::Options::new(major));
         let version = *random.of(&VERSIONS);
-        let nats = Nats::new(jetstream::Options::new(version));
+        let scene = Scene::new(&mut random, version);
+        let nats = Nats::new(jetstream::Options {
+            max_payload: MAX_PAYLOAD,
+            servers: scene.replicas,
+            ..jetstream::Options::new(version)
+        });
         let net = Net::new(random.fork(), weather(&mut random));
         serve(&net, &postgres, &nats);
         // What is left out leaves more of the rest (swarm testing).
@@ -124,18 +134,15 @@ impl World {
             .filter(|_| random.once_in(3))
             .collect();
         deeds.retain(|deed| deed.is_life() || !left_out.contains(deed));
-        let reuses_ids = random.once_in(3);
+        let reuses_ids = !scene.shared && random.once_in(3);
         if reuses_ids {
             deeds.retain(|deed| !deed.leaves_ids_ambiguous());
         }
-        let settings = settings(&mut random);
-        let config = Config::load(&Sources {
-            file: None,
-            searched: &[],
-            environment: &settings,
-            overrides: &[],
-        });
-        let config = config.unwrap_or_else(|failure| panic!("{failure:?}"));
+        if scene.replicas > 1 {
+            deeds.retain(|deed| !deed.is_of_a_lone_server());
+            let mut random = random.fork();
+            nats.decide(move |_| overtaking(&mut random));
+        }
         let mut world = Self {
             random,
             began: Instant::now(),
@@ -147,22 +154,23 @@ impl World {
             instances: Vec::new(),
             past: Vec::new(),
             seats: 0,
-            settings,
-            config,
+            scene,
             deeds,
             open: Vec::new(),
             next: 0,
             faults: 0,
             moved: false,
             blind: false,
+            vanished: false,
             reuses_ids,
             gap_told: false,
             forgotten: BTreeSet::new(),
+            moved_past: BTreeSet::new(),
             passed_over: BTreeSet::new(),
         };
         world.say(&format!(
             "seed {seed}: Postgres {major}, nats-server {version:?}, {:?}",
-            world.settings
+            world.scene
         ));
         world
     }
@@ -186,9 +194,16 @@ impl World {
         if self.rightly_halted() {
             return Ok(());
         }
+        // What is delayed has appeared by then.
+        sleep(DELAY_MAX).await;
         self.look()?;
         let told = (self.uncertain(), self.gap_told);
-        judge::whole(&self.due(), &self.found(), told)
+        judge::whole(&self.due(), &self.found(), told)?;
+        // What may be there twice goes alone.
+        if self.scene.atomic && self.uncertain() == 0 {
+            judge::torn(&self.batches())?;
+        }
+        Ok(())
     }
 
     /// A first leader stands for `outjet setup`, which records the slot that it makes: from then on
@@ -197,6 +212,10 @@ impl World {
         self.start();
         while self.instances[0].state() != State::Streaming {
             sleep(Duration::from_millis(1)).await;
+        }
+        if self.scene.undecided {
+            self.nats
+                .configure(STREAM, |config| config.allow_atomic = true);
         }
     }
 
@@ -251,9 +270,30 @@ impl World {
                 self.say("nats-server restarts");
                 self.nats.restart();
             }
+            Deed::Remake => self.remake(),
+            Deed::Full => {
+                self.say("the stream is full");
+                self.nats.set_full(STREAM, true);
+                sleep(Duration::from_millis(self.random.of_any_size(15))).await;
+                self.nats.set_full(STREAM, false);
+            }
+            Deed::PauseNats => {
+                self.say("nats-server is paused");
+                self.nats.pause(true);
+                sleep(Duration::from_millis(self.random.of_any_size(15))).await;
+                self.nats.pause(false);
+            }
+            Deed::LameDuck => {
+                self.say("nats-server is about to shut down");
+                self.nats.lame_duck();
+                sleep(Duration::from_millis(self.random.of_any_size(15))).await;
+                self.nats.restart();
+            }
             Deed::Leaderless => {
-                self.say("no stream has a leader");
-                self.nats.set_leader(None, Leader::NoResponders);
+                let leaders = [Leader::NoResponders, Leader::Silent, Leader::NoQuorum];
+                let leader = *self.random.of(&leaders);
+                self.say(&format!("the streams' leader: {leader:?}"));
+                self.nats.set_leader(None, leader);
                 sleep(Duration::from_millis(self.random.of_any_size(15))).await;
                 self.nats.set_leader(None, Leader::Present);
             }
@@ -261,6 +301,7 @@ impl World {
             Deed::Purge => {
                 let stored = self.stored(STREAM).len() as u64;
                 let purged = self.nats.purge(STREAM, self.random.below(stored + 1));
+                self.vanished |= purged > 0;
                 self.say(&format!("{purged} messages are purged"));
             }
             Deed::Stranger => {
@@ -298,6 +339,7 @@ impl World {
             delay_max: Duration::from_millis(1),
             bytes_max: 1 << 20,
         });
+        self.nats.decide(|_| Fate::Now);
         for xid in std::mem::take(&mut self.open) {
             self.postgres.commit(xid);
         }
@@ -364,6 +406,15 @@ impl World {
         }
         self.trace.push_str(&line);
         self.trace.push('\n');
+    }
+}
+
+/// Replies of three replicas come in any order, or not at all.
+fn overtaking(random: &mut Random) -> Fate {
+    match random.below(200) {
+        0 => Fate::Never,
+        1..=50 => Fate::After(Duration::from_micros(random.of_any_size(18))),
+        _ => Fate::Now,
     }
 }
 

@@ -11,6 +11,8 @@ pub(crate) struct Due {
     pub(crate) number: u64,
     /// The end of its commit: who confirms this has settled it.
     pub(crate) end: Lsn,
+    /// It has a time of its own: in no order, and at first in the stream of what is delayed.
+    pub(crate) delayed: bool,
     /// A promotion has cut it off, or the broker has forgotten it: it may be stored, and need not
     /// be.
     pub(crate) cut_off: bool,
@@ -25,12 +27,25 @@ impl Due {
     }
 }
 
+/// Where a message of ours is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// In the stream.
+    Main,
+    /// Among the dead letters.
+    Dead,
+    /// Among those that the server keeps until they are due.
+    Kept,
+    /// Among those that it has kept.
+    Appeared,
+}
+
 /// A message of ours that the broker has stored, whether it is still there or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Found {
     pub(crate) number: u64,
-    /// A dead letter.
-    pub(crate) dead: bool,
+    /// Where it is.
+    pub(crate) place: Place,
     /// So soon behind a message of somebody else that it may have been under way: what is refused
     /// because of that may be overtaken.
     pub(crate) disturbed: bool,
@@ -56,17 +71,17 @@ pub(crate) fn whole(
     (uncertain, gap_told): (u64, bool),
 ) -> Result<(), String> {
     let mut times: BTreeMap<u64, u64> = BTreeMap::new();
-    for found in found {
+    for found in found.iter().filter(|found| found.place != Place::Kept) {
         *times.entry(found.number).or_default() += 1;
     }
     let mut missing = due.iter().filter(|due| !times.contains_key(&due.number));
     if let Some(lost) = missing.find(|due| due.owed() || (!due.cut_off && !gap_told)) {
         return Err(format!("event {} is lost without a word", lost.number));
     }
-    // What was cut off has no place among what was committed instead, and what was forgotten or
-    // passed over may come late.
+    // What was cut off has no place among what was committed instead, and what was forgotten,
+    // passed over or delayed may come late.
     let places = due.iter().enumerate();
-    let orders = places.map(|(at, due)| (due.number, due.owed().then_some(at)));
+    let orders = places.map(|(at, due)| (due.number, (due.owed() && !due.delayed).then_some(at)));
     let orders: BTreeMap<u64, Option<usize>> = orders.collect();
     if let Some(found) = found
         .iter()
@@ -88,11 +103,26 @@ pub(crate) fn whole(
     in_order(found, &orders)
 }
 
+/// What must appear as a whole: a transaction, and in which batch each of its events was stored.
+/// Some of them may be elsewhere: among the dead letters, or delayed.
+pub(crate) fn torn(transactions: &BTreeMap<Lsn, Vec<Option<String>>>) -> Result<(), String> {
+    let torn = transactions.iter().find(|(_, batches)| {
+        let alone = batches.len() < 2;
+        !alone && (batches[0].is_none() || batches.iter().any(|batch| *batch != batches[0]))
+    });
+    match torn {
+        None => Ok(()),
+        Some((end, batches)) => Err(format!(
+            "the transaction that ends at {end} was stored in parts: {batches:?}"
+        )),
+    }
+}
+
 /// Each event, where it was stored for the first time, behind its predecessors.
 fn in_order(found: &[Found], orders: &BTreeMap<u64, Option<usize>>) -> Result<(), String> {
     let mut seen: BTreeMap<u64, ()> = BTreeMap::new();
     let mut last: Option<(usize, u64)> = None;
-    for found in found.iter().filter(|found| !found.dead) {
+    for found in found.iter().filter(|found| found.place == Place::Main) {
         if seen.insert(found.number, ()).is_some() || found.disturbed {
             continue;
         }
@@ -120,6 +150,7 @@ mod tests {
         let due = |number| Due {
             number,
             end: Lsn::new(number * 10),
+            delayed: false,
             cut_off: false,
             passed_over: false,
         };
@@ -129,7 +160,7 @@ mod tests {
     fn found(numbers: impl IntoIterator<Item = u64>) -> Vec<Found> {
         let found = |number| Found {
             number,
-            dead: false,
+            place: Place::Main,
             disturbed: false,
         };
         numbers.into_iter().map(found).collect()
@@ -152,5 +183,21 @@ mod tests {
         assert!(whole(&due([1]), &found([1, 2]), (9, false)).is_err());
         assert!(whole(&due([1, 2]), &found([1, 2, 1]), (0, false)).is_err());
         assert_eq!(whole(&due([1, 2]), &found([1, 2, 1]), (1, false)), Ok(()));
+    }
+
+    #[test]
+    fn parts_of_a_transaction_are_told() {
+        let stored = |batches: &[&str]| {
+            let batch = |name: &&str| (!name.is_empty()).then(|| (*name).to_owned());
+            torn(&BTreeMap::from([(
+                Lsn::new(1),
+                batches.iter().map(batch).collect(),
+            )]))
+        };
+        assert_eq!(stored(&[]), Ok(()));
+        assert_eq!(stored(&[""]), Ok(()));
+        assert_eq!(stored(&["a", "a"]), Ok(()));
+        assert!(stored(&["a", "b"]).is_err());
+        assert!(stored(&["", ""]).is_err());
     }
 }

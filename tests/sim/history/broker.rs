@@ -1,9 +1,14 @@
 //! What happens to the stream, and what of it was ever stored.
 
-use super::{STREAM, World, number};
+use std::collections::BTreeMap;
+
+use outjet::lsn::Lsn;
+use uuid::Uuid;
+
+use super::{STREAM, World};
 use crate::jetstream::{Gone, Stored, Writer};
-use crate::judge::Found;
-use crate::scene::IN_FLIGHT_MAX;
+use crate::judge::{Due, Found, Place};
+use crate::scene::{IN_FLIGHT_MAX, WHOLE_MAX};
 
 impl World {
     /// Some of the newest messages.
@@ -12,6 +17,7 @@ impl World {
         for _ in 0..self.random.between(1, 4) {
             let sequence = stored.saturating_sub(self.random.of_any_size(5));
             if self.nats.delete(STREAM, sequence) {
+                self.vanished = true;
                 self.say(&format!("message {sequence} vanishes"));
             }
         }
@@ -37,9 +43,10 @@ impl World {
         self.nats.publish(&subject, &lines, &message.body);
     }
 
-    /// All that a stream has ever stored, but for what it has lost.
+    /// All that a stream has ever stored since it was made, but for what it has lost.
     pub(super) fn stored(&self, stream: &str) -> Vec<Stored> {
         let all = self.nats.stored(stream).into_iter();
+        let all = all.filter(|incarnation| incarnation.ended.is_none());
         let all = all.flat_map(|incarnation| incarnation.messages);
         let lost = |stored: &Stored| matches!(stored.gone, Some((_, Gone::Lost)));
         all.filter(|stored| !lost(stored)).collect()
@@ -57,7 +64,7 @@ impl World {
         lost
     }
 
-    /// A power failure. Without `stream.hold` nobody promises that it is noticed each time.
+    /// A power failure. What was not held back for long enough is forgotten.
     pub(super) fn lose_tail(&mut self) {
         let count = usize::try_from(self.random.of_any_size(6)).expect("small");
         let lost = self.lose(STREAM, count);
@@ -65,31 +72,88 @@ impl World {
             "the last {} messages of the stream are lost",
             lost.len()
         ));
+        self.lost(&lost);
+    }
+
+    /// Somebody deletes the stream and makes it again.
+    pub(super) fn remake(&mut self) {
+        let lost = self.stored(STREAM);
+        self.say("the stream is made again");
+        self.nats.recreate(STREAM);
+        self.moved = true;
+        self.lost(&lost);
+    }
+
+    fn lost(&mut self, lost: &[Stored]) {
+        let hold = i64::try_from(self.scene.hold.as_nanos()).expect("seconds");
         self.blind |= !lost.is_empty();
         self.moved |= !lost.is_empty();
         let ours = lost
             .iter()
             .filter(|message| message.writer != Writer::Stranger);
+        let held =
+            |message: &&Stored| message.gone.is_none() && self.nats.now() - message.time < hold;
+        let (held, kept): (Vec<_>, Vec<_>) = ours.partition(held);
+        self.forgotten.extend(kept.into_iter().map(number));
+        // Somebody may have confirmed what was held back.
+        let held = held.into_iter().map(number);
         self.forgotten
-            .extend(ours.map(|message| number(&message.body)));
+            .extend(held.filter(|number| self.moved_past.contains(number)));
     }
 
     pub(super) fn found(&self) -> Vec<Found> {
         let mut found = Vec::new();
-        for (stream, dead) in [(STREAM, false), ("OUTBOX_DLQ", true)] {
+        let places = [
+            (STREAM, Place::Main),
+            ("OUTBOX_DLQ", Place::Dead),
+            ("OUTBOX_DELAYED", Place::Kept),
+        ];
+        for (stream, place) in places {
             let mut disturbed = 0;
             for message in self.stored(stream) {
-                match message.writer {
-                    Writer::Stranger => disturbed = message.sequence + IN_FLIGHT_MAX,
-                    Writer::Connection(_) | Writer::Server => found.push(Found {
-                        number: number(&message.body),
-                        dead,
-                        disturbed: message.sequence <= disturbed,
-                    }),
-                }
+                let place = match (place, message.writer) {
+                    (_, Writer::Stranger) => {
+                        disturbed = message.sequence + IN_FLIGHT_MAX;
+                        continue;
+                    }
+                    (Place::Kept, Writer::Connection(_)) if is_mark(&message) => continue,
+                    (Place::Kept, Writer::Server) => Place::Appeared,
+                    _ => place,
+                };
+                found.push(Found {
+                    number: number(&message),
+                    place,
+                    disturbed: self.scene.shared || message.sequence <= disturbed,
+                });
             }
         }
         found
+    }
+
+    /// In which batch each event of a transaction was stored that must appear as a whole.
+    pub(super) fn batches(&self) -> BTreeMap<Lsn, Vec<Option<String>>> {
+        let mut transactions: BTreeMap<Lsn, Vec<u64>> = BTreeMap::new();
+        for due in self.due().into_iter().filter(Due::owed) {
+            transactions.entry(due.end).or_default().push(due.number);
+        }
+        transactions.retain(|_, numbers| numbers.len() <= WHOLE_MAX);
+        let ours = self.stored(STREAM).into_iter();
+        let ours = ours.filter(|message| message.writer != Writer::Stranger);
+        let batch = |message: &Stored| {
+            let batch = message.header("Nats-Batch-Id")?;
+            Some(String::from_utf8_lossy(batch).into_owned())
+        };
+        let batches: BTreeMap<u64, Option<String>> = ours
+            .map(|message| (number(&message), batch(&message)))
+            .collect();
+        let stored = |numbers: Vec<u64>| {
+            let stored = numbers.iter().filter_map(|number| batches.get(number));
+            stored.cloned().collect()
+        };
+        let transactions = transactions.into_iter();
+        transactions
+            .map(|(end, numbers)| (end, stored(numbers)))
+            .collect()
     }
 
     /// What the stream has stored, for a reader of the trace.
@@ -105,7 +169,7 @@ impl World {
                 message.sequence,
                 message.writer,
                 message.time,
-                number(&message.body),
+                number(&message),
                 header("Outjet-Position"),
                 header("Outjet-Source"),
                 header("Nats-Msg-Id"),
@@ -114,4 +178,20 @@ impl World {
             self.say(&words);
         }
     }
+}
+
+/// Only that another one was delayed.
+fn is_mark(message: &Stored) -> bool {
+    message.header("Nats-Schedule").is_none()
+}
+
+/// An event's number: in its body, or, if that is not there, its id.
+fn number(message: &Stored) -> u64 {
+    if !message.body.is_empty() {
+        return super::number(&message.body);
+    }
+    let id = ["Nats-Msg-Id", "Outjet-Id"].map(|name| message.header(name));
+    let id = id.into_iter().flatten().next().unwrap_or_default();
+    let id = Uuid::try_parse_ascii(id).expect("the id of an event");
+    u64::try_from(id.as_u128()).expect("the id of an event")
 }

@@ -1,10 +1,12 @@
 //! What happens to the database, and what of it must arrive.
 
 use outjet::lsn::Lsn;
+use time::OffsetDateTime;
 
 use super::{World, number};
 use crate::judge::Due;
 use crate::postgres::{Event, Row, SlotAfter, Xid};
+use crate::scene::MAX_PAYLOAD;
 
 impl World {
     /// A few transactions, each committed at once.
@@ -32,11 +34,27 @@ impl World {
         }
         let id = uuid::Uuid::from_u128(u128::from(id)).to_string();
         let mut row = Row::new(id, format!("{{\"n\": {}}}", self.next));
+        if self.scene.oversize && !self.reuses_ids && self.random.once_in(15) {
+            let pad = "x".repeat(self.random.index(2 * MAX_PAYLOAD));
+            row.payload = Some(format!("{{\"n\": {}, \"pad\": \"{pad}\"}}", self.next));
+        }
+        if self.scene.delays && self.random.once_in(5) {
+            row.deliver_at = Some(self.some_time());
+        }
         row.aggregateid = self.random.between(1, 5).to_string();
         self.postgres.insert(xid, row);
         if self.random.once_in(10) {
             self.postgres.message(xid, "foreign", b"?");
         }
+    }
+
+    /// Shortly before now, or later.
+    fn some_time(&mut self) -> String {
+        let seconds = self.random.below(40) as i64 - 5;
+        let at = self.nats.now() + seconds * 1_000_000_000;
+        let at = OffsetDateTime::from_unix_timestamp_nanos(at.into()).expect("a time");
+        let (date, (hour, minute, second)) = (at.date(), at.to_hms());
+        format!("{date} {hour:02}:{minute:02}:{second:02}+00")
     }
 
     /// Begins, goes on with, or commits one of several open transactions.
@@ -86,7 +104,11 @@ impl World {
         let found = self.found();
         let stored = |number| found.iter().any(|found| found.number == number);
         for due in self.due() {
-            if due.owed() && due.end <= after && !stored(due.number) {
+            if due.end > after {
+                continue;
+            }
+            self.moved_past.insert(due.number);
+            if due.owed() && !stored(due.number) {
                 self.say(&format!("event {} is passed over", due.number));
                 self.passed_over.insert(due.number);
             }
@@ -113,6 +135,7 @@ impl World {
                 Some(Due {
                     number,
                     end: committed.end_lsn,
+                    delayed: row.deliver_at.is_some(),
                     cut_off: committed.lost || self.forgotten.contains(&number),
                     passed_over: self.passed_over.contains(&number),
                 })

@@ -13,7 +13,8 @@ impl World {
     pub(super) fn start(&mut self) {
         if self.instances.len() < 3 {
             self.say(&format!("outjet {} starts", self.seats));
-            let instance = Instance::start(&self.net, self.seats, &self.config);
+            let config = self.scene.config(&mut self.random);
+            let instance = Instance::start(&self.net, self.seats, &config);
             self.instances.push(instance);
             self.seats += 1;
         }
@@ -99,7 +100,8 @@ impl World {
 
     /// How many events may be there twice.
     pub(super) fn uncertain(&self) -> u64 {
-        if self.blind {
+        // In a shared stream, what has vanished may come again.
+        if self.blind || (self.scene.shared && (self.vanished || self.scene.expires)) {
             return u64::MAX;
         }
         let all = self.instances.iter().chain(&self.past);

@@ -120,6 +120,11 @@ impl Nats {
         hub.ask(subject, lines, body)
     }
 
+    /// Nanoseconds since 1970.
+    pub(crate) fn now(&self) -> i64 {
+        self.hub().now()
+    }
+
     fn hub(&self) -> MutexGuard<'_, Hub> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
