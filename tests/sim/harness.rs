@@ -1,5 +1,5 @@
-//! As much of the harness of the tests with real servers as starts a nats-server: the model of it
-//! is compared with it.
+//! As much of the harness of the tests with real servers as starts them: the models are compared
+//! with them.
 
 #![allow(
     dead_code,
@@ -13,6 +13,8 @@ pub(crate) mod binaries;
 pub(crate) mod nats;
 #[path = "../it/harness/port.rs"]
 pub(crate) mod port;
+#[path = "../it/harness/postgres.rs"]
+pub(crate) mod postgres;
 #[path = "../it/harness/process.rs"]
 pub(crate) mod process;
 #[path = "../it/harness/wait.rs"]

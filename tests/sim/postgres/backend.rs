@@ -101,6 +101,8 @@ where
             b'X' => return None,
             b'Q' => query(&process, wire, body).await?,
             b'H' => wire.flush().await?,
+            // Left over from a stream that has ended.
+            b'd' | b'c' | b'f' => {}
             tag => {
                 extended(&process, (&mut prepared, &mut wire.output), (tag, body));
                 if tag == b'S' {
@@ -231,7 +233,44 @@ where
     wire.flush().await
 }
 
+/// CREATE_REPLICATION_SLOT and DROP_REPLICATION_SLOT, of the one slot that there may be.
+fn change_slot(process: &Process, out: &mut BytesMut, text: &str) {
+    let mut state = process.server.state();
+    let name = text.split_ascii_whitespace().nth(1).unwrap_or_default();
+    let name = name.trim_matches('"').to_owned();
+    assert_eq!(name, state.options.slot, "the model has one slot");
+    let active = state.slot.as_ref().and_then(|slot| slot.active_pid);
+    if text.starts_with("CREATE") {
+        if !state.create_slot() {
+            let words = format!("replication slot \"{name}\" already exists");
+            return wire::report(out, b'E', ("ERROR", "42710", &words));
+        }
+        let columns = [
+            "slot_name",
+            "consistent_point",
+            "snapshot_name",
+            "output_plugin",
+        ];
+        wire::describe(out, &columns.map(|name| (name, TEXT)), 0);
+        let at = outjet::lsn::Lsn::new(state.wal.flushed).to_string();
+        wire::texts(out, &[Some(&name), Some(&at), None, Some("pgoutput")]);
+        wire::complete(out, "CREATE_REPLICATION_SLOT");
+    } else if state.drop_slot() {
+        wire::complete(out, "DROP_REPLICATION_SLOT");
+    } else {
+        let (code, words) = match active {
+            Some(pid) => ("55006", format!("it is active for PID {pid}")),
+            None => ("42704", "it does not exist".to_owned()),
+        };
+        let words = format!("replication slot \"{name}\": {words}");
+        wire::report(out, b'E', ("ERROR", code, &words));
+    }
+}
+
 fn answer(process: &Process, out: &mut BytesMut, text: &str) {
+    if text.contains("_REPLICATION_SLOT ") {
+        return change_slot(process, out, text);
+    }
     let state = process.server.state();
     if text == "IDENTIFY_SYSTEM" {
         let (system, timeline) = (
@@ -239,7 +278,16 @@ fn answer(process: &Process, out: &mut BytesMut, text: &str) {
             state.wal.timeline.to_string(),
         );
         let flushed = outjet::lsn::Lsn::new(state.wal.flushed).to_string();
-        let columns = ["systemid", "timeline", "xlogpos", "dbname"].map(|name| (name, TEXT));
+        let timeline_type = match state.options.major {
+            14 | 15 => wire::INT4,
+            _ => wire::INT8,
+        };
+        let columns = [
+            ("systemid", TEXT),
+            ("timeline", timeline_type),
+            ("xlogpos", TEXT),
+            ("dbname", TEXT),
+        ];
         wire::describe(out, &columns, 0);
         let values = [&*system, &timeline, &flushed, &state.options.database].map(Some);
         wire::texts(out, &values);
@@ -258,8 +306,9 @@ fn answer(process: &Process, out: &mut BytesMut, text: &str) {
             )
         });
         let file: String = lines.collect();
-        wire::describe(out, &[("filename", TEXT), ("content", wire::BYTEA)], 0);
-        wire::texts(out, &[Some("history"), Some(&file)]);
+        let name = format!("{timeline:08X}.history");
+        wire::describe(out, &[("filename", TEXT), ("content", TEXT)], 0);
+        wire::texts(out, &[Some(&name), Some(&file)]);
         wire::complete(out, "TIMELINE_HISTORY");
     } else if text.contains("total_txns > 0") {
         wire::describe(
@@ -277,6 +326,11 @@ fn answer(process: &Process, out: &mut BytesMut, text: &str) {
                 &[Some(&confirmed), Some(if slot.used { "t" } else { "f" })],
             );
         }
+        let rows = usize::from(state.slot.is_some());
+        wire::complete(out, &format!("SELECT {rows}"));
+    } else if text == "SELECT pg_backend_pid()" {
+        wire::describe(out, &[("pg_backend_pid", wire::INT4)], 0);
+        wire::texts(out, &[Some(&process.pid.to_string())]);
         wire::complete(out, "SELECT 1");
     } else if text.contains("'server_encoding'") {
         wire::describe(out, &[("set_config", TEXT)], 0);

@@ -7,11 +7,15 @@
 //! give the same bytes.
 
 mod backend;
+mod conformance;
 mod pgoutput;
 mod row;
+mod rules;
 mod slot;
 mod sql;
+mod stage;
 mod state;
+mod talk;
 mod wal;
 mod walsender;
 mod wire;
@@ -83,6 +87,8 @@ pub(crate) enum SlotAfter {
     InStep,
     /// As it stood when this was confirmed; never beyond where it stands, or the end of the log.
     At(Lsn),
+    /// The standby had none: 14 to 16, or one that was made without failover.
+    Gone,
 }
 
 /// What writers and operators do. None of it waits.
@@ -126,6 +132,23 @@ impl Postgres {
     /// Writes a row into `outbox.events`. Without effect if the transaction is gone (a crash).
     pub(crate) fn insert(&self, xid: Xid, row: Row) {
         self.state().insert(xid, row);
+    }
+
+    /// The same with a text that UTF-8 lacks, in a database of another encoding: each walsender that
+    /// comes to it ends with an error (22P05), and goes no further.
+    pub(crate) fn insert_untranslatable(&self, xid: Xid, row: Row) {
+        self.state().insert_untranslatable(xid, row);
+    }
+
+    /// Drops the publication, or makes it. What is written without it, in whatever table, ends each
+    /// walsender that comes to it with an error (42704, up to 17), or is skipped with a notice (18).
+    pub(crate) fn set_publication(&self, there: bool) {
+        self.state().set_publication(there);
+    }
+
+    /// Takes `outbox.events` into the publication, or out of it: rows written then are not sent.
+    pub(crate) fn set_published(&self, published: bool) {
+        self.state().set_published(published);
     }
 
     /// `pg_logical_emit_message(true, …)`.
@@ -203,15 +226,32 @@ impl Postgres {
         self.state().drop_slot()
     }
 
-    /// `pg_replication_slot_advance`: to `to` at most, never back; saved with the next checkpoint.
-    /// `false`: there is none, it is in use, or lost.
+    /// `pg_replication_slot_advance`: not beyond the end of the log; saved with the next checkpoint.
+    /// Positions inside of a record count as its start: operators know none. `false`: there is no
+    /// slot, it is in use, lost, or further than that.
     pub(crate) fn advance_slot(&self, to: Lsn) -> bool {
-        self.state().advance_slot(to)
+        let mut state = self.state();
+        let to = state.wal.boundary(to.as_u64());
+        state.advance_slot(Lsn::new(to))
     }
 
     /// `pg_terminate_backend` of the slot's walsender. `false`: there is none.
     pub(crate) fn terminate_walsender(&self) -> bool {
         let found = self.state().terminate_walsender();
+        self.shared.changed.notify_waiters();
+        found
+    }
+
+    /// `pg_terminate_backend` of all sessions.
+    pub(crate) fn terminate_sessions(&self) {
+        self.state().terminate_sessions();
+        self.shared.changed.notify_waiters();
+    }
+
+    /// The slot is given up, as beyond `max_slot_wal_keep_size`: who streams it is terminated, and
+    /// it is refused (55000) from then on. `false`: there is none.
+    pub(crate) fn lose_slot(&self) -> bool {
+        let found = self.state().lose_slot();
         self.shared.changed.notify_waiters();
         found
     }

@@ -8,6 +8,9 @@ use super::row::{COLUMNS, Row};
 /// `outbox.events`, the root of the partitions.
 pub(super) const ROOT: u32 = 16_400;
 
+/// `outbox.events_default`: all rows are there.
+pub(super) const PARTITION: u32 = 16_407;
+
 /// Where a transaction stands, in its Begin and Commit.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {

@@ -85,10 +85,8 @@ impl Slot {
 
     /// By hand.
     pub(super) fn advance(&mut self, to: u64) {
-        if to > self.now.confirmed {
-            self.now.confirmed = to;
-            self.dirty = true;
-        }
+        self.confirm(to);
+        self.dirty = true;
     }
 
     pub(super) fn checkpoint(&mut self) {

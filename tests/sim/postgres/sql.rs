@@ -11,7 +11,7 @@ use super::wire::{self, BOOL, INT4, INT8, NAME, OID, PG_LSN, TEXT, TEXTS, TIMEST
 
 /// A statement that this server knows.
 pub(super) struct Query {
-    text: &'static str,
+    pub(super) text: &'static str,
     pub(super) parameters: &'static [u32],
     pub(super) columns: &'static [(&'static str, u32)],
     rows: fn(&State, &[Bytes], &mut Rows<'_>),
@@ -101,7 +101,7 @@ fn put_array(out: &mut BytesMut, values: &[&str]) {
         .for_each(|value| wire::put_value(out, Some(value.as_bytes())));
 }
 
-const QUERIES: &[Query] = &[
+pub(super) const QUERIES: &[Query] = &[
     Query {
         text: include_str!("../../../sql/catalog/server.sql"),
         parameters: &[],
@@ -201,7 +201,14 @@ const QUERIES: &[Query] = &[
         text: include_str!("../../../sql/catalog/similar_tables.sql"),
         parameters: &[],
         columns: &[("schema", TEXT), ("name", TEXT)],
-        rows: |_, _, rows| rows.row([Text("outbox"), Text("schema_version")]),
+        rows: |state, _, rows| {
+            if state.catalog.table {
+                for name in ["events", "processed_messages", "schema_version"] {
+                    rows.row([Text("outbox"), Text(name)]);
+                }
+            }
+            rows.row([Text("public"), Text("business")]);
+        },
     },
     Query {
         text: include_str!("../../../sql/catalog/standbys.sql"),
@@ -331,7 +338,8 @@ fn slot(state: &State, values: &[Bytes], rows: &mut Rows<'_>) {
         newer(17, text(slot.lost.then_some("wal_removed"))),
         Bool(false),
         newer(17, Bool(state.catalog.failover)),
-        newer(16, Bool(false)),
+        // 16 calls every lost slot so; newer ones only what a standby has lost by a conflict.
+        newer(16, Bool(slot.lost && state.options.major == 16)),
         newer(17, inactive),
         Int8(0),
         Int8(0),

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::row::Row;
 use super::slot::Slot;
-use super::wal::{Membership, Wal, Xid};
+use super::wal::{Kind, Membership, Standing, Wal, Xid};
 use super::{Options, SlotAfter};
 
 /// Whether it takes connections.
@@ -31,6 +31,8 @@ pub(crate) struct Catalog {
     pub(crate) publication: bool,
     /// `outbox.events` is in it. Rows written while it is not are not sent.
     pub(crate) published: bool,
+    /// Counts its changes: walsenders look again then.
+    pub(super) edition: u32,
     /// `outbox.events` exists, as far as queries can tell.
     pub(crate) table: bool,
     /// Our role has the REPLICATION attribute, as far as queries can tell.
@@ -55,6 +57,8 @@ pub(super) struct Backend {
     pub(super) walsender: bool,
     /// It streams from the slot.
     pub(super) streaming: bool,
+    /// Write and flush positions of its last status update.
+    pub(super) replied: (u64, u64),
     pub(super) terminated: bool,
     pub(super) since: Instant,
 }
@@ -97,6 +101,7 @@ impl State {
             catalog: Catalog {
                 publication: true,
                 published: true,
+                edition: 1,
                 table: true,
                 replication: true,
                 synchronous: false,
@@ -152,12 +157,46 @@ impl State {
     }
 
     pub(super) fn insert(&mut self, xid: Xid, row: Row) {
+        self.wal.insert(xid, row, self.standing());
+    }
+
+    pub(super) fn insert_untranslatable(&mut self, xid: Xid, row: Row) {
+        let mut standing = self.standing();
+        if standing.membership == Membership::Member {
+            standing.membership = Membership::Untranslatable;
+        }
+        self.wal.insert(xid, row, standing);
+    }
+
+    /// Of a row of the outbox that is written now.
+    fn standing(&self) -> Standing {
         let membership = match (self.catalog.publication, self.catalog.published) {
             (false, _) => Membership::NoPublication,
             (true, false) => Membership::Outside,
             (true, true) => Membership::Member,
         };
-        self.wal.insert(xid, row, membership);
+        Standing {
+            membership,
+            edition: self.catalog.edition,
+        }
+    }
+
+    pub(super) fn set_publication(&mut self, there: bool) {
+        self.catalog.publication = there;
+        // A new one is made for the table.
+        self.catalog.published = there;
+        self.edit_catalog();
+    }
+
+    pub(super) fn set_published(&mut self, published: bool) {
+        self.catalog.published = published;
+        self.edit_catalog();
+    }
+
+    fn edit_catalog(&mut self) {
+        self.catalog.edition += 1;
+        let now = self.now();
+        self.wal.catalog(now);
     }
 
     pub(super) fn message(&mut self, xid: Xid, prefix: &str, content: &[u8]) {
@@ -188,7 +227,11 @@ impl State {
     pub(super) fn unpublished(&mut self, bytes: u64) -> Option<Lsn> {
         let now = self.now();
         let up = self.phase == Phase::Up;
-        up.then(|| Lsn::new(self.wal.unpublished(bytes, (Self::text(now), now))))
+        let mut standing = self.standing();
+        if standing.membership == Membership::Member {
+            standing.membership = Membership::Outside;
+        }
+        up.then(|| Lsn::new(self.wal.unpublished(bytes, now, standing)))
     }
 
     pub(super) fn running_xacts(&mut self) {
@@ -230,9 +273,37 @@ impl State {
 
     pub(super) fn advance_slot(&mut self, to: Lsn) -> bool {
         let to = to.as_u64().min(self.wal.flushed);
-        let free = |slot: &&mut Slot| slot.active_pid.is_none() && !slot.lost;
-        let slot = self.slot.as_mut().filter(free);
-        slot.map(|slot| slot.advance(to)).is_some()
+        let Some(slot) = &mut self.slot else {
+            return false;
+        };
+        if slot.active_pid.is_some() || slot.lost || to < slot.now.confirmed {
+            return false;
+        }
+        // It decodes up to there.
+        let from = self.wal.index_after(slot.now.restart);
+        let records = self.wal.records[from..].iter();
+        for record in records.take_while(|record| record.start < to) {
+            if let Kind::Running { restart } = record.kind {
+                slot.offer_restart(record.start, restart);
+            }
+        }
+        slot.advance(to);
+        true
+    }
+
+    pub(super) fn lose_slot(&mut self) -> bool {
+        let Some(slot) = &mut self.slot else {
+            return false;
+        };
+        slot.lost = true;
+        self.terminate_walsender();
+        true
+    }
+
+    pub(super) fn terminate_sessions(&mut self) {
+        for backend in self.backends.values_mut() {
+            backend.terminated = true;
+        }
     }
 
     pub(super) fn terminate_walsender(&mut self) -> bool {
@@ -273,13 +344,14 @@ impl State {
     pub(super) fn promote(&mut self, until: u64, slot: SlotAfter) {
         self.crash();
         let end = self.wal.promote(until);
-        let kept = self.slot.take().map(|old| {
+        let kept = self.slot.take().and_then(|old| {
             let confirmed = match slot {
                 SlotAfter::InStep => old.now.confirmed,
                 SlotAfter::At(lsn) => old.now.confirmed.min(lsn.as_u64()),
+                SlotAfter::Gone => return None,
             };
             let confirmed = confirmed.min(end);
-            Slot::new(confirmed, old.now.restart.min(confirmed))
+            Some(Slot::new(confirmed, old.now.restart.min(confirmed)))
         });
         self.slot = kept;
         self.catalog.in_recovery = false;
@@ -294,6 +366,7 @@ impl State {
             application,
             walsender,
             streaming: false,
+            replied: (0, 0),
             terminated: false,
             since: Instant::now(),
         };

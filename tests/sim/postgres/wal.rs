@@ -58,6 +58,16 @@ pub(super) enum Membership {
     Outside,
     /// There is no publication of that name.
     NoPublication,
+    /// It is, and a text of it cannot be said in UTF-8.
+    Untranslatable,
+}
+
+/// What the catalog says of a row when it is written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Standing {
+    pub(super) membership: Membership,
+    /// Which edition of the catalog says so.
+    pub(super) edition: u32,
 }
 
 /// What a transaction has written.
@@ -67,14 +77,18 @@ pub(super) struct Change {
     pub(super) lsn: u64,
     /// What pgoutput says.
     pub(super) body: Bytes,
-    pub(super) event: Event,
+    /// `None`: a row of some other table.
+    pub(super) event: Option<Event>,
     pub(super) membership: Membership,
+    pub(super) edition: u32,
 }
 
 /// A committed transaction.
 #[derive(Debug)]
 pub(super) struct Transaction {
     pub(super) place: Place,
+    /// Where its first record starts.
+    pub(super) first: u64,
     pub(super) changes: Vec<Change>,
     timeline: u32,
 }
@@ -160,7 +174,7 @@ impl Wal {
         xid
     }
 
-    pub(super) fn insert(&mut self, xid: Xid, row: Row, membership: Membership) {
+    pub(super) fn insert(&mut self, xid: Xid, row: Row, standing: Standing) {
         let Some(open) = self.open.get(&xid) else {
             return;
         };
@@ -169,8 +183,9 @@ impl Wal {
         self.write(xid, bytes, |start, _| Change {
             lsn: start,
             body,
-            event: Event::Row(Arc::new(row)),
-            membership,
+            event: Some(Event::Row(Arc::new(row))),
+            membership: standing.membership,
+            edition: standing.edition,
         });
     }
 
@@ -179,18 +194,24 @@ impl Wal {
         self.write(xid, bytes, |_, end| Change {
             lsn: end,
             body: pgoutput::message(true, end, (prefix, content)),
-            event: Event::Message {
+            event: Some(Event::Message {
                 prefix: prefix.to_owned(),
                 content: Bytes::copy_from_slice(content),
-            },
+            }),
             membership: Membership::Member,
+            edition: 0,
         });
     }
 
-    /// A record of some other table.
-    fn elsewhere(&mut self, xid: Xid, bytes: u64) {
-        let start = self.append(bytes);
-        self.started(xid, start);
+    /// A row of some other table.
+    fn elsewhere(&mut self, xid: Xid, bytes: u64, standing: Standing) {
+        self.write(xid, bytes, |start, _| Change {
+            lsn: start,
+            body: Bytes::new(),
+            event: None,
+            membership: standing.membership,
+            edition: standing.edition,
+        });
     }
 
     pub(super) fn rollback(&mut self, xid: Xid) {
@@ -206,10 +227,10 @@ impl Wal {
     /// `time`: microseconds since 2000.
     pub(super) fn commit(&mut self, xid: Xid, time: i64) -> Option<u64> {
         let open = self.open.remove(&xid)?;
-        if open.first.is_none() {
+        let Some(first) = open.first else {
             // Nothing was written: no commit record either.
             return Some(self.flushed);
-        }
+        };
         let commit = self.end;
         self.end += COMMIT_BYTES;
         let place = Place {
@@ -220,6 +241,7 @@ impl Wal {
         };
         let transaction = Transaction {
             place,
+            first,
             changes: open.changes,
             timeline: self.timeline,
         };
@@ -235,10 +257,18 @@ impl Wal {
         self.flushed = self.end;
     }
 
-    pub(super) fn unpublished(&mut self, bytes: u64, (created_at, time): (String, i64)) -> u64 {
-        let xid = self.begin(created_at);
-        self.elsewhere(xid, bytes);
+    pub(super) fn unpublished(&mut self, bytes: u64, time: i64, standing: Standing) -> u64 {
+        let xid = self.begin(String::new());
+        self.elsewhere(xid, bytes, standing);
         self.commit(xid, time).expect("it is open")
+    }
+
+    /// A transaction that changes the catalog: no row of a table.
+    pub(super) fn catalog(&mut self, time: i64) {
+        let xid = self.begin(String::new());
+        let start = self.append(200);
+        self.started(xid, start);
+        self.commit(xid, time).expect("it is open");
     }
 
     pub(super) fn traffic(&mut self, bytes: u64) {
@@ -313,6 +343,12 @@ impl Wal {
         self.records.partition_point(|record| record.end <= lsn)
     }
 
+    /// The start of the record that this is inside of; else itself.
+    pub(super) fn boundary(&self, lsn: u64) -> u64 {
+        let record = self.records.get(self.index_after(lsn));
+        record.map_or(lsn, |record| lsn.min(record.start))
+    }
+
     /// Where decoding may begin that needs nothing that is open now.
     pub(super) fn last_running(&self) -> u64 {
         self.last_running
@@ -355,14 +391,16 @@ impl Wal {
 
 fn committed(transaction: &Transaction, lost: bool) -> impl Iterator<Item = Committed> + '_ {
     let mut index = 0;
-    transaction.changes.iter().map(move |change| {
+    let events = transaction.changes.iter();
+    let events = events.filter_map(|change| Some((change, change.event.clone()?)));
+    events.map(move |(change, event)| {
         let published = change.membership == Membership::Member;
         let committed = Committed {
             timeline: transaction.timeline,
             commit_lsn: Lsn::new(transaction.place.commit),
             end_lsn: Lsn::new(transaction.place.end),
             index,
-            event: change.event.clone(),
+            event,
             published,
             lost,
         };

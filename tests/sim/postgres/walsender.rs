@@ -3,16 +3,17 @@
 use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use outjet::lsn::Lsn;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::Instant;
 
 use super::backend::{Process, Wire, terminated};
-use super::pgoutput::{self, ROOT};
+use super::pgoutput::{self, PARTITION, ROOT};
 use super::state::{Fate, Phase, State};
-use super::wal::{Kind, Membership, Transaction};
+use super::wal::{Change, Event, Kind, Membership, Transaction};
 use super::wire;
 
-/// Takes the slot and streams until the end of the session.
+/// Takes the slot and streams it. `None`: the session is over; else it takes commands again.
 pub(super) async fn start<S>(process: &Process, wire: &mut Wire<S>, command: &str) -> Option<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -30,46 +31,115 @@ where
         out.put_u8(0);
         out.put_u16(0);
     });
-    sender.stream(wire).await;
+    let ended = sender.stream(wire).await;
     process.server.state().release(process.pid);
-    // No client of ours goes on after CopyDone.
-    None
+    process.server.shared.changed.notify_waiters();
+    if let Some(End::Failed(code, words)) = &ended {
+        wire::report(&mut wire.output, b'E', ("ERROR", code, words));
+        wire::ready(&mut wire.output);
+    }
+    wire.flush().await?;
+    match ended? {
+        End::CopyDone | End::Failed(..) => Some(()),
+        End::Shutdown | End::Terminated => None,
+    }
 }
 
 /// Why a slot is not streamed: SQLSTATE and words.
 type Refusal = (&'static str, String);
 
-fn begin<'a>(process: &'a Process, command: &str) -> Result<Walsender<'a>, Refusal> {
-    let mut words = command.split_ascii_whitespace();
-    let name = words
-        .nth(2)
-        .unwrap_or_default()
-        .trim_matches('"')
-        .to_owned();
-    let mut state = process.server.state();
-    if state.catalog.in_recovery && state.options.major < 16 {
-        let words = "logical decoding cannot be used while in recovery".to_owned();
-        return Err(("55000", words));
+fn refuse<T>(code: &'static str, words: impl Into<String>) -> Result<T, Refusal> {
+    Err((code, words.into()))
+}
+
+/// What START_REPLICATION says.
+struct Command {
+    slot: String,
+    from: u64,
+    messages: bool,
+}
+
+impl Command {
+    /// `START_REPLICATION SLOT "s" LOGICAL X/X (option 'value', …)`.
+    fn parse(text: &str) -> Option<(Self, &str)> {
+        let (words, options) = text.split_once('(')?;
+        let mut words = words.split_ascii_whitespace().skip(2);
+        let slot = words.next()?.trim_matches('"').to_owned();
+        let from: Lsn = words.nth(1)?.parse().ok()?;
+        let command = Self {
+            slot,
+            from: from.as_u64(),
+            messages: false,
+        };
+        Some((command, options.strip_suffix(')')?))
     }
-    let ours = state.options.slot == name;
-    let major = state.options.major;
+
+    /// `parse_output_parameters`, pgoutput.c. Names are not looked for before they are needed.
+    fn options(&mut self, options: &str, (major, publication): (u32, &str)) -> Result<(), Refusal> {
+        let version_max = match major {
+            14 => 2,
+            15 => 3,
+            _ => 4,
+        };
+        let (mut version, mut names) = (None, None);
+        for option in options.split(", ") {
+            let (name, value) = option.split_once(' ').unwrap_or((option, ""));
+            let value = value.trim_matches('\'');
+            match name {
+                "proto_version" => version = value.parse::<u32>().ok(),
+                "publication_names" => names = Some(value.trim_matches('"')),
+                "messages" => self.messages = value == "true",
+                _ => return refuse("XX000", format!("unrecognized pgoutput option: {name}")),
+            }
+        }
+        let Some(version) = version else {
+            // Up to 16 it counts as version 0.
+            let code = if major < 17 { "0A000" } else { "22023" };
+            return refuse(code, "proto_version option missing");
+        };
+        let Some(names) = names else {
+            return refuse("22023", "publication_names option missing");
+        };
+        if !(1..=version_max).contains(&version) {
+            let words = format!("client sent proto_version={version}");
+            return refuse("0A000", words);
+        }
+        // Another one is as one that does not exist, as soon as a row is decoded: not modelled.
+        assert!(
+            names == publication || names == "none",
+            "publication {names}"
+        );
+        Ok(())
+    }
+}
+
+fn begin<'a>(process: &'a Process, command: &str) -> Result<Walsender<'a>, Refusal> {
+    let Some((mut command, options)) = Command::parse(command) else {
+        return refuse("42601", "syntax error");
+    };
+    let mut state = process.server.state();
     let state = &mut *state;
+    let major = state.options.major;
+    if state.catalog.in_recovery && major < 16 {
+        return refuse("55000", "logical decoding cannot be used while in recovery");
+    }
+    let name = &command.slot;
+    let ours = state.options.slot == *name;
     let Some(slot) = state.slot.as_mut().filter(|_| ours) else {
-        return Err((
+        return refuse(
             "42704",
             format!("replication slot \"{name}\" does not exist"),
-        ));
+        );
     };
     if let Some(pid) = slot.active_pid {
         let words = format!("replication slot \"{name}\" is active for PID {pid}");
-        return Err(("55006", words));
+        return refuse("55006", words);
     }
     if slot.lost {
-        return Err((
-            "55000",
-            format!("can no longer get changes from slot \"{name}\""),
-        ));
+        let words = format!("can no longer get changes from slot \"{name}\"");
+        return refuse("55000", words);
     }
+    command.options(options, (major, &state.options.publication))?;
     slot.active_pid = Some(process.pid);
     let (confirmed, restart) = (slot.now.confirmed, slot.now.restart);
     if let Some(backend) = state.backends.get_mut(&process.pid) {
@@ -78,32 +148,62 @@ fn begin<'a>(process: &'a Process, command: &str) -> Result<Walsender<'a>, Refus
     Ok(Walsender {
         process,
         major,
+        messages: command.messages,
         next: state.wal.index_after(restart),
         sent: restart,
-        skip_before: confirmed,
+        told: restart,
+        skip_before: confirmed.max(command.from),
         rest: None,
-        described: false,
+        described: None,
+        loaded: None,
         flush: 0,
         write: 0,
         heard: Instant::now(),
         asked: false,
         asks: false,
-        done: false,
+        end: None,
     })
+}
+
+/// Why there is no more to be streamed.
+enum End {
+    /// The client wants no more.
+    CopyDone,
+    /// The client is going.
+    Terminated,
+    /// All is confirmed, and the server stops.
+    Shutdown,
+    /// A change cannot be decoded: SQLSTATE and words.
+    Failed(&'static str, String),
+}
+
+/// A transaction that is being sent.
+struct Rest {
+    transaction: Arc<Transaction>,
+    /// Its next change.
+    next: usize,
+    /// Its Begin is sent.
+    begun: bool,
 }
 
 struct Walsender<'a> {
     process: &'a Process,
     major: u32,
+    /// Of the options: logical messages are sent.
+    messages: bool,
     /// The next record to be decoded.
     next: usize,
     /// `sentPtr`.
     sent: u64,
-    /// Transactions that end before it are not sent (`SnapBuildXactNeedsSkip`).
+    /// The last that it has said by itself.
+    told: u64,
+    /// What has its record, or that of its commit, before it is not sent (`SnapBuildXactNeedsSkip`).
     skip_before: u64,
-    /// A transaction that is being sent, and its next change.
-    rest: Option<(Arc<Transaction>, usize)>,
-    described: bool,
+    rest: Option<Rest>,
+    /// The table was described as it was in this edition of the catalog.
+    described: Option<u32>,
+    /// The publication was looked for in this edition of the catalog.
+    loaded: Option<u32>,
     flush: u64,
     write: u64,
     heard: Instant,
@@ -111,14 +211,14 @@ struct Walsender<'a> {
     asked: bool,
     /// It wants an answer.
     asks: bool,
-    done: bool,
+    end: Option<End>,
 }
 
 /// How much is queued before it is written.
 const CHUNK_BYTES: usize = 8 * 1024;
 
 impl Walsender<'_> {
-    async fn stream<S>(&mut self, wire: &mut Wire<S>) -> Option<()>
+    async fn stream<S>(&mut self, wire: &mut Wire<S>) -> Option<End>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -126,7 +226,10 @@ impl Walsender<'_> {
             match self.process.fate() {
                 Fate::Lives => {}
                 Fate::Killed => return None,
-                Fate::Terminated => return terminated(wire).await,
+                Fate::Terminated => {
+                    terminated(wire).await;
+                    return None;
+                }
             }
             let changed = self.process.server.shared.changed.notified();
             if self.process.server.state().frozen {
@@ -134,12 +237,11 @@ impl Walsender<'_> {
                 continue;
             }
             self.take_replies(wire);
-            if wire.output.is_empty() {
+            if wire.output.is_empty() && self.end.is_none() {
                 self.fill(&mut wire.output);
             }
-            if self.done {
-                wire::complete(&mut wire.output, "COPY 0");
-                return wire.flush().await;
+            if self.end.is_some() {
+                return self.end.take();
             }
             let timeout = self.process.timeout;
             let at = self.heard + if self.asked { timeout } else { timeout / 2 };
@@ -182,7 +284,18 @@ impl Walsender<'_> {
             self.asked = false;
             match tag {
                 b'd' if body.get_u8() == b'r' => self.take_status(body, &mut wire.output),
-                b'c' | b'X' => self.done = true,
+                b'c' => {
+                    wire::put(&mut wire.output, b'c', |_| {});
+                    wire::complete(&mut wire.output, "COPY 0");
+                    wire::complete(&mut wire.output, "START_REPLICATION");
+                    wire::ready(&mut wire.output);
+                    self.end = Some(End::CopyDone);
+                    return;
+                }
+                b'X' => {
+                    self.end = Some(End::Terminated);
+                    return;
+                }
                 tag => panic!("message {:?} of a client that streams", char::from(tag)),
             }
         }
@@ -195,8 +308,12 @@ impl Walsender<'_> {
         if body.get_u8() == 1 {
             keepalive(out, self.sent, (false, self.now()));
         }
+        let mut state = self.process.server.state();
+        if let Some(backend) = state.backends.get_mut(&self.process.pid) {
+            backend.replied = (self.write, self.flush);
+        }
         if self.flush > 0
-            && let Some(slot) = &mut self.process.server.state().slot
+            && let Some(slot) = &mut state.slot
         {
             slot.confirm(self.flush);
         }
@@ -206,10 +323,9 @@ impl Walsender<'_> {
     fn fill(&mut self, out: &mut BytesMut) {
         let server = self.process.server.clone();
         let mut state = server.state();
-        let before = self.sent;
-        while out.len() < CHUNK_BYTES && !self.done {
-            if let Some((transaction, from)) = self.rest.take() {
-                self.send(&transaction, from, (out, &state));
+        while out.len() < CHUNK_BYTES && self.end.is_none() {
+            if let Some(rest) = self.rest.take() {
+                self.send(rest, (out, &state));
                 continue;
             }
             let Some(record) = state.wal.records.get(self.next) else {
@@ -225,88 +341,130 @@ impl Walsender<'_> {
                     }
                 }
                 Kind::Message(body) => {
-                    if end > self.skip_before {
+                    if start >= self.skip_before && self.messages {
                         data(out, end, (&body, state.now()));
                     }
                 }
                 Kind::Commit(transaction) => {
-                    if transaction.place.end > self.skip_before {
+                    if start >= self.skip_before {
                         // During a transaction it is where its commit record starts.
                         self.sent = start;
                         if let Some(slot) = &mut state.slot {
                             slot.used = true;
                         }
-                        self.begin(&transaction, (out, &state));
-                        self.rest = Some((transaction, 0));
+                        self.rest = Some(Rest {
+                            transaction,
+                            next: 0,
+                            begun: false,
+                        });
                         continue;
                     }
                 }
             }
             self.sent = end;
         }
-        if out.is_empty() {
-            self.idle((out, &state), before);
+        if out.is_empty() && self.end.is_none() {
+            self.idle(out, &state);
         }
     }
 
     /// Everything is sent.
-    fn idle(&mut self, (out, state): (&mut BytesMut, &State), before: u64) {
+    fn idle(&mut self, out: &mut BytesMut, state: &State) {
         let stopping = state.phase == Phase::Stopping;
-        if stopping && self.flush >= self.sent {
-            self.done = true;
+        // `WalSndDone`: of a client that never flushes, what it has received counts.
+        let replicated = if self.flush == 0 {
+            self.write
+        } else {
+            self.flush
+        };
+        if stopping && replicated == self.sent {
+            wire::complete(out, "COPY 0");
+            self.end = Some(End::Shutdown);
         } else if stopping && !self.asks {
             self.asks = true;
             keepalive(out, self.sent, (true, state.now()));
-        } else if self.sent > before && self.flush < self.sent && self.write < self.sent {
+        } else if self.sent > self.told && self.flush < self.sent && self.write < self.sent {
+            self.told = self.sent;
             keepalive(out, self.sent, (false, state.now()));
         }
     }
 
-    fn begin(&mut self, transaction: &Transaction, (out, state): (&mut BytesMut, &State)) {
-        let sends = transaction
-            .changes
-            .iter()
-            .any(|it| it.membership == Membership::Member);
-        // From 15 on empty ones are left out.
-        if sends || self.major == 14 {
-            let mut body = BytesMut::new();
-            pgoutput::begin(&mut body, transaction.place);
-            data(out, transaction.place.commit, (&body, state.now()));
+    /// Sends a part of a transaction. From 15 on one without changes is left out.
+    fn send(&mut self, mut rest: Rest, (out, state): (&mut BytesMut, &State)) {
+        let transaction = rest.transaction.clone();
+        let now = state.now();
+        let begin = |rest: &mut Rest, out: &mut BytesMut, lsn| {
+            if !std::mem::replace(&mut rest.begun, true) {
+                let mut body = BytesMut::new();
+                pgoutput::begin(&mut body, transaction.place);
+                data(out, lsn, (&body, now));
+            }
+        };
+        if self.major == 14 {
+            begin(&mut rest, out, transaction.first);
         }
-    }
-
-    fn send(
-        &mut self,
-        transaction: &Arc<Transaction>,
-        from: usize,
-        (out, state): (&mut BytesMut, &State),
-    ) {
-        let mut sends = self.major == 14;
-        for (at, change) in transaction.changes.iter().enumerate().skip(from) {
-            if change.membership != Membership::Member {
+        while let Some(change) = transaction.changes.get(rest.next) {
+            rest.next += 1;
+            if !self.wants(change, (out, state)) {
+                if self.end.is_some() {
+                    return;
+                }
                 continue;
             }
-            if !std::mem::replace(&mut self.described, true) {
-                let mut body = BytesMut::new();
-                pgoutput::relation(&mut body, ROOT);
-                data(out, 0, (&body, state.now()));
+            begin(&mut rest, out, change.lsn);
+            self.describe(change, (out, now));
+            if change.membership == Membership::Untranslatable {
+                let words = "character has no equivalent in encoding \"UTF8\"";
+                self.end = Some(End::Failed("22P05", words.to_owned()));
+                return;
             }
-            data(out, change.lsn, (&change.body, state.now()));
+            data(out, change.lsn, (&change.body, now));
             if out.len() >= CHUNK_BYTES {
-                self.rest = Some((transaction.clone(), at + 1));
+                self.rest = Some(rest);
                 return;
             }
         }
-        sends |= transaction
-            .changes
-            .iter()
-            .any(|it| it.membership == Membership::Member);
-        if sends {
+        if rest.begun {
             let mut body = BytesMut::new();
             pgoutput::commit(&mut body, transaction.place);
-            data(out, transaction.place.end, (&body, state.now()));
+            data(out, transaction.place.end, (&body, now));
         }
         self.sent = transaction.place.end;
+    }
+
+    /// Whether a change is sent. Up to 17 a change of any table fails where there was no
+    /// publication when it was written; 18 gives a notice.
+    fn wants(&mut self, change: &Change, (out, state): (&mut BytesMut, &State)) -> bool {
+        if let Some(Event::Message { .. }) = change.event {
+            return self.messages;
+        }
+        if change.membership == Membership::NoPublication {
+            let name = &state.options.publication;
+            let words = format!("publication \"{name}\" does not exist");
+            if self.major < 18 {
+                self.end = Some(End::Failed("42704", words));
+            } else if self.loaded != Some(change.edition) {
+                let words = format!("skipped loading publication \"{name}\"");
+                wire::report(out, b'N', ("WARNING", "55000", &words));
+            }
+        }
+        self.loaded = Some(change.edition);
+        let published = [Membership::Member, Membership::Untranslatable];
+        published.contains(&change.membership)
+    }
+
+    /// The root and the partition, before the first row of them.
+    fn describe(&mut self, change: &Change, (out, now): (&mut BytesMut, i64)) {
+        let row = matches!(change.event, Some(Event::Row(_)));
+        if !row || self.described == Some(change.edition) {
+            return;
+        }
+        self.described = Some(change.edition);
+        for oid in [ROOT, PARTITION] {
+            let mut body = BytesMut::new();
+            pgoutput::relation(&mut body, oid);
+            data(out, 0, (&body, now));
+        }
     }
 }
 

@@ -4,7 +4,6 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 /// `bool`, `int4`, … in `pg_type`.
 pub(super) const BOOL: u32 = 16;
-pub(super) const BYTEA: u32 = 17;
 pub(super) const NAME: u32 = 19;
 pub(super) const INT8: u32 = 20;
 pub(super) const INT4: u32 = 23;
