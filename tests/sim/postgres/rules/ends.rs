@@ -14,6 +14,10 @@ pub(super) const RULES: &[Rule] = &[
         play: |stage| Box::pin(terminating(stage)),
     },
     Rule {
+        name: "a walsender that nobody reads holds the slot until its last word is read",
+        play: |stage| Box::pin(terminating_blocked(stage)),
+    },
+    Rule {
         name: "a client that is silent is asked, and dropped without a word",
         play: |stage| Box::pin(silence(stage)),
     },
@@ -69,6 +73,27 @@ async fn terminating(stage: &mut Stage) {
     stage.say_all(idle.answer().await);
     let failed = client.simple_query("").await.is_err();
     stage.say(format!("the other session is over: {failed}"));
+}
+
+async fn terminating_blocked(stage: &mut Stage) {
+    let mut talk = stage.stream().await;
+    let open = stage.begin().await;
+    for _ in 0..20 {
+        let row = stage.row(&format!("\"{}\"", "x".repeat(100_000)));
+        stage.insert(open, row).await;
+    }
+    stage.commit(open).await;
+    let begin = talk.next_asking().await.words();
+    stage.say(begin);
+    stage.until_blocked("WalSenderWriteData").await;
+    stage.terminate_walsender().await;
+    stage.until_blocked("ClientWrite").await;
+    stage.slot().await;
+    let said = talk.answer().await;
+    stage.say_all(said[said.len() - 2..].to_vec());
+    let committed = said.iter().any(|line| line.contains("Commit"));
+    stage.say(format!("all of it was sent: {committed}"));
+    stage.released().await;
 }
 
 const TIMEOUT: Duration = Duration::from_millis(1000);

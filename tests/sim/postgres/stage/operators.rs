@@ -171,6 +171,15 @@ impl Stage {
         }
     }
 
+    /// Waits until the walsender waits for its client to read. The model has no names for that.
+    pub(in crate::postgres) async fn until_blocked(&mut self, event: &str) {
+        if let Side::Real(real) = &self.side {
+            let query = "SELECT max(wait_event) FROM pg_stat_activity \
+                         WHERE backend_type = 'walsender'";
+            real.admin().until_text(query, event, SOON).await;
+        }
+    }
+
     /// `pg_terminate_backend`, of all sessions of ours.
     pub(in crate::postgres) async fn terminate_sessions(&mut self) {
         match &self.side {
