@@ -294,6 +294,13 @@ impl Postgres {
         self.state().start();
     }
 
+    /// A crash, after which it is started as a standby that hears of nothing new: sessions are told
+    /// so, nothing can be written, and up to 15 no slot is streamed (0A000). Until [`Self::promote`].
+    pub(crate) fn stand_by(&self) {
+        self.state().stand_by();
+        self.shared.changed.notify_waiters();
+    }
+
     /// A standby that had this log up to `until` takes over on a new timeline, as this very server:
     /// a crash, what ends later is lost (its LSNs are used again), and the server is up. Positions
     /// inside of a record count as its start.

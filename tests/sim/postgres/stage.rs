@@ -257,6 +257,9 @@ impl Stage {
     /// How far the log is flushed; everything that was committed is before it.
     pub(super) async fn flushed(&mut self) -> u64 {
         match &self.side {
+            Side::Real(real) if real.has("SELECT WHERE pg_is_in_recovery()").await => {
+                real.lsn("SELECT pg_last_wal_replay_lsn()").await
+            }
             Side::Real(real) => {
                 let cluster = real.server.connect().await;
                 cluster.run("INSERT INTO elsewhere VALUES (1)").await;

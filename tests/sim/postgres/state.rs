@@ -40,7 +40,7 @@ pub(crate) struct Catalog {
     /// `synchronous_standby_names` is set. Commits do not wait in this model; walsenders of 15 and
     /// newer send a keepalive for each transaction that they skip.
     pub(crate) synchronous: bool,
-    /// A standby: sessions are told so, and logical decoding is refused (55000).
+    /// A standby: sessions are told so, and logical decoding is refused up to 15.
     pub(crate) in_recovery: bool,
     /// The slot was made with failover (17 and newer).
     pub(crate) failover: bool,
@@ -153,7 +153,11 @@ impl State {
 
     pub(super) fn begin(&mut self) -> Option<Xid> {
         let now = Self::text(self.now());
-        (self.phase == Phase::Up).then(|| self.wal.begin(now))
+        self.writable().then(|| self.wal.begin(now))
+    }
+
+    fn writable(&self) -> bool {
+        self.phase == Phase::Up && !self.catalog.in_recovery
     }
 
     pub(super) fn insert(&mut self, xid: Xid, row: Row) {
@@ -213,20 +217,20 @@ impl State {
     }
 
     pub(super) fn signal(&mut self, prefix: &str, content: &[u8]) {
-        if self.phase == Phase::Up {
+        if self.writable() {
             self.wal.signal(prefix, content);
         }
     }
 
     pub(super) fn traffic(&mut self, bytes: u64) {
-        if self.phase == Phase::Up {
+        if self.writable() {
             self.wal.traffic(bytes);
         }
     }
 
     pub(super) fn unpublished(&mut self, bytes: u64) -> Option<Lsn> {
         let now = self.now();
-        let up = self.phase == Phase::Up;
+        let up = self.writable();
         let mut standing = self.standing();
         if standing.membership == Membership::Member {
             standing.membership = Membership::Outside;
@@ -235,13 +239,13 @@ impl State {
     }
 
     pub(super) fn running_xacts(&mut self) {
-        if self.phase == Phase::Up {
+        if self.writable() {
             self.wal.running_xacts();
         }
     }
 
     pub(super) fn checkpoint(&mut self) {
-        if self.phase != Phase::Up {
+        if !self.writable() {
             return;
         }
         if let Some(slot) = &mut self.slot {
@@ -252,7 +256,7 @@ impl State {
     }
 
     pub(super) fn create_slot(&mut self) -> bool {
-        let makes = self.slot.is_none() && self.phase == Phase::Up;
+        let makes = self.slot.is_none() && self.writable();
         if makes {
             self.wal.running_xacts();
             self.slot = Some(Slot::new(self.wal.flushed, self.wal.last_running()));
@@ -337,8 +341,16 @@ impl State {
     pub(super) fn start(&mut self) {
         if self.phase == Phase::Down {
             self.phase = Phase::Up;
-            self.wal.traffic(80);
+            if !self.catalog.in_recovery {
+                self.wal.traffic(80);
+            }
         }
+    }
+
+    pub(super) fn stand_by(&mut self) {
+        self.crash();
+        self.catalog.in_recovery = true;
+        self.phase = Phase::Up;
     }
 
     pub(super) fn promote(&mut self, until: u64, slot: SlotAfter) {

@@ -121,7 +121,7 @@ fn begin<'a>(process: &'a Process, command: &str) -> Result<Walsender<'a>, Refus
     let state = &mut *state;
     let major = state.options.major;
     if state.catalog.in_recovery && major < 16 {
-        return refuse("55000", "logical decoding cannot be used while in recovery");
+        return refuse("0A000", "logical decoding cannot be used while in recovery");
     }
     let name = &command.slot;
     let ours = state.options.slot == *name;

@@ -7,7 +7,7 @@ use tokio_postgres::types::{FromSql, ToSql, Type};
 
 use crate::postgres::conformance::{Mark, Rule};
 use crate::postgres::sql::QUERIES;
-use crate::postgres::stage::Stage;
+use crate::postgres::stage::{Stage, start};
 
 pub(super) const RULES: &[Rule] = &[
     Rule {
@@ -25,6 +25,10 @@ pub(super) const RULES: &[Rule] = &[
     Rule {
         name: "the catalog is answered: a lost slot",
         play: |stage| Box::pin(lost(stage)),
+    },
+    Rule {
+        name: "a standby says that it is one, and is streamed from 16 on",
+        play: |stage| Box::pin(standing_by(stage)),
     },
     Rule {
         name: "a replication session is answered",
@@ -175,4 +179,24 @@ fn without_lsn(line: &str) -> String {
     let values = line.split('"');
     let values = values.map(|value| if value.contains('/') { "X/X" } else { value });
     values.collect::<Vec<_>>().join("\"")
+}
+
+async fn standing_by(stage: &mut Stage) {
+    stage.write("1").await;
+    stage.stand_by().await;
+    ask_all(stage).await;
+    let mut talk = stage.connect().await;
+    for line in talk.ask("IDENTIFY_SYSTEM").await {
+        stage.say(line.split_ascii_whitespace().next().unwrap_or_default());
+    }
+    let refused = talk.start(&start("0/0", "")).await;
+    if refused.is_empty() {
+        stage.drain(&mut talk).await;
+    }
+    stage.say_all(refused);
+    stage.released_after(talk).await;
+    stage.promote(true).await;
+    stage.write("2").await;
+    let mut talk = stage.stream().await;
+    stage.drain(&mut talk).await;
 }

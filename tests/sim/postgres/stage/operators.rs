@@ -2,7 +2,7 @@
 
 use outjet::lsn::Lsn;
 
-use super::{SOON, Side, Stage, lsn, publication};
+use super::{Real, SOON, Side, Stage, lsn, publication};
 use crate::harness::binaries;
 use crate::harness::postgres::Stop;
 use crate::harness::wait::{Wait, until};
@@ -276,16 +276,23 @@ impl Stage {
         }
     }
 
+    /// A crash, after which it is started as a standby of nobody.
+    pub(in crate::postgres) async fn stand_by(&mut self) {
+        match &mut self.side {
+            Side::Real(real) => {
+                real.stop_to_stand_by().await;
+                real.server.start_again().await;
+                real.connect().await;
+            }
+            Side::Model(model) => model.postgres.stand_by(),
+        }
+    }
+
     /// A standby that has seen everything takes over, as this server, with the slot or without.
     pub(in crate::postgres) async fn promote(&mut self, with_slot: bool) {
         match &mut self.side {
             Side::Real(real) => {
-                real.admin = None;
-                real.writers.clear();
-                real.server.stop(Stop::Immediate).await;
-                let signal = real.server.data().join("standby.signal");
-                std::fs::write(&signal, "").expect("make it a standby");
-                binaries::give_to_server(&signal);
+                real.stop_to_stand_by().await;
                 if !with_slot {
                     let slot = real.server.data().join("pg_replslot/outjet");
                     std::fs::remove_dir_all(slot).expect("there was a slot");
@@ -329,5 +336,16 @@ impl Stage {
                 model.postgres.start();
             }
         }
+    }
+}
+
+impl Real {
+    async fn stop_to_stand_by(&mut self) {
+        self.admin = None;
+        self.writers.clear();
+        self.server.stop(Stop::Immediate).await;
+        let signal = self.server.data().join("standby.signal");
+        std::fs::write(&signal, "").expect("make it a standby");
+        binaries::give_to_server(&signal);
     }
 }
