@@ -151,6 +151,12 @@ impl Postgres {
         self.state().set_published(published);
     }
 
+    /// Whether `synchronous_standby_names` is set. Writers do not wait in this model; walsenders of 15
+    /// and newer say at once how far they are with each transaction that they leave out.
+    pub(crate) fn set_synchronous(&self, synchronous: bool) {
+        self.state().catalog.synchronous = synchronous;
+    }
+
     /// `pg_logical_emit_message(true, …)`.
     pub(crate) fn message(&self, xid: Xid, prefix: &str, content: &[u8]) {
         self.state().message(xid, prefix, content);

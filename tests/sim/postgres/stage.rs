@@ -68,6 +68,9 @@ impl Real {
         let cluster = server.connect().await;
         cluster.run("CREATE TABLE elsewhere (n int)").await;
         cluster.run("CREATE ROLE outjet LOGIN REPLICATION").await;
+        // Writers wait for nobody.
+        let local = "ALTER ROLE postgres SET synchronous_commit = local";
+        cluster.run(local).await;
         let mut real = Self {
             server,
             database: "outjet",

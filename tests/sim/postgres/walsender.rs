@@ -428,6 +428,8 @@ impl Walsender<'_> {
             let mut body = BytesMut::new();
             pgoutput::commit(&mut body, transaction.place);
             data(out, transaction.place.end, (&body, now));
+        } else if state.catalog.synchronous {
+            keepalive(out, transaction.place.end, (false, now));
         }
         self.sent = transaction.place.end;
     }

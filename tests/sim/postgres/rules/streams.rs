@@ -41,6 +41,10 @@ pub(super) const RULES: &[Rule] = &[
         play: |stage| Box::pin(volunteering(stage)),
     },
     Rule {
+        name: "a synchronous client hears of what is left out, whatever it has said",
+        play: |stage| Box::pin(synchronous(stage)),
+    },
+    Rule {
         name: "a text that UTF-8 lacks ends each session at its row",
         play: |stage| Box::pin(untranslatable(stage)),
     },
@@ -271,4 +275,25 @@ async fn volunteering(stage: &mut Stage) {
         }
         stage.say(heard);
     }
+}
+
+async fn synchronous(stage: &mut Stage) {
+    stage.set_synchronous(true).await;
+    let mut talk = stage.stream().await;
+    stage.drain(&mut talk).await;
+    let far = stage.written().await + 1_000_000;
+    talk.status(far, 0, false).await;
+    stage.slot_of(&talk).await;
+    let written = stage.written().await;
+    stage.unpublished().await;
+    stage.write("1").await;
+    let mut heard = String::new();
+    while !heard.contains("Insert") {
+        heard = talk.next().await.words();
+        let old = heard.starts_with("Keepalive") && talk.wal_end <= written;
+        if !old {
+            stage.say(heard.clone());
+        }
+    }
+    stage.set_synchronous(false).await;
 }

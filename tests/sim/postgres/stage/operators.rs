@@ -235,6 +235,24 @@ impl Stage {
         }
     }
 
+    /// Whether clients may be waited for.
+    pub(in crate::postgres) async fn set_synchronous(&mut self, synchronous: bool) {
+        match &self.side {
+            Side::Real(real) => {
+                let admin = real.admin();
+                let names = if synchronous { "outjet" } else { "" };
+                let sql = format!("ALTER SYSTEM SET synchronous_standby_names = '{names}'");
+                admin.run(&sql).await;
+                admin.run("SELECT pg_reload_conf()").await;
+                let setting = "SHOW synchronous_standby_names";
+                admin.until_text(setting, names, SOON).await;
+                // It is the checkpointer that tells all others.
+                admin.run("CHECKPOINT").await;
+            }
+            Side::Model(model) => model.postgres.set_synchronous(synchronous),
+        }
+    }
+
     /// From now on in a database of another encoding.
     pub(in crate::postgres) async fn move_to_windows(&mut self) {
         if let Side::Real(real) = &mut self.side {

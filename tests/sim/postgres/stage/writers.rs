@@ -13,6 +13,8 @@ impl Stage {
             Side::Real(real) => {
                 let url = real.server.url_as("outjet", real.database);
                 let writer = Session::connect(&url).await;
+                // It waits for nobody.
+                writer.run("SET synchronous_commit = local").await;
                 writer.run("BEGIN").await;
                 real.writers.push(writer);
                 Open(real.writers.len() - 1)
