@@ -151,6 +151,11 @@ impl Postgres {
         self.state().set_published(published);
     }
 
+    /// Somebody alters the table, in nothing that matters: it is described again before its next row.
+    pub(crate) fn alter_table(&self) {
+        self.state().edit_catalog();
+    }
+
     /// Whether `synchronous_standby_names` is set. Writers do not wait in this model; walsenders of 15
     /// and newer say at once how far they are with each transaction that they leave out.
     pub(crate) fn set_synchronous(&self, synchronous: bool) {

@@ -272,10 +272,10 @@ impl Stage {
         }
     }
 
-    /// Where the next record will be.
+    /// Where the last record ends: all that writes here flushes.
     pub(super) async fn written(&self) -> u64 {
         match &self.side {
-            Side::Real(real) => real.lsn("SELECT pg_current_wal_insert_lsn()").await,
+            Side::Real(real) => real.lsn("SELECT pg_current_wal_flush_lsn()").await,
             Side::Model(model) => model.postgres.flushed().as_u64(),
         }
     }

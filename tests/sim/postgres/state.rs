@@ -197,7 +197,8 @@ impl State {
         self.edit_catalog();
     }
 
-    fn edit_catalog(&mut self) {
+    /// Writes a transaction that changes what is known of the table.
+    pub(super) fn edit_catalog(&mut self) {
         self.catalog.edition += 1;
         let now = self.now();
         self.wal.catalog(now);

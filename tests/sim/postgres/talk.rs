@@ -1,6 +1,7 @@
 //! A replication session, byte by byte, whatever stands behind it. Says what it hears in words,
 //! with positions of the log as [marks](super::conformance).
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -29,6 +30,8 @@ pub(super) struct Talk {
     pub(super) wal_end: u64,
     /// The process that serves us.
     pub(super) pid: i32,
+    /// What the server has said of the session by itself.
+    pub(super) settings: BTreeMap<String, String>,
 }
 
 /// What a server says.
@@ -71,6 +74,7 @@ impl Talk {
             commits: Vec::new(),
             wal_end: 0,
             pid: 0,
+            settings: BTreeMap::new(),
         };
         let mut packet = BytesMut::new();
         packet.put_u32(196_608);
@@ -227,6 +231,11 @@ impl Talk {
             b'K' => {
                 self.pid = body.get_i32();
                 Heard::Said("BackendKeyData".to_owned())
+            }
+            b'S' => {
+                let (name, value) = (string(&mut body), string(&mut body));
+                self.settings.insert(name, value);
+                Heard::Said("ParameterStatus".to_owned())
             }
             b'W' => Heard::Said("CopyBothResponse".to_owned()),
             b'c' => Heard::Said("CopyDone".to_owned()),

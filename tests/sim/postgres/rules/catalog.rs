@@ -8,6 +8,7 @@ use tokio_postgres::types::{FromSql, ToSql, Type};
 use crate::postgres::conformance::{Mark, Rule};
 use crate::postgres::sql::QUERIES;
 use crate::postgres::stage::{Stage, start};
+use crate::postgres::talk::Talk;
 
 pub(super) const RULES: &[Rule] = &[
     Rule {
@@ -160,6 +161,7 @@ async fn lost(stage: &mut Stage) {
 async fn on_the_session(stage: &mut Stage) {
     let confirmed = include_str!("../../../../sql/confirmed_flush.sql").replace("$1", "'outjet'");
     let mut talk = stage.connect().await;
+    say_settings(stage, &talk);
     let pid = talk.pid.to_string();
     for _ in 0..2 {
         let queries = [ANY_BYTES, "SELECT pg_backend_pid()", &confirmed];
@@ -181,11 +183,24 @@ fn without_lsn(line: &str) -> String {
     values.collect::<Vec<_>>().join("\"")
 }
 
+/// Notes what a server says of a session by itself, as far as outjet listens.
+fn say_settings(stage: &mut Stage, talk: &Talk) {
+    for name in [
+        "client_encoding",
+        "default_transaction_read_only",
+        "in_hot_standby",
+        "integer_datetimes",
+    ] {
+        stage.say(format!("{name}: {:?}", talk.settings.get(name)));
+    }
+}
+
 async fn standing_by(stage: &mut Stage) {
     stage.write("1").await;
     stage.stand_by().await;
     ask_all(stage).await;
     let mut talk = stage.connect().await;
+    say_settings(stage, &talk);
     for line in talk.ask("IDENTIFY_SYSTEM").await {
         stage.say(line.split_ascii_whitespace().next().unwrap_or_default());
     }

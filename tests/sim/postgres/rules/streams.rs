@@ -25,6 +25,10 @@ pub(super) const RULES: &[Rule] = &[
         play: |stage| Box::pin(publishing(stage)),
     },
     Rule {
+        name: "a table that was altered is described again",
+        play: |stage| Box::pin(altering(stage)),
+    },
+    Rule {
         name: "what was written without the publication ends each session, or is passed over",
         play: |stage| Box::pin(unknown_publication(stage)),
     },
@@ -168,6 +172,15 @@ async fn publishing(stage: &mut Stage) {
     stage.set_published(true).await;
     stage.write("3").await;
     stage.write("4").await;
+    stage.drain(&mut talk).await;
+}
+
+async fn altering(stage: &mut Stage) {
+    let mut talk = stage.stream().await;
+    stage.write("1").await;
+    stage.alter_table().await;
+    stage.write("2").await;
+    stage.write("3").await;
     stage.drain(&mut talk).await;
 }
 

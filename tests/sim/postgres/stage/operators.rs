@@ -235,6 +235,17 @@ impl Stage {
         }
     }
 
+    /// Changes something of the table that nobody is interested in.
+    pub(in crate::postgres) async fn alter_table(&mut self) {
+        match &self.side {
+            Side::Real(real) => {
+                let sql = "ALTER TABLE outbox.events_default SET (fillfactor = 90)";
+                real.admin().run(sql).await;
+            }
+            Side::Model(model) => model.postgres.alter_table(),
+        }
+    }
+
     /// Whether clients may be waited for.
     pub(in crate::postgres) async fn set_synchronous(&mut self, synchronous: bool) {
         match &self.side {
