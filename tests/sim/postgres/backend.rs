@@ -6,8 +6,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::sql::{self, Query};
 use super::state::{Fate, Phase};
-use super::wire::{self, TEXT};
-use super::{Postgres, walsender};
+use super::wire;
+use super::{Postgres, command, walsender};
 
 /// `NEGOTIATE_SSL_CODE` and `PG_PROTOCOL(3, 0)`, pqcomm.h.
 const SSL_REQUEST: u32 = 80_877_103;
@@ -228,117 +228,9 @@ where
     if text.starts_with("START_REPLICATION ") {
         return walsender::start(process, wire, &text).await;
     }
-    answer(process, &mut wire.output, &text);
+    command::answer(process, &mut wire.output, &text);
     wire::ready(&mut wire.output);
     wire.flush().await
-}
-
-/// CREATE_REPLICATION_SLOT and DROP_REPLICATION_SLOT, of the one slot that there may be.
-fn change_slot(process: &Process, out: &mut BytesMut, text: &str) {
-    let mut state = process.server.state();
-    let name = text.split_ascii_whitespace().nth(1).unwrap_or_default();
-    let name = name.trim_matches('"').to_owned();
-    assert_eq!(name, state.options.slot, "the model has one slot");
-    let active = state.slot.as_ref().and_then(|slot| slot.active_pid);
-    if text.starts_with("CREATE") {
-        if !state.create_slot() {
-            let words = format!("replication slot \"{name}\" already exists");
-            return wire::report(out, b'E', ("ERROR", "42710", &words));
-        }
-        let columns = [
-            "slot_name",
-            "consistent_point",
-            "snapshot_name",
-            "output_plugin",
-        ];
-        wire::describe(out, &columns.map(|name| (name, TEXT)), 0);
-        let at = outjet::lsn::Lsn::new(state.wal.flushed).to_string();
-        wire::texts(out, &[Some(&name), Some(&at), None, Some("pgoutput")]);
-        wire::complete(out, "CREATE_REPLICATION_SLOT");
-    } else if state.drop_slot() {
-        wire::complete(out, "DROP_REPLICATION_SLOT");
-    } else {
-        let (code, words) = match active {
-            Some(pid) => ("55006", format!("it is active for PID {pid}")),
-            None => ("42704", "it does not exist".to_owned()),
-        };
-        let words = format!("replication slot \"{name}\": {words}");
-        wire::report(out, b'E', ("ERROR", code, &words));
-    }
-}
-
-fn answer(process: &Process, out: &mut BytesMut, text: &str) {
-    if text.contains("_REPLICATION_SLOT ") {
-        return change_slot(process, out, text);
-    }
-    let state = process.server.state();
-    if text == "IDENTIFY_SYSTEM" {
-        let (system, timeline) = (
-            state.options.system.to_string(),
-            state.wal.timeline.to_string(),
-        );
-        let flushed = outjet::lsn::Lsn::new(state.wal.flushed).to_string();
-        let timeline_type = match state.options.major {
-            14 | 15 => wire::INT4,
-            _ => wire::INT8,
-        };
-        let columns = [
-            ("systemid", TEXT),
-            ("timeline", timeline_type),
-            ("xlogpos", TEXT),
-            ("dbname", TEXT),
-        ];
-        wire::describe(out, &columns, 0);
-        let values = [&*system, &timeline, &flushed, &state.options.database].map(Some);
-        wire::texts(out, &values);
-        wire::complete(out, "IDENTIFY_SYSTEM");
-    } else if let Some(timeline) = text.strip_prefix("TIMELINE_HISTORY ") {
-        let timeline: u32 = timeline.parse().expect("a timeline");
-        let before = state
-            .wal
-            .history
-            .iter()
-            .filter(|(ended, _)| *ended < timeline);
-        let lines = before.map(|(ended, at)| {
-            format!(
-                "{ended}\t{}\tno recovery target specified\n",
-                outjet::lsn::Lsn::new(*at)
-            )
-        });
-        let file: String = lines.collect();
-        let name = format!("{timeline:08X}.history");
-        wire::describe(out, &[("filename", TEXT), ("content", TEXT)], 0);
-        wire::texts(out, &[Some(&name), Some(&file)]);
-        wire::complete(out, "TIMELINE_HISTORY");
-    } else if text.contains("total_txns > 0") {
-        wire::describe(
-            out,
-            &[
-                ("confirmed_flush_lsn", wire::PG_LSN),
-                ("?column?", wire::BOOL),
-            ],
-            0,
-        );
-        if let Some(slot) = &state.slot {
-            let confirmed = outjet::lsn::Lsn::new(slot.now.confirmed).to_string();
-            wire::texts(
-                out,
-                &[Some(&confirmed), Some(if slot.used { "t" } else { "f" })],
-            );
-        }
-        let rows = usize::from(state.slot.is_some());
-        wire::complete(out, &format!("SELECT {rows}"));
-    } else if text == "SELECT pg_backend_pid()" {
-        wire::describe(out, &[("pg_backend_pid", wire::INT4)], 0);
-        wire::texts(out, &[Some(&process.pid.to_string())]);
-        wire::complete(out, "SELECT 1");
-    } else if text.contains("'server_encoding'") {
-        wire::describe(out, &[("set_config", TEXT)], 0);
-        wire::complete(out, "SELECT 0");
-    } else {
-        let words = format!("the model does not know: {text}");
-        wire::report(out, b'E', ("ERROR", "0A000", &words));
-    }
 }
 
 /// The extended protocol, as tokio-postgres speaks it.

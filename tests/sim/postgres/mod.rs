@@ -7,6 +7,7 @@
 //! give the same bytes.
 
 mod backend;
+mod command;
 mod conformance;
 mod pgoutput;
 mod row;
@@ -134,14 +135,15 @@ impl Postgres {
         self.state().insert(xid, row);
     }
 
-    /// The same with a text that UTF-8 lacks, in a database of another encoding: each walsender that
-    /// comes to it ends with an error (22P05), and goes no further.
+    /// The same with a text that UTF-8 lacks, in a database of another encoding: each walsender
+    /// that comes to it ends with an error (22P05), and goes no further.
     pub(crate) fn insert_untranslatable(&self, xid: Xid, row: Row) {
         self.state().insert_untranslatable(xid, row);
     }
 
     /// Drops the publication, or makes it. What is written without it, in whatever table, ends each
-    /// walsender that comes to it with an error (42704, up to 17), or is skipped with a notice (18).
+    /// walsender that comes to it with an error (42704, up to 17), or is left out, with a notice
+    /// (18).
     pub(crate) fn set_publication(&self, there: bool) {
         self.state().set_publication(there);
     }
@@ -151,13 +153,14 @@ impl Postgres {
         self.state().set_published(published);
     }
 
-    /// Somebody alters the table, in nothing that matters: it is described again before its next row.
+    /// Somebody alters the table, in nothing that matters: it is described again before its next
+    /// row.
     pub(crate) fn alter_table(&self) {
         self.state().edit_catalog();
     }
 
-    /// Whether `synchronous_standby_names` is set. Writers do not wait in this model; walsenders of 15
-    /// and newer say at once how far they are with each transaction that they leave out.
+    /// Whether `synchronous_standby_names` is set. Writers do not wait in this model; walsenders of
+    /// 15 and newer say at once how far they are with each transaction that they leave out.
     pub(crate) fn set_synchronous(&self, synchronous: bool) {
         self.state().catalog.synchronous = synchronous;
     }
@@ -237,9 +240,9 @@ impl Postgres {
         self.state().drop_slot()
     }
 
-    /// `pg_replication_slot_advance`: not beyond the end of the log; saved with the next checkpoint.
-    /// Positions inside of a record count as its start: operators know none. `false`: there is no
-    /// slot, it is in use, lost, or further than that.
+    /// `pg_replication_slot_advance`: not beyond the end of the log; saved with the next
+    /// checkpoint. Positions inside of a record count as its start: operators know none. `false`:
+    /// there is no slot, it is in use, lost, or further than that.
     pub(crate) fn advance_slot(&self, to: Lsn) -> bool {
         let mut state = self.state();
         let to = state.wal.boundary(to.as_u64());
@@ -306,7 +309,8 @@ impl Postgres {
     }
 
     /// A crash, after which it is started as a standby that hears of nothing new: sessions are told
-    /// so, nothing can be written, and up to 15 no slot is streamed (0A000). Until [`Self::promote`].
+    /// so, nothing can be written, and up to 15 no slot is streamed (0A000). Until
+    /// [`Self::promote`].
     pub(crate) fn stand_by(&self) {
         self.state().stand_by();
         self.shared.changed.notify_waiters();

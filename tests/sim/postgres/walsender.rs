@@ -197,7 +197,8 @@ struct Walsender<'a> {
     sent: u64,
     /// The last that it has said by itself.
     told: u64,
-    /// What has its record, or that of its commit, before it is not sent (`SnapBuildXactNeedsSkip`).
+    /// What has its record, or that of its commit, before it is not sent
+    /// (`SnapBuildXactNeedsSkip`).
     skip_before: u64,
     rest: Option<Rest>,
     /// The table was described as it was in this edition of the catalog.

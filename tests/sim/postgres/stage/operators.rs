@@ -54,7 +54,8 @@ impl Stage {
         match &self.side {
             Side::Real(real) => {
                 let query = format!(
-                    "SELECT coalesce(max(write_lsn), '0/0') || ' ' || coalesce(max(flush_lsn), '0/0') \
+                    "SELECT coalesce(max(write_lsn), '0/0') || ' ' \
+                     || coalesce(max(flush_lsn), '0/0') \
                      FROM pg_stat_replication WHERE pid = {pid}"
                 );
                 let positions = real.admin().text(&query).await;
