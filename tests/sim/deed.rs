@@ -37,11 +37,15 @@ pub(crate) enum Deed {
     Full,
     PauseNats,
     LameDuck,
+    TerminateSessions,
+    AlterTable,
+    Synchronous,
+    LoseSlot,
 }
 
 impl Deed {
     /// Each as often as it stands here.
-    pub(crate) const ALL: [Self; 46] = [
+    pub(crate) const ALL: [Self; 50] = [
         Self::Write,
         Self::Write,
         Self::Write,
@@ -88,6 +92,10 @@ impl Deed {
         Self::Full,
         Self::PauseNats,
         Self::LameDuck,
+        Self::TerminateSessions,
+        Self::AlterTable,
+        Self::Synchronous,
+        Self::LoseSlot,
     ];
 
     /// With it, what has vanished and bore an id may have been another event than the one that the
@@ -113,7 +121,13 @@ impl Deed {
     pub(crate) fn is_life(self) -> bool {
         matches!(
             self,
-            Self::Write | Self::Overlap | Self::Rollback | Self::Traffic | Self::Wait | Self::Start
+            Self::Write
+                | Self::Overlap
+                | Self::Rollback
+                | Self::Traffic
+                | Self::Wait
+                | Self::Start
+                | Self::AlterTable
         )
     }
 }

@@ -260,6 +260,23 @@ impl World {
                 self.say("the walsender is terminated");
                 self.postgres.terminate_walsender();
             }
+            Deed::TerminateSessions => {
+                self.say("all sessions are terminated");
+                self.postgres.terminate_sessions();
+            }
+            Deed::AlterTable => self.postgres.alter_table(),
+            Deed::Synchronous => {
+                let synchronous = self.random.once_in(2);
+                self.say(&format!("synchronous_standby_names is set: {synchronous}"));
+                self.postgres.set_synchronous(synchronous);
+            }
+            Deed::LoseSlot => {
+                // The end of most histories.
+                if self.random.once_in(4) {
+                    self.say("the slot is lost");
+                    self.postgres.lose_slot();
+                }
+            }
             Deed::Freeze => {
                 self.say("the walsender is frozen");
                 self.postgres.freeze(true);
@@ -361,12 +378,12 @@ impl World {
             .max();
         loop {
             self.gap_told |= self.gap();
-            let slot = self.postgres.slot().ok_or("there is no slot")?;
-            if end.is_none_or(|end| slot.confirmed >= end) || self.rightly_halted() {
+            let confirmed = self.slot().map(|slot| slot.confirmed);
+            if (confirmed.is_some() && confirmed >= end) || self.rightly_halted() {
                 return Ok(());
             }
             if since.elapsed() > QUIET_MAX {
-                let mut words = format!("{end:?} is not confirmed, but {}", slot.confirmed);
+                let mut words = format!("{end:?} is not confirmed, but {confirmed:?}");
                 for instance in &self.instances {
                     let (state, problem) = (instance.state().name(), instance.problem());
                     let _ = write!(words, "; outjet {} is {state}: {problem}", instance.seat);

@@ -5,7 +5,7 @@ use time::OffsetDateTime;
 
 use super::{World, number};
 use crate::judge::Due;
-use crate::postgres::{Event, Row, SlotAfter, Xid};
+use crate::postgres::{Event, Row, SlotAfter, SlotView, Xid};
 use crate::scene::MAX_PAYLOAD;
 
 impl World {
@@ -119,12 +119,21 @@ impl World {
         let lost = self.random.of_any_size(14);
         let until = Lsn::new(self.postgres.flushed().as_u64().saturating_sub(lost));
         let slot = self.postgres.slot().map_or(until, |slot| slot.saved);
-        let slot = *self.random.of(&[SlotAfter::InStep, SlotAfter::At(slot)]);
+        let slot = match self.random.below(8) {
+            0 => SlotAfter::Gone,
+            1..=3 => SlotAfter::InStep,
+            _ => SlotAfter::At(slot),
+        };
         self.say(&format!(
             "a standby is promoted at {until}, its slot {slot:?}"
         ));
         self.postgres.promote(until, slot);
         self.open.clear();
+    }
+
+    /// The slot, if it can be read.
+    pub(super) fn slot(&self) -> Option<SlotView> {
+        self.postgres.slot().filter(|slot| !slot.lost)
     }
 
     pub(super) fn due(&self) -> Vec<Due> {

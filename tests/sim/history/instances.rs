@@ -9,6 +9,14 @@ use super::World;
 use crate::instance::Instance;
 use crate::scene::{NATS, POSTGRES};
 
+/// What is said of a slot that is not there, or cannot be read any more.
+const GONE: [&str; 4] = [
+    "is missing",
+    "does not exist",
+    "is lost",
+    "can no longer get changes",
+];
+
 impl World {
     pub(super) fn start(&mut self) {
         if self.instances.len() < 3 {
@@ -85,13 +93,13 @@ impl World {
 
     /// It needs a person, and says so.
     pub(super) fn rightly_halted(&self) -> bool {
-        let words = ["was moved", "nothing shows that slot"];
-        let moved = |it: &Instance| {
-            words
-                .iter()
-                .any(|words| self.moved && it.problem().contains(words))
+        let says = |it: &Instance, words: &[&str]| {
+            let problem = it.problem();
+            words.iter().any(|words| problem.contains(words))
         };
-        self.halted().is_some_and(moved)
+        let moved = |it| self.moved && says(it, &["was moved", "nothing shows that slot"]);
+        let gone = |it| self.slot().is_none() && says(it, &GONE);
+        self.halted().is_some_and(|it| moved(it) || gone(it))
     }
 
     pub(super) fn gap(&self) -> bool {
