@@ -3,9 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use super::problem::{ConfigFile, config_failure, origin_place, yaml_message};
+use super::problem::{ConfigFile, config_failure, origin_place};
 use super::raw::{Given, Node, Origin, Raw, SetError};
 use super::value::{Setting, nearest};
+use super::yaml::yaml_message;
 use crate::error::{Exit, Failure, Problem};
 
 /// Every key with its default and its meaning.

@@ -15,6 +15,7 @@ mod show;
 #[cfg(test)]
 mod tests;
 mod value;
+mod yaml;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
