@@ -135,23 +135,18 @@ impl Config {
         let stream = self.stream_options();
         let buries = jetstream::Buries {
             oversize: match self.publish.on_oversize {
-                OnOversize::DeadLetter => true,
-                OnOversize::Halt => false,
+                Some(OnOversize::DeadLetter) => true,
+                Some(OnOversize::Halt) => false,
                 // What is too large even so.
-                OnOversize::ObjectStore => self.buries_rejected(),
+                Some(OnOversize::ObjectStore) | None => self.buries_rejected(),
             },
             others: self.buries_rejected(),
         };
         let bucket = &self.publish.claim_check;
-        let bodies = || stream.bodies(&bucket.bucket, bucket.max_age.unwrap_or_default());
+        let bodies = || stream.bodies(&bucket.bucket, bucket.max_age.unwrap_or(stream.max_age));
         jetstream::Options {
             nats: jetstream::NatsOptions {
-                servers: nats
-                    .url
-                    .expose()
-                    .split(',')
-                    .map(|url| url.trim().to_owned())
-                    .collect(),
+                servers: nats.servers().map(str::to_owned).collect(),
                 entered: Arc::default(),
                 name: nats.name.clone(),
                 user: nats.user.clone(),
@@ -163,7 +158,7 @@ impl Config {
                 nkey: nats.nkey.as_ref().map(|secret| secret.expose().to_owned()),
                 creds: nats.creds.clone(),
                 tls_ca: nats.tls.ca.clone(),
-                tls_client: nats.tls.identity.clone(),
+                tls_client: nats.tls.cert.clone().zip(nats.tls.key.clone()),
                 tls_first: nats.tls.first,
                 connect_timeout: nats.connect_timeout,
                 inbox_prefix: Some(nats.inbox_prefix.clone()),
@@ -172,14 +167,14 @@ impl Config {
             },
             dead_letters: (buries.oversize || buries.others).then(|| stream.dead_letters()),
             buries,
-            bodies: (self.publish.on_oversize == OnOversize::ObjectStore).then(bodies),
+            bodies: (self.publish.on_oversize == Some(OnOversize::ObjectStore)).then(bodies),
             record: true,
             whose: record::whose,
             takes_over: false,
             read_to: None,
             delayed: (self.publish.delayed == OnDelayed::Schedule).then(|| stream.delayed()),
             stream,
-            in_flight_max: self.publish.in_flight_max,
+            in_flight_max: self.publish.in_flight_max as usize,
             in_flight_bytes_max: self.publish.in_flight_bytes_max,
             ack_timeout: self.publish.ack_timeout,
             hold: self.stream.hold,
@@ -226,7 +221,7 @@ impl Config {
     pub fn relay_options(&self) -> relay::Options {
         relay::Options {
             window: Limits {
-                events_max: self.publish.in_flight_max,
+                events_max: self.publish.in_flight_max as usize,
                 bytes_max: self.publish.in_flight_bytes_max,
             },
             takeover_after: self.postgres.takeover_after,

@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 
+use super::keys::Raw;
 use super::problem::{ConfigFile, config_failure, origin_place};
-use super::raw::{Given, Node, Origin, Raw, SetError};
+use super::raw::{Given, Node, Origin, SetError};
 use super::value::{Setting, nearest};
 use super::yaml::yaml_message;
 use crate::error::{Exit, Failure, Problem};

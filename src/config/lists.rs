@@ -13,11 +13,7 @@ use serde_saphyr::Spanned;
 use super::names::{TableName, check_header};
 use super::value::{Column, Columns, Field, Preset, Refusal, Scalar, Setting};
 
-/// A list of texts.
-#[derive(Debug)]
-pub(super) struct Texts(pub(super) Vec<String>);
-
-impl Setting for Texts {
+impl Setting for Vec<String> {
     type Written = Vec<Spanned<String>>;
 
     fn from_text(text: &str) -> Result<Self::Written, Box<serde_saphyr::Error>> {
@@ -25,8 +21,7 @@ impl Setting for Texts {
     }
 
     fn read(written: &Self::Written) -> Result<Self, Refusal> {
-        let texts = written.iter().map(read_scalar::<String>);
-        Ok(Self(texts.collect::<Result<_, _>>()?))
+        written.iter().map(read_scalar).collect()
     }
 
     fn shown(written: &Self::Written) -> String {
@@ -47,10 +42,6 @@ pub struct Route {
     pub to: String,
 }
 
-/// `publish.routes`.
-#[derive(Debug)]
-pub(super) struct Routes(pub(super) Vec<Route>);
-
 /// A [`Route`] as it is written.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -60,7 +51,7 @@ pub(super) struct RawRoute {
     to: Spanned<String>,
 }
 
-impl Setting for Routes {
+impl Setting for Vec<Route> {
     type Written = Vec<RawRoute>;
 
     fn from_text(text: &str) -> Result<Self::Written, Box<serde_saphyr::Error>> {
@@ -74,7 +65,7 @@ impl Setting for Routes {
                 to: read_scalar(&raw.to)?,
             })
         };
-        Ok(Self(written.iter().map(route).collect::<Result<_, _>>()?))
+        written.iter().map(route).collect()
     }
 
     fn shown(written: &Self::Written) -> String {
@@ -122,10 +113,6 @@ pub enum Published {
     },
 }
 
-/// `tables`.
-#[derive(Debug)]
-pub(super) struct Tables(pub(super) Vec<Table>);
-
 /// A [`Table`] as it is written.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -143,7 +130,7 @@ pub(super) struct RawTable {
     published: Option<Spanned<RawPublished>>,
 }
 
-impl Setting for Tables {
+impl Setting for Vec<Table> {
     type Written = Vec<RawTable>;
 
     fn from_text(text: &str) -> Result<Self::Written, Box<serde_saphyr::Error>> {
@@ -151,8 +138,7 @@ impl Setting for Tables {
     }
 
     fn read(written: &Self::Written) -> Result<Self, Refusal> {
-        let tables = written.iter().map(RawTable::read);
-        Ok(Self(tables.collect::<Result<_, _>>()?))
+        written.iter().map(RawTable::read).collect()
     }
 
     fn shown(written: &Self::Written) -> String {

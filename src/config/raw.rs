@@ -1,19 +1,13 @@
-//! The configuration as it is written, key by key and layer by layer: every key there is, where
-//! its value came from, and nothing about what it means. The keys stand here and nowhere else;
-//! their defaults are the values in `config/outjet.yaml`.
+//! The configuration as it is written, layer by layer: which value a key has, and where it came
+//! from. Knows no key and nothing about what a value means.
 
 use std::fmt;
-use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_saphyr::{Location, Spanned};
 
-use super::lists::{Routes, Tables, Texts};
-use super::value::{
-    Bytes, Format, Ingress, Listen, LogFormat, LogLevel, Manage, OnDelayed, OnOversize, OnReject,
-    Secret, Setting, SslMode, Storage, Transactions, Url,
-};
+use super::value::Setting;
 
 /// Where a value came from; what stands further down goes before.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +42,9 @@ pub(super) struct Given<T: Setting> {
     pub(super) written: T::Written,
     pub(super) origin: Origin,
 }
+
+/// A key's value, if it has one.
+pub(super) type Leaf<T> = Option<Given<T>>;
 
 impl<T: Setting> fmt::Debug for Given<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -101,9 +98,16 @@ pub(super) trait Node {
     fn make_default(&mut self);
     /// Calls `visit` for each key.
     fn each(&self, path: &str, visit: Visit<'_>);
+
+    /// Every key, in the order of the documentation.
+    fn all_keys() -> Vec<Key> {
+        let mut keys = Vec::new();
+        Self::keys("", "", &mut keys);
+        keys
+    }
 }
 
-impl<T: Setting> Node for Option<Given<T>> {
+impl<T: Setting> Node for Leaf<T> {
     fn keys(path: &str, about: &str, keys: &mut Vec<Key>) {
         keys.push(Key {
             path: path.to_owned(),
@@ -143,283 +147,15 @@ impl<T: Setting> Node for Option<Given<T>> {
 }
 
 /// Lets a key or a section stand without a value (`nats:` with everything below it commented out).
-fn nothing_is_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+pub(super) fn nothing_is_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
     deserializer: D,
 ) -> Result<T, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-fn join(path: &str, key: &str) -> String {
+pub(super) fn join(path: &str, key: &str) -> String {
     match path {
         "" => key.to_owned(),
         _ => format!("{path}.{key}"),
-    }
-}
-
-/// Declares a section: a struct that YAML can be read into, and its [`Node`].
-macro_rules! section {
-    (
-        $(#[doc = $about:literal])+
-        $name:ident { $($(#[doc = $doc:literal])+ $key:ident: $kind:ty,)+ }
-    ) => {
-        $(#[doc = $about])+
-        #[derive(Debug, Default, Deserialize)]
-        #[serde(default, deny_unknown_fields)]
-        pub(super) struct $name {
-            $(
-                $(#[doc = $doc])+
-                #[serde(deserialize_with = "nothing_is_default")]
-                pub(super) $key: $kind
-            ),+
-        }
-
-        impl Node for $name {
-            fn keys(path: &str, _: &str, keys: &mut Vec<Key>) {
-                $(<$kind as Node>::keys(&join(path, stringify!($key)), concat!($($doc),+), keys);)+
-            }
-
-            fn overlay(&mut self, over: Self) {
-                $(self.$key.overlay(over.$key);)+
-            }
-
-            fn set(&mut self, path: &str, text: &str, origin: Origin) -> Result<(), SetError> {
-                let (key, rest) = path.split_once('.').unwrap_or((path, ""));
-                match key {
-                    $(stringify!($key) => self.$key.set(rest, text, origin),)+
-                    _ => Err(SetError::NoSuchKey),
-                }
-            }
-
-            fn make_default(&mut self) {
-                $(self.$key.make_default();)+
-            }
-
-            fn each(&self, path: &str, visit: Visit<'_>) {
-                $(self.$key.each(&join(path, stringify!($key)), visit);)+
-            }
-        }
-    };
-}
-
-type Leaf<T> = Option<Given<T>>;
-
-section! {
-    /// The whole file.
-    Raw {
-        /// The source database.
-        postgres: Postgres,
-        /// The outbox tables.
-        tables: Leaf<Tables>,
-        /// Events without a table.
-        messages: Messages,
-        /// The NATS server.
-        nats: Nats,
-        /// The JetStream stream.
-        stream: Stream,
-        /// From row to message.
-        publish: Publish,
-        /// The partitions of `outbox.events`.
-        retention: Retention,
-        /// What is answered to those who watch.
-        http: Http,
-        /// What is logged.
-        log: Log,
-    }
-}
-
-section! {
-    /// `postgres`.
-    Postgres {
-        /// Connection string: a URL or libpq keywords. What it lacks comes from the PG* variables.
-        url: Leaf<Url>,
-        /// File that holds the connection string.
-        url_file: Leaf<String>,
-        /// Replication slot. Also the lock: who holds it leads.
-        slot: Leaf<String>,
-        /// Publication with the outbox tables.
-        publication: Leaf<String>,
-        /// TLS, in libpq's terms; goes before what the URL says.
-        sslmode: Leaf<SslMode>,
-        /// PEM file with the authorities to trust, or `system`.
-        sslrootcert: Leaf<String>,
-        /// PEM file with the client's certificate.
-        sslcert: Leaf<String>,
-        /// PEM file with the client's key.
-        sslkey: Leaf<String>,
-        /// How long a hung leader keeps the slot from a standby.
-        takeover_after: Leaf<Duration>,
-        /// How often a halted copy looks whether the cause is gone.
-        halt_retry: Leaf<Duration>,
-        /// How long connecting to one host may take; goes before what the URL says.
-        connect_timeout: Leaf<Duration>,
-    }
-}
-
-section! {
-    /// `messages`.
-    Messages {
-        /// Prefixes of the logical messages that are events.
-        prefixes: Leaf<Texts>,
-    }
-}
-
-section! {
-    /// `nats`.
-    Nats {
-        /// Servers, separated by commas.
-        url: Leaf<Url>,
-        /// File that holds the servers.
-        url_file: Leaf<String>,
-        /// Name of the connection, as the server lists it.
-        name: Leaf<String>,
-        /// Credentials file (JWT and seed).
-        creds: Leaf<String>,
-        /// NKey seed, or the file that holds it.
-        nkey: Leaf<Secret>,
-        /// File that holds the NKey seed.
-        nkey_file: Leaf<String>,
-        /// User name.
-        user: Leaf<String>,
-        /// Password.
-        password: Leaf<Secret>,
-        /// File that holds the password.
-        password_file: Leaf<String>,
-        /// Token.
-        token: Leaf<Secret>,
-        /// File that holds the token.
-        token_file: Leaf<String>,
-        /// TLS.
-        tls: Tls,
-        /// How long connecting to one server may take.
-        connect_timeout: Leaf<Duration>,
-        /// Subject under which replies arrive.
-        inbox_prefix: Leaf<String>,
-        /// JetStream domain.
-        jetstream_domain: Leaf<String>,
-    }
-}
-
-section! {
-    /// `nats.tls`.
-    Tls {
-        /// PEM file with the authorities to trust; without it, the system's.
-        ca: Leaf<String>,
-        /// PEM file with the client's certificate.
-        cert: Leaf<String>,
-        /// PEM file with the client's key.
-        key: Leaf<String>,
-        /// TLS before the server says a word (handshake_first).
-        first: Leaf<bool>,
-    }
-}
-
-section! {
-    /// `stream`.
-    Stream {
-        /// Name of the stream.
-        name: Leaf<String>,
-        /// Subjects of the stream.
-        subjects: Leaf<Texts>,
-        /// Whether it takes events on those, or on subjects of outjet's own.
-        ingress: Leaf<Ingress>,
-        /// Whether others write into it, too.
-        shared: Leaf<bool>,
-        /// Copies in the cluster.
-        replicas: Leaf<u32>,
-        /// Where JetStream keeps it.
-        storage: Leaf<Storage>,
-        /// What becomes of the stream at start-up.
-        manage: Leaf<Manage>,
-        /// How long the server remembers message ids.
-        duplicate_window: Leaf<Duration>,
-        /// Age at which the server drops a message; 0s: never.
-        max_age: Leaf<Duration>,
-        /// Size at which the stream is full: further events wait in Postgres; 0B: without limit.
-        max_bytes: Leaf<Bytes>,
-        /// How long an event must have been in the stream before it is confirmed to Postgres.
-        hold: Leaf<Duration>,
-    }
-}
-
-section! {
-    /// `publish`.
-    Publish {
-        /// Template of the subject, for rows without a topic.
-        subject: Leaf<String>,
-        /// Subjects to change: the first match wins.
-        routes: Leaf<Routes>,
-        /// Tokens before every subject, for a run beside an old relay.
-        subject_prefix: Leaf<String>,
-        /// How an event is written as a message.
-        format: Leaf<Format>,
-        /// The attribute ce-source; without it, `/<database>/<schema>.<table>`.
-        source: Leaf<String>,
-        /// What becomes of an event that cannot be published.
-        on_reject: Leaf<OnReject>,
-        /// What becomes of an event that no message holds; without it, what on_reject says.
-        on_oversize: Leaf<OnOversize>,
-        /// Where the bodies of such events go.
-        claim_check: ClaimCheck,
-        /// What becomes of an event whose `deliver_at` lies behind its commit.
-        delayed: Leaf<OnDelayed>,
-        /// How the events of one transaction appear in the stream.
-        transactions: Leaf<Transactions>,
-        /// Events that may be under way at once.
-        in_flight_max: Leaf<u32>,
-        /// Bytes that may be under way at once.
-        in_flight_bytes_max: Leaf<Bytes>,
-        /// How long the server may take to say that it has stored an event.
-        ack_timeout: Leaf<Duration>,
-        /// How long a clean stop waits for what is under way.
-        drain_timeout: Leaf<Duration>,
-    }
-}
-
-section! {
-    /// `publish.claim_check`.
-    ClaimCheck {
-        /// Bucket of the object store.
-        bucket: Leaf<String>,
-        /// Age at which the server drops a body; without it, stream.max_age; 0s: never.
-        max_age: Leaf<Duration>,
-    }
-}
-
-section! {
-    /// `retention`.
-    Retention {
-        /// Whether partitions are made and expired.
-        manage: Leaf<bool>,
-        /// How long after its end a partition is dropped.
-        keep: Leaf<Duration>,
-        /// Days to come that have a partition.
-        ahead_days: Leaf<u32>,
-    }
-}
-
-section! {
-    /// `http`.
-    Http {
-        /// Address and port, or off.
-        listen: Leaf<Listen>,
-    }
-}
-
-section! {
-    /// `log`.
-    Log {
-        /// Least severe message that is logged.
-        level: Leaf<LogLevel>,
-        /// How a line looks.
-        format: Leaf<LogFormat>,
-    }
-}
-
-impl Raw {
-    /// Every key, in the order of the documentation.
-    pub(super) fn all_keys() -> Vec<Key> {
-        let mut keys = Vec::new();
-        Self::keys("", "", &mut keys);
-        keys
     }
 }

@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::raw::Raw;
+use super::keys::Raw;
+use super::raw::Node;
 
 /// The schema of the whole file (draft 2020-12).
 pub fn json_schema() -> Value {

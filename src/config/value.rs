@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -123,6 +124,12 @@ impl Scalar for String {
                 "remove it",
             )),
         }
+    }
+}
+
+impl Scalar for PathBuf {
+    fn parse(text: &str) -> Result<Self, Refusal> {
+        String::parse(text).map(Self::from)
     }
 }
 

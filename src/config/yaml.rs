@@ -2,8 +2,9 @@
 
 use serde_saphyr::{Error, MessageFormatter, UserMessageFormatter};
 
+use super::keys::Raw;
 use super::problem::{ConfigFile, config_failure};
-use super::raw::Raw;
+use super::raw::Node;
 use super::value::nearest;
 use crate::error::Failure;
 

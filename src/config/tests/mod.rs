@@ -8,6 +8,7 @@ mod sources;
 mod values;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::*;
 
