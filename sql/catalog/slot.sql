@@ -1,6 +1,6 @@
 -- A replication slot and who holds it: one row, or none. Columns that not every version has are
 -- read through to_jsonb, where they are NULL if missing (failover, invalidation_reason,
--- inactive_since: 17; conflicting: 16).
+-- inactive_since: 17).
 SELECT
   s.plugin::text AS plugin,
   s.slot_type,
@@ -15,7 +15,6 @@ SELECT
   to_jsonb(s) ->> 'invalidation_reason' AS invalidation_reason,
   s.two_phase,
   (to_jsonb(s) ->> 'failover')::bool AS failover,
-  (to_jsonb(s) ->> 'conflicting')::bool AS conflicting,
   (to_jsonb(s) ->> 'inactive_since')::timestamptz AS inactive_since,
   d.spill_txns,
   d.spill_bytes,

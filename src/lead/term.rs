@@ -366,6 +366,9 @@ impl Instance<'_> {
         let facts = Leading::read(lead.control.client(), slot);
         let facts = self.answered(async { facts.await.map_err(|error| error.failure()) });
         let Some(facts) = facts.await? else {
+            if let Some(error) = ending(&mut lead.stream).await {
+                return Err(error.failure(&self.options.params));
+            }
             return Err(Failure::retry(Problem::new(
                 "Postgres is not the server that it was a moment ago",
                 format!("slot {slot} is not in use there"),
@@ -633,6 +636,22 @@ async fn stay_connected(stream: &mut Stream, start: Lsn, pause: Duration) -> cra
         }
     }
 }
+
+/// What has ended a stream that does not hold its slot any more: it may have failed at its first
+/// row.
+async fn ending(stream: &mut Stream) -> Option<crate::pg::Error> {
+    let read = async {
+        loop {
+            if let Err(error) = stream.recv().await {
+                return error;
+            }
+        }
+    };
+    tokio::time::timeout(ENDING_MAX, read).await.ok()
+}
+
+/// How long an end that has come is read for.
+const ENDING_MAX: Duration = Duration::from_secs(1);
 
 /// SQLSTATE object_in_use.
 const SLOT_ACTIVE: &str = "55006";

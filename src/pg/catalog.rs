@@ -171,7 +171,7 @@ pub struct Slot {
     pub holder: Option<Holder>,
     /// `reserved`, `extended`, `unreserved` or `lost`; `None` while it is being made.
     pub wal_status: Option<String>,
-    /// Why it was lost (17 and newer; on 16 `conflicting` stands for `rows_removed`).
+    /// Why it was lost (17 and newer).
     pub invalidation_reason: Option<String>,
     /// Since when nobody streams from it (17 and newer).
     pub inactive_since: Option<SystemTime>,
@@ -221,11 +221,6 @@ impl Slot {
     }
 
     fn parse(row: &Row, name: &str) -> Result<Slot, tokio_postgres::Error> {
-        let conflicting: Option<bool> = row.try_get("conflicting")?;
-        let reason: Option<String> = row.try_get("invalidation_reason")?;
-        let conflict = conflicting
-            .unwrap_or(false)
-            .then(|| "rows_removed".to_owned());
         let pid: Option<i32> = row.try_get("active_pid")?;
         let holder = match pid {
             Some(pid) => Some(Holder {
@@ -243,7 +238,7 @@ impl Slot {
             active: row.try_get("active")?,
             holder,
             wal_status: row.try_get("wal_status")?,
-            invalidation_reason: reason.or(conflict),
+            invalidation_reason: row.try_get("invalidation_reason")?,
             inactive_since: row.try_get("inactive_since")?,
             decoding: Decoding::parse(row)?,
             two_phase: row.try_get("two_phase")?,

@@ -11,6 +11,7 @@ mod net;
 mod postgres;
 mod random;
 mod scene;
+mod told;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};

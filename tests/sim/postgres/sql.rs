@@ -145,7 +145,6 @@ pub(super) const QUERIES: &[Query] = &[
             ("invalidation_reason", TEXT),
             ("two_phase", BOOL),
             ("failover", BOOL),
-            ("conflicting", BOOL),
             ("inactive_since", TIMESTAMPTZ),
             ("spill_txns", INT8),
             ("spill_bytes", INT8),
@@ -338,8 +337,6 @@ fn slot(state: &State, values: &[Bytes], rows: &mut Rows<'_>) {
         newer(17, text(slot.lost.then_some("wal_removed"))),
         Bool(false),
         newer(17, Bool(state.catalog.failover)),
-        // 16 calls every lost slot so; newer ones only what a standby has lost by a conflict.
-        newer(16, Bool(slot.lost && state.options.major == 16)),
         newer(17, inactive),
         Int8(0),
         Int8(0),
