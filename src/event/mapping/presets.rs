@@ -29,8 +29,8 @@ pub enum Preset {
     PgTransactionalOutbox,
 }
 
-/// Where a preset finds a field.
-enum Source {
+/// How a preset reads a field.
+enum Reading {
     /// In this column.
     Column(&'static str),
     /// In this column, where the table has it.
@@ -43,9 +43,9 @@ enum Source {
     Value(&'static str),
 }
 
-use Source::{Column, Json, Maybe, Properties, Value};
+use Reading::{Column, Json, Maybe, Properties, Value};
 
-type Fields = &'static [(Field, Source)];
+type Fields = &'static [(Field, Reading)];
 
 /// `sql/install.sql`.
 const NATIVE: Fields = &[
@@ -293,7 +293,7 @@ impl Preset {
     }
 }
 
-impl Source {
+impl Reading {
     fn origin(&self) -> Origin {
         let inside = |path: &str, syntax| Origin::Inside(Inside::new(path, syntax, true));
         match *self {
