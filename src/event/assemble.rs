@@ -353,7 +353,9 @@ impl RowReader<'_> {
         if let Some(fault) = &self.row.fault {
             return Err(fault.clone().into());
         }
-        let id = self.text(Field::Id)?.ok_or(Reason::NoId)?;
+        let id = self.text(Field::Id)?;
+        // All rows with an empty one would be the same event to consumers.
+        let id = id.filter(|id| !id.trim().is_empty()).ok_or(Reason::NoId)?;
         let (payload, type_oid) = self.payload()?;
         let deliver_at = self.time(Field::DeliverAt)?;
         let expires_at = self.time(Field::ExpiresAt)?;
@@ -496,7 +498,8 @@ impl RowReader<'_> {
 
     fn subject(&self) -> Result<String, Reason> {
         let mut subject = String::with_capacity(64);
-        if let Some(topic) = self.text(Field::Topic)? {
+        // An empty one is what languages without NULL write.
+        if let Some(topic) = self.text(Field::Topic)?.filter(|topic| !topic.is_empty()) {
             super::route::push_value(&mut subject, topic, false);
         } else {
             // A value that is not UTF-8 becomes underscores, like all that a subject cannot hold.
@@ -555,6 +558,10 @@ impl RowReader<'_> {
         let Some(value) = self.value(Field::Headers) else {
             return Ok(());
         };
+        // PHP writes an empty map as a list.
+        if matches!(value.text.trim_ascii(), b"" | b"[]") {
+            return Ok(());
+        }
         // As they are written: a number is passed on with all of its digits.
         let object: Option<BTreeMap<String, &RawValue>> = json(value.text)?;
         for (name, value) in object.iter().flatten() {

@@ -56,7 +56,7 @@ impl Rejection {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Reason {
     /// Nothing could tell it from others.
-    #[error("its id is NULL")]
+    #[error("its id is NULL or empty")]
     NoId,
     /// Text in another encoding, as `SQL_ASCII` databases hold it.
     #[error("{0} is not valid UTF-8")]

@@ -374,14 +374,15 @@ fn partition_is_described_beside_its_root_and_sends_no_rows() {
 }
 
 #[test]
-fn topic_goes_before_the_template_unless_it_is_null() {
+fn topic_goes_before_the_template_unless_it_is_null_or_empty() {
     let mut server = server();
     let mut subject = |topic| server.event(&[("topic", topic)]).subject;
     assert_eq!(subject(Some(b"user.created")), "user.created");
     assert_eq!(subject(None), "events.order.placed");
     assert_eq!(subject(Some("a b.ü.>".as_bytes())), "a_b._._");
     assert_eq!(subject(Some(b"$JS.API")), "_JS.API");
-    assert_eq!(subject(Some(b"")), "_");
+    assert_eq!(subject(Some(b"")), "events.order.placed");
+    assert_eq!(subject(Some(b" ")), "_");
 }
 
 #[test]
@@ -420,11 +421,17 @@ fn subject_that_no_server_takes_is_a_rejection() {
 
 #[test]
 fn row_without_id_is_rejected_with_its_place() {
-    let rejection = server().rejection(&[("id", None)]);
-    assert_eq!(
-        rejection.to_string(),
-        "row \"\" of outbox.events at 0000000000000100-00000000: its id is NULL"
-    );
+    for id in [None, Some(b"".as_slice()), Some(b"   ")] {
+        let rejection = server().rejection(&[("id", id)]);
+        assert_eq!(rejection.reason, Reason::NoId);
+        let words = rejection.to_string();
+        assert!(
+            words.ends_with(
+                "of outbox.events at 0000000000000100-00000000: its id is NULL or empty"
+            ),
+            "{words}"
+        );
+    }
 }
 
 #[test]

@@ -370,9 +370,9 @@ impl Told<'_> {
                         .to_owned(),
                 ),
             ),
-            // Of another database, invalidated, or wal_level is not logical; 22023, 42601 and XX000:
-            // options that this server does not know. 0A000 is no such answer: 14 and 15 give it
-            // where the server has become a standby since it was looked at.
+            // Of another database, invalidated, or wal_level is not logical; 22023, 42601 and
+            // XX000: options that this server does not know. 0A000 is no such answer: 14 and 15
+            // give it where the server has become a standby since it was looked at.
             "55000" | "22023" | "42601" | "XX000" => Failure::halt(
                 Exit::Config,
                 problem(

@@ -40,8 +40,9 @@ fn insert(column: &str, value: &str) -> String {
 }
 
 /// Column, what stands in it, the reason by which the row is rejected, and words of the error.
-const BAD: [(&str, &str, &str, &str); 10] = [
-    ("id", "NULL", "no_id", "its id is NULL"),
+const BAD: [(&str, &str, &str, &str); 11] = [
+    ("id", "NULL", "no_id", "its id is NULL or empty"),
+    ("id", "''", "no_id", "its id is NULL or empty"),
     ("meta", "NULL", "inside_column", "there is no value"),
     ("meta", "'{}'", "inside_column", "there is no value"),
     ("meta", "'[7]'", "inside_column", "not a JSON object"),

@@ -47,6 +47,13 @@ fn rows_headers_are_passed_on_as_they_are_written() {
 }
 
 #[test]
+fn empty_list_and_empty_text_are_no_headers() {
+    for nothing in ["", "  ", "[]", " [] "] {
+        assert_eq!(custom(nothing), Ok(Vec::new()), "{nothing:?}");
+    }
+}
+
+#[test]
 fn headers_of_another_shape_are_a_rejection_that_does_not_quote_them() {
     let shapes = [
         r#""secret""#,
@@ -54,7 +61,7 @@ fn headers_of_another_shape_are_a_rejection_that_does_not_quote_them() {
         r#"["secret"]"#,
         r#"{"a": "secret"#,
         r#"{"a": "secret\ud800"}"#,
-        "",
+        "[[]]",
         "{\"a\": \"\u{1}secret\"}",
     ];
     for json in shapes {

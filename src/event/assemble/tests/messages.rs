@@ -157,7 +157,9 @@ fn message_is_rejected_for_what_a_row_is_rejected_for() {
     for (key, json, reason) in [
         ("id", "null", "no_id"),
         ("payload_raw", "\"AA==\"", "two_payloads"),
-        ("headers", "[]", "header"),
+        ("id", "\"\"", "no_id"),
+        ("headers", "[]", ""),
+        ("headers", "[1]", "header"),
         ("tenant_id", "\"a\\nb\"", ""),
         ("traceparent", "\"a\\nb\"", "header"),
     ] {
