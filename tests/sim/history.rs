@@ -104,6 +104,8 @@ struct World {
     gap_told: bool,
     /// Events that the broker has forgotten, by number.
     forgotten: BTreeSet<u64>,
+    /// Events that it has forgotten while they were held back: they come again.
+    lost_while_held: BTreeSet<u64>,
     /// Events that somebody has moved the slot past, by number.
     moved_past: BTreeSet<u64>,
     /// Those of them that were not stored.
@@ -165,6 +167,7 @@ impl World {
             reuses_ids,
             gap_told: false,
             forgotten: BTreeSet::new(),
+            lost_while_held: BTreeSet::new(),
             moved_past: BTreeSet::new(),
             passed_over: BTreeSet::new(),
         };

@@ -95,10 +95,13 @@ impl World {
             |message: &&Stored| message.gone.is_none() && self.nats.now() - message.time < hold;
         let (held, kept): (Vec<_>, Vec<_>) = ours.partition(held);
         self.forgotten.extend(kept.into_iter().map(number));
-        // Somebody may have confirmed what was held back.
-        let held = held.into_iter().map(number);
-        self.forgotten
-            .extend(held.filter(|number| self.moved_past.contains(number)));
+        for number in held.into_iter().map(number) {
+            // Somebody may have confirmed what was held back.
+            if self.moved_past.contains(&number) {
+                self.forgotten.insert(number);
+            }
+            self.lost_while_held.insert(number);
+        }
     }
 
     pub(super) fn found(&self) -> Vec<Found> {

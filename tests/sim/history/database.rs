@@ -110,7 +110,11 @@ impl World {
             self.moved_past.insert(due.number);
             if due.owed() && !stored(due.number) {
                 self.say(&format!("event {} is passed over", due.number));
-                self.passed_over.insert(due.number);
+                // The record names what is held back as if it were confirmed.
+                match self.lost_while_held.contains(&due.number) {
+                    true => self.forgotten.insert(due.number),
+                    false => self.passed_over.insert(due.number),
+                };
             }
         }
     }
