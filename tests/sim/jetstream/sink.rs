@@ -183,7 +183,9 @@ async fn stranger_in_the_place_of_a_lost_event_is_noticed_before_anything_is_sen
         assert_eq!(server.publish("events.strange", "", b"?"), Some(2));
         server.restart();
         orders.send(append(3)).await.expect("it runs");
-        while reports.recv().await.is_some() {}
+        while let Some(report) = reports.recv().await {
+            assert!(!matches!(report, Report::Settled(_)), "{report:?}");
+        }
     };
     let (ended, ()) = tokio::join!(sink.run(ours, theirs), lose);
     let failure = ended.expect_err("the stream has lost an event");
