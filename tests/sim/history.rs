@@ -8,17 +8,16 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use outjet::lsn::Lsn;
 use outjet::watch::vitals::State;
 use tokio::task::LocalSet;
 use tokio::time::{Instant, sleep};
 
 use crate::deed::Deed;
 use crate::instance::Instance;
-use crate::jetstream::{self, Fate, Leader, Nats, Version};
+use crate::jetstream::{self, Fate, Nats, Version};
 use crate::judge;
 use crate::net::{Net, Weather};
-use crate::postgres::{self, Phase, Postgres, Xid};
+use crate::postgres::{self, Postgres, Xid};
 use crate::random::Random;
 use crate::scene::{MAX_PAYLOAD, Scene, serve, weather};
 
@@ -231,125 +230,43 @@ impl World {
             Deed::Wait => sleep(Duration::from_millis(self.random.below(20_000))).await,
             Deed::Cut => self.cut(),
             Deed::Stall => self.stall(),
-            Deed::Weather => {
-                let weather = weather(&mut self.random);
-                self.say(&format!("{weather:?}"));
-                self.net.set_weather(weather);
-            }
+            Deed::Weather => self.change_weather(),
             Deed::Kill => self.kill(),
             Deed::Stop => self.stop(),
             Deed::Start => self.start(),
             Deed::Checkpoint => self.postgres.checkpoint(),
             Deed::Running => self.postgres.running_xacts(),
-            Deed::CrashPostgres => {
-                self.say("Postgres crashes");
-                self.postgres.crash();
-                self.open.clear();
-                sleep(Duration::from_millis(self.random.below(5_000))).await;
-                self.postgres.start();
-            }
-            Deed::ShutDownPostgres => {
-                self.say("Postgres is shut down");
-                self.postgres.fast_shutdown();
-                self.open.clear();
-                let limit = Duration::from_millis(self.random.below(30_000));
-                let _ = tokio::time::timeout(limit, self.postgres.stopped()).await;
-                if self.postgres.phase() != Phase::Down {
-                    self.postgres.crash();
-                }
-                self.postgres.start();
-            }
-            Deed::Terminate => {
-                self.say("the walsender is terminated");
-                self.postgres.terminate_walsender();
-            }
-            Deed::TerminateSessions => {
-                self.say("all sessions are terminated");
-                self.postgres.terminate_sessions();
-            }
+            Deed::CrashPostgres => self.crash_postgres().await,
+            Deed::ShutDownPostgres => self.shut_down_postgres().await,
+            Deed::Terminate => self.terminate_walsender(),
+            Deed::TerminateSessions => self.terminate_sessions(),
             Deed::AlterTable => self.postgres.alter_table(),
-            Deed::Synchronous => {
-                let synchronous = self.random.once_in(2);
-                self.say(&format!("synchronous_standby_names is set: {synchronous}"));
-                self.postgres.set_synchronous(synchronous);
-            }
-            Deed::LoseSlot => {
-                // The end of most histories.
-                if self.random.once_in(4) {
-                    self.say("the slot is lost");
-                    self.postgres.lose_slot();
-                }
-            }
-            Deed::Freeze => {
-                self.say("the walsender is frozen");
-                self.postgres.freeze(true);
-                sleep(Duration::from_millis(self.random.below(30_000))).await;
-                self.postgres.freeze(false);
-            }
-            Deed::RestartNats => {
-                self.say("nats-server restarts");
-                self.nats.restart();
-            }
+            Deed::Synchronous => self.set_synchronous(),
+            Deed::LoseSlot => self.lose_slot(),
+            Deed::Freeze => self.freeze().await,
+            Deed::RestartNats => self.restart_nats(),
             Deed::Remake => self.remake(),
-            Deed::Full => {
-                self.say("the stream is full");
-                self.nats.set_full(STREAM, true);
-                sleep(Duration::from_millis(self.random.of_any_size(15))).await;
-                self.nats.set_full(STREAM, false);
-            }
-            Deed::PauseNats => {
-                self.say("nats-server is paused");
-                self.nats.pause(true);
-                sleep(Duration::from_millis(self.random.of_any_size(15))).await;
-                self.nats.pause(false);
-            }
-            Deed::LameDuck => {
-                self.say("nats-server is about to shut down");
-                self.nats.lame_duck();
-                sleep(Duration::from_millis(self.random.of_any_size(15))).await;
-                self.nats.restart();
-            }
-            Deed::Leaderless => {
-                let leaders = [Leader::NoResponders, Leader::Silent, Leader::NoQuorum];
-                let leader = *self.random.of(&leaders);
-                self.say(&format!("the streams' leader: {leader:?}"));
-                self.nats.set_leader(None, leader);
-                sleep(Duration::from_millis(self.random.of_any_size(15))).await;
-                self.nats.set_leader(None, Leader::Present);
-            }
+            Deed::Full => self.fill().await,
+            Deed::PauseNats => self.pause_nats().await,
+            Deed::LameDuck => self.lame_duck().await,
+            Deed::Leaderless => self.depose().await,
             Deed::Vanish => self.vanish(),
-            Deed::Purge => {
-                let stored = self.stored(STREAM).len() as u64;
-                let purged = self.nats.purge(STREAM, self.random.below(stored + 1));
-                self.vanished |= purged > 0;
-                self.say(&format!("{purged} messages are purged"));
-            }
-            Deed::Stranger => {
-                self.say("a stranger publishes");
-                self.nats.publish("events.strange.made", "", b"?");
-            }
+            Deed::Purge => self.purge(),
+            Deed::Stranger => self.publish_strange(),
             Deed::Copy => self.copy(),
-            Deed::Advance => self.move_slot(|world| {
-                let to = Lsn::new(world.postgres.flushed().as_u64() - world.random.below(4_000));
-                world.postgres.advance_slot(to)
-            }),
-            Deed::Recreate => {
-                self.move_slot(|world| world.postgres.drop_slot() && world.postgres.create_slot())
-            }
+            Deed::Advance => self.advance_slot(),
+            Deed::Recreate => self.recreate_slot(),
             Deed::Promote => self.promote(),
             Deed::LoseTail => self.lose_tail(),
-            Deed::LoseRecord => {
-                // The first was written long ago.
-                let most = self.stored(RECORDS).len().saturating_sub(1);
-                let count = most.min(self.random.index(3) + 1);
-                let lost = self.lose(RECORDS, count).len();
-                self.say(&format!("{lost} writes of the record are lost"));
-                // Nothing tells the slot from one that was moved beyond what is recorded.
-                self.moved |= lost > 0;
-            }
+            Deed::LoseRecord => self.lose_record(),
             Deed::Signal => self.postgres.signal("foreign", b"?"),
             Deed::Unpublished => drop(self.postgres.unpublished(self.random.between(8, 10_000))),
         }
+    }
+
+    /// For how long something lasts: up to half a minute, mostly much less.
+    async fn a_while(&mut self) {
+        sleep(Duration::from_millis(self.random.of_any_size(15))).await;
     }
 
     /// No more faults; one instance at least.

@@ -5,12 +5,69 @@ use std::collections::BTreeMap;
 use outjet::lsn::Lsn;
 use uuid::Uuid;
 
-use super::{STREAM, World};
-use crate::jetstream::{Gone, Stored, Writer};
+use super::{RECORDS, STREAM, World};
+use crate::jetstream::{Gone, Leader, Stored, Writer};
 use crate::judge::{Due, Found, Place};
 use crate::scene::{IN_FLIGHT_MAX, WHOLE_MAX};
 
 impl World {
+    pub(super) fn restart_nats(&mut self) {
+        self.say("nats-server restarts");
+        self.nats.restart();
+    }
+
+    pub(super) async fn fill(&mut self) {
+        self.say("the stream is full");
+        self.nats.set_full(STREAM, true);
+        self.a_while().await;
+        self.nats.set_full(STREAM, false);
+    }
+
+    pub(super) async fn pause_nats(&mut self) {
+        self.say("nats-server is paused");
+        self.nats.pause(true);
+        self.a_while().await;
+        self.nats.pause(false);
+    }
+
+    pub(super) async fn lame_duck(&mut self) {
+        self.say("nats-server is about to shut down");
+        self.nats.lame_duck();
+        self.a_while().await;
+        self.nats.restart();
+    }
+
+    pub(super) async fn depose(&mut self) {
+        let leaders = [Leader::NoResponders, Leader::Silent, Leader::NoQuorum];
+        let leader = *self.random.of(&leaders);
+        self.say(&format!("the streams' leader: {leader:?}"));
+        self.nats.set_leader(None, leader);
+        self.a_while().await;
+        self.nats.set_leader(None, Leader::Present);
+    }
+
+    pub(super) fn purge(&mut self) {
+        let stored = self.stored(STREAM).len() as u64;
+        let purged = self.nats.purge(STREAM, self.random.below(stored + 1));
+        self.vanished |= purged > 0;
+        self.say(&format!("{purged} messages are purged"));
+    }
+
+    pub(super) fn publish_strange(&mut self) {
+        self.say("a stranger publishes");
+        self.nats.publish("events.strange.made", "", b"?");
+    }
+
+    pub(super) fn lose_record(&mut self) {
+        // The first was written long ago.
+        let most = self.stored(RECORDS).len().saturating_sub(1);
+        let count = most.min(self.random.index(3) + 1);
+        let lost = self.lose(RECORDS, count).len();
+        self.say(&format!("{lost} writes of the record are lost"));
+        // Nothing tells the slot from one that was moved beyond what is recorded.
+        self.moved |= lost > 0;
+    }
+
     /// Some of the newest messages.
     pub(super) fn vanish(&mut self) {
         let stored = self.stored(STREAM).len() as u64;

@@ -1,11 +1,14 @@
 //! What happens to the database, and what of it must arrive.
 
+use std::time::Duration;
+
 use outjet::lsn::Lsn;
 use time::OffsetDateTime;
+use tokio::time::{sleep, timeout};
 
 use super::{World, number};
 use crate::judge::Due;
-use crate::postgres::{Event, Row, SlotAfter, SlotView, Xid};
+use crate::postgres::{Event, Phase, Row, SlotAfter, SlotView, Xid};
 use crate::scene::MAX_PAYLOAD;
 
 impl World {
@@ -82,6 +85,68 @@ impl World {
             self.say(&format!("rolled back {xid:?}"));
             self.postgres.rollback(xid);
         }
+    }
+
+    pub(super) async fn crash_postgres(&mut self) {
+        self.say("Postgres crashes");
+        self.postgres.crash();
+        self.open.clear();
+        sleep(Duration::from_millis(self.random.below(5_000))).await;
+        self.postgres.start();
+    }
+
+    pub(super) async fn shut_down_postgres(&mut self) {
+        self.say("Postgres is shut down");
+        self.postgres.fast_shutdown();
+        self.open.clear();
+        let limit = Duration::from_millis(self.random.below(30_000));
+        let _ = timeout(limit, self.postgres.stopped()).await;
+        if self.postgres.phase() != Phase::Down {
+            self.postgres.crash();
+        }
+        self.postgres.start();
+    }
+
+    pub(super) fn terminate_walsender(&mut self) {
+        self.say("the walsender is terminated");
+        self.postgres.terminate_walsender();
+    }
+
+    pub(super) fn terminate_sessions(&mut self) {
+        self.say("all sessions are terminated");
+        self.postgres.terminate_sessions();
+    }
+
+    pub(super) async fn freeze(&mut self) {
+        self.say("the walsender is frozen");
+        self.postgres.freeze(true);
+        sleep(Duration::from_millis(self.random.below(30_000))).await;
+        self.postgres.freeze(false);
+    }
+
+    pub(super) fn set_synchronous(&mut self) {
+        let synchronous = self.random.once_in(2);
+        self.say(&format!("synchronous_standby_names is set: {synchronous}"));
+        self.postgres.set_synchronous(synchronous);
+    }
+
+    /// The end of most histories, so it comes less often than the others.
+    pub(super) fn lose_slot(&mut self) {
+        if self.random.once_in(4) {
+            self.say("the slot is lost");
+            self.postgres.lose_slot();
+        }
+    }
+
+    pub(super) fn advance_slot(&mut self) {
+        self.move_slot(|world| {
+            let to = Lsn::new(world.postgres.flushed().as_u64() - world.random.below(4_000));
+            world.postgres.advance_slot(to)
+        });
+    }
+
+    pub(super) fn recreate_slot(&mut self) {
+        self.move_slot(|world| world.postgres.drop_slot() && world.postgres.create_slot());
     }
 
     /// By hand, with everybody stopped.

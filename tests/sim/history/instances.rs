@@ -7,7 +7,7 @@ use outjet::watch::vitals::State;
 
 use super::World;
 use crate::instance::Instance;
-use crate::scene::{NATS, POSTGRES};
+use crate::scene::{NATS, POSTGRES, weather};
 
 /// What is said of a slot that is not there, or cannot be read any more.
 const GONE: [&str; 4] = [
@@ -29,25 +29,28 @@ impl World {
     }
 
     pub(super) fn kill(&mut self) {
-        if !self.instances.is_empty() {
-            let instance = self
-                .instances
-                .swap_remove(self.random.index(self.instances.len()));
-            self.say(&format!("outjet {} is killed", instance.seat));
-            instance.kill();
-            self.past.push(instance);
-        }
+        self.end("killed", Instance::kill);
     }
 
     pub(super) fn stop(&mut self) {
-        if !self.instances.is_empty() {
-            let instance = self
-                .instances
-                .swap_remove(self.random.index(self.instances.len()));
-            self.say(&format!("outjet {} is stopped", instance.seat));
-            instance.stop();
-            self.past.push(instance);
+        self.end("stopped", Instance::stop);
+    }
+
+    fn end(&mut self, how: &str, end: impl FnOnce(&Instance)) {
+        if self.instances.is_empty() {
+            return;
         }
+        let chosen = self.random.index(self.instances.len());
+        let instance = self.instances.swap_remove(chosen);
+        self.say(&format!("outjet {} is {how}", instance.seat));
+        end(&instance);
+        self.past.push(instance);
+    }
+
+    pub(super) fn change_weather(&mut self) {
+        let weather = weather(&mut self.random);
+        self.say(&format!("{weather:?}"));
+        self.net.set_weather(weather);
     }
 
     pub(super) fn cut(&mut self) {
