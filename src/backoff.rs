@@ -53,9 +53,10 @@ impl Backoff {
     /// How often a trouble that goes on is logged.
     const LOG_INTERVAL: Duration = Duration::from_secs(30);
 
-    /// For attempts that have not failed yet.
-    pub fn new(options: Options) -> Self {
-        let random = u64::from(std::process::id()) << 32 | 0x9E37_79B9;
+    /// For attempts that have not failed yet. Those of other copies have other seeds.
+    pub fn new(options: Options, seed: u128) -> Self {
+        // The lower half of a unique number, mixed; never 0, which xorshift would not leave.
+        let random = (seed as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
         Self {
             options,
             attempts: 0,
@@ -117,8 +118,18 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
+    async fn copies_that_failed_together_part() {
+        let delays = |seed| {
+            let mut backoff = Backoff::new(Options::default(), seed);
+            [(); 4].map(|()| backoff.failed().delay)
+        };
+        assert_eq!(delays(1), delays(1));
+        assert_ne!(delays(1), delays(2));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn delays_double_up_to_the_maximum_and_start_again() {
-        let mut backoff = Backoff::new(Options::default());
+        let mut backoff = Backoff::new(Options::default(), 1);
         for expected in [50, 100, 200, 400, 800, 1600, 3200, 5000, 5000] {
             let delay = backoff.failed().delay;
             let expected = Duration::from_millis(expected);
@@ -138,7 +149,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_lasting_trouble_is_logged_at_once_and_every_30_seconds() {
-        let mut backoff = Backoff::new(Options::default());
+        let mut backoff = Backoff::new(Options::default(), 1);
         assert!(backoff.failed().log);
         assert!(!backoff.failed().log);
         tokio::time::advance(Duration::from_secs(30)).await;

@@ -1,4 +1,5 @@
-//! Where connections come from: the system's sockets, or a world that decides everything by a seed.
+//! Where connections, unique numbers and the time of day come from: the system, or a world that
+//! decides everything by a seed.
 
 use std::fmt;
 use std::io;
@@ -6,6 +7,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use time::OffsetDateTime;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use uuid::Uuid;
@@ -18,13 +20,16 @@ impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Stream for T {}
 /// A stream, or why there is none.
 pub type Dialled = Pin<Box<dyn Future<Output = io::Result<Box<dyn Stream>>> + Send>>;
 
-/// A world without sockets, and without any chance but its own.
+/// A world without sockets, and without any chance or clock but its own.
 pub trait World: Send + Sync {
     /// Connects to the server at `address`.
     fn dial(&self, address: SocketAddr) -> Dialled;
 
     /// A number that it has not given before.
     fn unique(&self) -> u128;
+
+    /// The time of day.
+    fn now(&self) -> OffsetDateTime;
 }
 
 /// The system's network, unless a [`World`] is given.
@@ -57,6 +62,14 @@ impl Network {
         match &self.0 {
             None => Uuid::now_v7(),
             Some(world) => Uuid::from_u128(world.unique()),
+        }
+    }
+
+    /// The time of day, for what others are told; never to measure.
+    pub(crate) fn now(&self) -> OffsetDateTime {
+        match &self.0 {
+            None => OffsetDateTime::now_utc(),
+            Some(world) => world.now(),
         }
     }
 }

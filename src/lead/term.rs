@@ -66,12 +66,13 @@ pub async fn run(
     before: impl AsyncFn() -> Result<(), Failure>,
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
+    let name = options.params.network.unique();
     let mut instance = Instance {
         options,
         stop,
-        backoff: Backoff::new(backoff::Options::default()),
+        backoff: Backoff::new(backoff::Options::default(), name.as_u128()),
         led: false,
-        name: options.params.network.unique().to_string(),
+        name: name.to_string(),
         confirmed: None,
         void: false,
     };

@@ -28,6 +28,7 @@ enum Border {
 
 /// What a simulated world runs.
 const SIMULATED: &[&str] = &[
+    "backoff",
     "event",
     "guard",
     "lead",
@@ -235,9 +236,7 @@ const SHOWN_TIMES: &[&str] = &[
     "pg::replication",
     "lead::relay",
     "lead::retention",
-    "sink::jetstream::aside::bodies",
-    "sink::jetstream::aside::delayed",
-    "sink::jetstream::headers",
+    "net",
     "watch::http",
     "watch::metrics::process",
     "watch::sampler",
@@ -512,8 +511,9 @@ fn chooses_at_random(file: &Source) -> Vec<String> {
         if std::mem::replace(&mut chooses, line.contains("select! {")) && !made_in_order {
             complaints.push(file.complaint(number, "select! chooses at random"));
         }
-        if line.contains("Uuid::now") && module != "net" {
-            complaints.push(file.complaint(number, format!("{module} makes a name by chance")));
+        let by_chance = ["Uuid::now", "process::id()", "RandomState"];
+        if by_chance.iter().any(|it| line.contains(it)) && module != "net" {
+            complaints.push(file.complaint(number, format!("{module} leaves it to chance")));
         }
     }
     complaints

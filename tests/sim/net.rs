@@ -10,10 +10,12 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use outjet::net::{Dialled, World};
+use time::OffsetDateTime;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, sleep};
 
+use crate::jetstream::BASE;
 use crate::random::Random;
 
 /// What answers at an address: plays the server's side of a connection, or refuses it.
@@ -34,6 +36,7 @@ struct Inner {
     /// How slow links are.
     weather: Weather,
     unique: u128,
+    began: Instant,
 }
 
 /// How slow links are that are made from now on.
@@ -69,6 +72,7 @@ impl Net {
             random,
             weather,
             unique: 0,
+            began: Instant::now(),
         })))
     }
 
@@ -174,6 +178,11 @@ impl World for Seat {
         let mut inner = lock(&self.net.0);
         inner.unique += 1;
         inner.unique
+    }
+
+    fn now(&self) -> OffsetDateTime {
+        let began = OffsetDateTime::from_unix_timestamp_nanos(BASE.into()).expect("a date");
+        began + lock(&self.net.0).began.elapsed()
     }
 }
 

@@ -1,9 +1,8 @@
 //! Messages as they are sent, and the header lines that are the sink's.
 
 use bytes::Bytes;
-use time::OffsetDateTime;
 
-use super::names::{MESSAGE_ID, PLAIN_ID, POSITION, REPLAY, TTL};
+use super::names::{MESSAGE_ID, PLAIN_ID, POSITION, REPLAY};
 use crate::event::Event;
 use crate::nats::Request;
 
@@ -74,16 +73,6 @@ pub(crate) fn push_marks(lines: &mut String, event: &Event, anonymous: bool) {
         if anonymous { PLAIN_ID } else { MESSAGE_ID },
         &event.id,
     );
-}
-
-/// Adds when an event ends, where its stream can do that.
-pub(crate) fn push_end(lines: &mut String, event: &Event, ends: bool) {
-    // What has come to its end already is there for a second.
-    if let Some(expires) = event.expires_at
-        && ends
-    {
-        push(lines, TTL, &ttl(expires - OffsetDateTime::now_utc()));
-    }
 }
 
 /// Adds a header that is a number.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use outjet::nats::{Api, Broken, Connection, Options as NatsOptions, Which};
 use outjet::net::{Dialled, Network, Stream, World};
+use time::OffsetDateTime;
 use tokio::io::duplex;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
@@ -34,6 +35,10 @@ impl World for Line {
 
     fn unique(&self) -> u128 {
         self.unique.fetch_add(1, Ordering::Relaxed) as u128
+    }
+
+    fn now(&self) -> OffsetDateTime {
+        OffsetDateTime::from_unix_timestamp_nanos(self.nats.now().into()).expect("a date")
     }
 }
 

@@ -26,9 +26,9 @@ impl Appender {
             return self.bury(epoch, unsendable);
         };
         let (client, event) = (epoch.client.clone(), event.clone());
-        let within = self.options.ack_timeout;
+        let (now, within) = (self.options.nats.network.now(), self.options.ack_timeout);
         epoch.errand = Some(Box::pin(async move {
-            let stored = bodies.store(&client, &event, within).await;
+            let stored = bodies.store(&client, (&event, now), within).await;
             Back::Detached(Box::new(bodies), stored, unsendable)
         }));
         Ok(())

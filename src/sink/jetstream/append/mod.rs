@@ -73,7 +73,10 @@ impl Appender {
             memory: Memory::new(&lineage, options.stream.shared),
             lineage,
             ring: Ring::new(options.stream.shared),
-            backoff: Backoff::new(backoff::Options::default()),
+            backoff: Backoff::new(
+                backoff::Options::default(),
+                options.nats.network.unique().as_u128(),
+            ),
             lines_taken: Lines::default(),
             writing: None,
             denied: None,

@@ -7,9 +7,9 @@ use tokio::time::Instant;
 use super::super::aside::bodies::outgoing;
 use super::super::client::{HEADER_BYTES_MAX, Line};
 use super::super::error::Error;
-use super::super::headers::{Composed, block_bytes, push, push_end, push_marks, push_number};
+use super::super::headers::{Composed, block_bytes, push, push_marks, push_number, ttl};
 use super::super::names::{
-    BATCH_HEADER_BYTES, EXPECTED_LAST_SEQUENCE, SOURCE, TOO_LARGE, UNFIT_SUBJECT,
+    BATCH_HEADER_BYTES, EXPECTED_LAST_SEQUENCE, SOURCE, TOO_LARGE, TTL, UNFIT_SUBJECT,
 };
 use super::super::options::Ingress;
 use super::super::reply::Reply;
@@ -141,7 +141,12 @@ impl Appender {
         let ends = epoch.streams.info.config.allow_message_ttl;
         push(lines, SOURCE, &self.source);
         push_marks(lines, waiting.event, waiting.duplicate_of.is_some());
-        push_end(lines, waiting.event, ends);
+        if let Some(expires) = waiting.event.expires_at
+            && ends
+        {
+            // What has come to its end already is there for a second.
+            push(lines, TTL, &ttl(expires - self.options.nats.network.now()));
+        }
     }
 
     /// Adds the number behind which the waiting event belongs.

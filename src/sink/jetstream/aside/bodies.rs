@@ -95,14 +95,14 @@ impl Bodies {
     pub(crate) async fn store(
         &mut self,
         client: &Client,
-        event: &Event,
+        (event, now): (&Event, OffsetDateTime),
         within: Duration,
     ) -> Result<bool, Error> {
         let body = event.payload_alone();
         if body.is_empty() {
             return Ok(false);
         }
-        let object = self.object(client, &event.id, &body).await;
+        let object = self.object((client, now), &event.id, &body).await;
         let name = &object.name;
         if !client.line(&self.subject_of(name)).fits() {
             return Ok(false);
@@ -135,7 +135,12 @@ impl Bodies {
     }
 
     /// What the object of this body is to be.
-    async fn object(&mut self, client: &Client, id: &str, body: &Bytes) -> ObjectInfo {
+    async fn object(
+        &mut self,
+        (client, now): (&Client, OffsetDateTime),
+        id: &str,
+        body: &Bytes,
+    ) -> ObjectInfo {
         let digest = digest(body).await;
         self.puts += 1;
         ObjectInfo {
@@ -153,7 +158,7 @@ impl Bodies {
             size: body.len(),
             chunks: body.len().div_ceil(self.chunk_bytes),
             // Other clients want a time.
-            modified: Some(OffsetDateTime::now_utc()),
+            modified: Some(now),
             digest: Some(format!("SHA-256={}", URL_SAFE.encode(digest))),
             deleted: false,
         }

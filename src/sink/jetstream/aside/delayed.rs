@@ -81,7 +81,7 @@ impl Delayed {
         self.batches += 1;
         let batch = format!("{}-d{}", client.name, self.batches);
         let within = options.ack_timeout;
-        let mut mark = mark(event, source);
+        let mut mark = mark((event, source), options.nats.network.now());
         push_batch(&mut mark, &batch, 1);
         // Of a batch only the answer to the last says anything.
         client.ask(Outgoing {
@@ -217,9 +217,9 @@ fn is_of_cluster(mark: Option<&str>, source: &str) -> bool {
     mark.is_some_and(|mark| system(mark) == system(source))
 }
 
-fn mark(event: &Event, source: &str) -> String {
+fn mark((event, source): (&Event, &str), now: OffsetDateTime) -> String {
     let due = event.deliver_at.expect("a delayed event is due some time");
-    let left = (due - OffsetDateTime::now_utc()).max(time::Duration::ZERO);
+    let left = (due - now).max(time::Duration::ZERO);
     let mut lines = String::new();
     bear(&mut lines, event, source);
     push_number(&mut lines, EXPECTED_LAST_SUBJECT_SEQUENCE, 0);
